@@ -1,0 +1,515 @@
+"""Cells and labels: fill images/, read tables, split, and serve augmented batches.
+
+$ python data.py                     # fill images/ from the package elpv-dataset, print the table's summary
+$ python data.py --data my/data.csv  # summary of your own table
+$ python data.py --variants elpv6    # write the six-variant tree: elpv6/data.csv, elpv6/images/*.png
+"""
+
+import argparse
+import contextlib
+import hashlib
+import importlib.util
+import io
+import os
+import shutil
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+# torch and scikit-learn are imported where they are used: a program that only reads pictures needs neither.
+
+CLASSES = ("crack", "inactive")
+MEAN, STD = 0.597, 0.161  # of the cells' pixels in 0..1
+IMAGE_SIZE = 300  # side in pixels
+MAX_PIXELS = 100_000_000  # a picture that claims more is refused before it is decoded
+SPLIT_SEED = 2
+THREADS = max(2, os.cpu_count() or 2)  # for decoding and encoding pictures; zlib runs outside Python's lock
+
+# Prefix of a variant's file name -> (numpy on (..., H, W), the same as a lossless Pillow operation).
+VARIANTS = {
+    "": (lambda a: a, None),
+    "rot_": (lambda a: np.rot90(a, 1, (-2, -1)), Image.Transpose.ROTATE_90),
+    "rot2_": (lambda a: np.rot90(a, 3, (-2, -1)), Image.Transpose.ROTATE_270),
+    "rot3_": (lambda a: np.rot90(a, 2, (-2, -1)), Image.Transpose.ROTATE_180),
+    "mirrh_": (lambda a: a[..., ::-1, :], Image.Transpose.FLIP_TOP_BOTTOM),
+    "mirrv_": (lambda a: a[..., ::-1], Image.Transpose.FLIP_LEFT_RIGHT),
+}
+
+
+class InputError(ValueError):
+    """Something the user gave can't be used; its text is one sentence with the culprit and the way out."""
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends well, else remove it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp{os.getpid()}_{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- table
+
+
+def read_table(path="data.csv", classes=CLASSES, images=None):
+    """Read a `;`-separated table of pictures and 0/1 labels.
+
+    path: table with the columns `filename` and one per class; more columns are kept (`type` and `module` are used
+        where they stand). One row a cell, or one row a picture with the variants named by the prefixes of VARIANTS.
+    images: folder that the file names are relative to; default: the table's folder.
+    Returns a DataFrame, one row a picture, with the table's columns (labels as int) and
+        path (Path), cell (str, the same for all variants of one cell), variant (str, a key of VARIANTS: what the file
+        shows) and turn (str: the variant still to be made from the file, "" as read).
+    Raises InputError, naming line and column, for anything that is no such table.
+    """
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror}); give a table with --data") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    columns = [c.strip().strip('"') for c in text.partition("\n")[0].split(";")]
+    wanted = ["filename", *classes]
+    missing = [c for c in wanted if c not in columns]
+    if missing:
+        other = next((s for s in (",", "\t") if len(columns) == 1 and s in columns[0]), None)
+        if other:
+            raise InputError(f"{path}, line 1: columns are separated by {other!r}, expected ';'")
+        raise InputError(
+            f"{path}, line 1: no column {missing[0]!r} (found: {', '.join(columns)[:200] or 'nothing'}); "
+            f"the table needs {';'.join(wanted)}"
+        )
+    doubled = [c for c in dict.fromkeys(columns) if columns.count(c) > 1]
+    if doubled:
+        raise InputError(f"{path}, line 1: column {doubled[0]!r} stands there twice; remove one")
+    try:
+        table = pd.read_csv(
+            io.StringIO(text), sep=";", dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{path}: not a ';'-separated table ({str(error).strip()})") from None
+    table.columns = columns
+    table = table.fillna("").apply(lambda column: column.str.strip())
+    table = table[(table != "").any(axis=1)]
+    if table.empty:
+        raise InputError(f"{path}: no rows below the header; add one row a picture")
+    for name in classes:
+        labels = pd.to_numeric(table[name], errors="coerce")
+        bad = ~labels.isin([0, 1])
+        if bad.any():
+            row = bad.idxmax()
+            raise InputError(f"{path}, line {row + 2}: {name} is {table[name][row]!r}, expected 0 or 1")
+        table[name] = labels.astype(int)
+    for row in table.index[table["filename"] == ""]:
+        raise InputError(f"{path}, line {row + 2}: filename is empty")
+    twice = table["filename"].duplicated()
+    if twice.any():
+        row = twice.idxmax()
+        raise InputError(f"{path}, line {row + 2}: {table['filename'][row]} stands there twice; remove one")
+    for name in table.columns.difference(wanted):
+        with contextlib.suppress(ValueError):
+            table[name] = pd.to_numeric(table[name])
+
+    root = Path(images) if images else path.parent
+    files = [Path(f.replace("\\", "/")) for f in table["filename"]]
+    table["path"] = [
+        root / f if not images or (root / f).exists() or not (root / f.name).exists() else root / f.name for f in files
+    ]
+    prefixes = [next((p for p in VARIANTS if p and f.name.startswith(p)), "") for f in files]
+    table["cell"] = [str(f.with_name(f.name.removeprefix(p)).with_suffix("")) for f, p in zip(files, prefixes)]
+    table["variant"], table["turn"] = prefixes, ""
+    # A name like rot_front.png without a front.png is no variant of anything.
+    has_original = table["cell"].isin(table.loc[table["variant"] == "", "cell"])
+    table.loc[~has_original, "variant"] = ""
+    differs = (table.groupby("cell")[list(classes)].transform("nunique") > 1).any(axis=1)
+    if differs.any():
+        row = table.index[differs & (table["variant"] != "")][0] if has_original[differs].any() else differs.idxmax()
+        raise InputError(
+            f"{path}, line {row + 2}: {table['filename'][row]} is labelled unlike another variant of the same cell"
+        )
+    return table.reset_index(drop=True)
+
+
+def combination(table, classes=CLASSES):
+    """Labels of each row as one string such as 'crack=1 inactive=0' (Series of str)."""
+    return pd.Series([" ".join(f"{c}={v}" for c, v in zip(classes, row)) for row in table[list(classes)].values])
+
+
+def summary(table, classes=CLASSES):
+    """What is in a table, as text: cells, each combination of labels, by type and by module where it has them."""
+    cells = table.drop_duplicates("cell")
+    counts = combination(cells, classes)
+    lines = [f"{len(cells)} cells, {len(table)} pictures"]
+    lines += [f"  {name}: {n}" for name, n in counts.value_counts(sort=False).sort_index().items()]
+    for by in ("type", "module"):
+        if by in cells:
+            counted = pd.crosstab(cells[by].values, counts.values)
+            counted.insert(0, "cells", counted.sum(axis=1))
+            counted.index.name, counted.columns.name = None, by
+            lines += ["", counted.to_string()]
+    return "\n".join(lines)
+
+
+def limit_cells(table, limit, classes=CLASSES, seed=SPLIT_SEED):
+    """A stratified handful: all pictures of `limit` cells, at least three of each combination of labels.
+
+    Three is what a split into training, validation and test part needs.
+    Raises InputError when `limit` is too small for that.
+    """
+    cells = table.drop_duplicates("cell")
+    shuffled = np.random.default_rng(seed).permutation(len(cells))
+    by_label = cells.iloc[shuffled].groupby(combination(cells, classes).values[shuffled])["cell"]
+    counts = by_label.size()
+    if limit < 3 * len(counts):
+        raise InputError(f"--limit {limit}: too few, at least {3 * len(counts)} cells are needed (3 per combination)")
+    quota = (counts * min(1, limit / len(cells))).round().clip(lower=3)
+    while quota.sum() > limit:
+        quota[quota.idxmax()] -= 1
+    chosen = set().union(*(names.head(int(quota[label])) for label, names in by_label))
+    return table[table["cell"].isin(chosen)].reset_index(drop=True)
+
+
+# ---------------------------------------------------------------- split
+
+
+def expand_variants(table):
+    """All six variants of each row (DataFrame of 6 N rows), to be made exactly from the one file when it is used.
+
+    A table that brings its variants as files is returned unchanged.
+    """
+    if (table["variant"] != "").any():
+        return table
+    parts = [table.assign(variant=v, turn=v) for v in VARIANTS]
+    return pd.concat(parts, ignore_index=True)
+
+
+def originals(table):
+    """The rows that show a cell as it is, not turned or mirrored (what validation and test are measured on)."""
+    return table[table["variant"] == ""].reset_index(drop=True)
+
+
+def groups(table, by):
+    """Key of what must not be divided by a split (Series of str): by "cell", "module", or "row" (each picture)."""
+    if by == "row":
+        return table["filename"] + "|" + table["turn"]
+    if by not in table:
+        raise InputError(f"no column {by!r} in the table, which splitting by {by} needs; split by cell")
+    return table[by].astype(str)
+
+
+def take_groups(table, by, names):
+    """The rows whose group is among `names`, with a fresh index."""
+    return table[groups(table, by).isin(set(names))].reset_index(drop=True)
+
+
+def split_cells(table, test_size=0.1, by="cell", seed=SPLIT_SEED, classes=CLASSES):
+    """Stratified split into training and test rows.
+
+    Rows of one group never stand on both sides; the combinations of labels keep their shares.
+
+    table: DataFrame from read_table.
+    test_size: share of groups in the test part, 0 < test_size < 1; by module the nearest 1/k.
+    by: "cell" (the picture and all its variants); "module" (all cells of a module: scikit-learn's
+        StratifiedGroupKFold, the fold whose shares of labels come closest to the whole table's); or "row" (each
+        picture by itself, as the original recipe did: variants of one cell stand on both sides, so its scores
+        claim too much).
+    Returns (train, test), two DataFrames with fresh indices.
+    Raises InputError when a combination of labels has too few groups to appear on both sides.
+    """
+    if not 0 < test_size < 1:
+        raise InputError(f"test size is {test_size}, expected a share between 0 and 1")
+    if by not in ("cell", "module", "row"):
+        raise InputError(f"can't split by {by!r}, expected cell, module or row")
+    labels = combination(table, classes)
+    keys = groups(table, by)
+    if by == "module":
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        folds = max(2, round(1 / test_size))
+        if keys.nunique() < folds:
+            raise InputError(f"{keys.nunique()} modules are too few for a part of {test_size:g}; split by cell")
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        with warnings.catch_warnings():  # rare combinations are checked below, in our words
+            warnings.simplefilter("ignore", UserWarning)
+            parts = [test for _, test in splitter.split(labels, labels, keys)]
+        shares = labels.value_counts(normalize=True)
+
+        def distance(rows):
+            part = labels[rows].value_counts(normalize=True).reindex(shares.index, fill_value=0)
+            return ((part - shares) ** 2 / shares).sum()
+
+        in_test = pd.Series(False, index=table.index)
+        in_test.iloc[min(parts, key=distance)] = True
+    else:
+        rng = np.random.default_rng(seed)
+        test = []
+        for _, names in keys.groupby(labels.values):
+            names = rng.permutation(names.unique())
+            test.extend(names[: max(1, round(test_size * len(names)))])
+        in_test = keys.isin(test)
+    for label in labels.unique():
+        for side in (in_test, ~in_test):
+            if not (side & (labels == label).values).any():
+                n = keys[(labels == label).values].nunique()
+                raise InputError(
+                    f"{label}: {n} {by}{'s' * (n != 1)} with these labels can't stand on both sides of the split; "
+                    "add more such cells or leave these out"
+                )
+    return table[~in_test].reset_index(drop=True), table[in_test].reset_index(drop=True)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def open_picture(path):
+    """Open a picture file as an upright, decoded PIL image of its own mode.
+
+    Raises InputError for a file that is missing, no picture, damaged, or larger than MAX_PIXELS.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(
+                    f"{path}: {image.width}x{image.height} pixels, more than the {MAX_PIXELS // 10**6} million "
+                    "allowed; cut it into cells first"
+                )
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
+        raise InputError(f"{path}: can't be read as a picture ({error})") from None
+
+
+def read_picture(path, size=IMAGE_SIZE):
+    """Read a picture as gray, 8 bit, size x size.
+
+    8- and 16-bit gray (full scale), palette, RGB, RGBA and CMYK are converted to gray (ITU-R 601 luma); other sizes
+    are resized with antialiasing (Pillow, bilinear).
+    Returns uint8 (size, size). Raises InputError as open_picture does.
+    """
+    image = open_picture(path)
+    if image.mode.startswith("I"):
+        gray = Image.fromarray(np.asarray(image).astype(np.float32) / 257)
+    elif image.mode == "F":
+        raise InputError(f"{path}: floating-point pixels have no known scale; save it with 8 or 16 bits")
+    else:
+        gray = image.convert("L")
+    if gray.size != (size, size):
+        gray = gray.resize((size, size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(gray)
+    return pixels if pixels.dtype == np.uint8 else np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+def fill_images(table):
+    """Copy missing pictures of a table that are ELPV cells from the installed package elpv-dataset.
+
+    Returns how many were copied. Raises InputError when pictures are missing that the package does not hold.
+    """
+    missing = [p for p in table["path"].unique() if not p.exists()]
+    if not missing:
+        return 0
+    spec = importlib.util.find_spec("elpv_dataset")
+    source = Path(spec.origin).parent / "data" / "images" if spec else None
+    for path in missing:
+        if source is None and path.name.startswith("cell"):
+            raise InputError(f"{path}: no such file; `pip install elpv-dataset` holds the ELPV cells")
+        if source is None or not (source / path.name).exists():
+            raise InputError(f"{path}: no such file, and no ELPV cell; mend the table or give --images DIR")
+    for path in tqdm(missing, desc="images", unit="picture", leave=False):
+        with atomic_path(path) as temporary:
+            shutil.copyfile(source / path.name, temporary)
+    return len(missing)
+
+
+def load_pictures(table, size=IMAGE_SIZE):
+    """All pictures of a table as one array, decoded once and cached on disk beside the first picture.
+
+    The cache is a .npy file that is mapped, not read; its name carries a hash of the pictures' paths and one of their
+    sizes and times, so a changed table or picture makes a new one (the outdated one is removed).
+    Returns (pictures, index): uint8 (P, 1, size, size), read-only, and int (N,), the picture of each row.
+    Raises InputError for the first picture that can't be read.
+    """
+    paths, index = np.unique([str(p) for p in table["path"]], return_inverse=True)
+    try:
+        stats = [os.stat(p) for p in paths]
+    except OSError as error:
+        raise InputError(f"{error.filename}: can't be read ({error.strerror})") from None
+
+    def digest(things):
+        return hashlib.sha256(repr(things).encode()).hexdigest()[:16]
+
+    folder = Path(paths[0]).parent
+    names = digest((size, [os.path.relpath(p, folder) for p in paths]))
+    stamp = digest([(s.st_size, s.st_mtime_ns) for s in stats])
+    cache = folder / f".cache_{names}_{stamp}.npy"
+    with contextlib.suppress(OSError, ValueError):
+        pictures = np.load(cache, mmap_mode="r")
+        if pictures.shape == (len(paths), 1, size, size):
+            return pictures, index
+
+    def decode_into(array):
+        with ThreadPoolExecutor(THREADS) as pool:
+            pixels = pool.map(lambda p: read_picture(p, size), paths)
+            try:
+                for i, p in enumerate(tqdm(pixels, "decoding", len(paths), unit="picture", leave=False)):
+                    array[i, 0] = p
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    shape = (len(paths), 1, size, size)
+    try:
+        with atomic_path(cache) as temporary:
+            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            decode_into(array)
+            array.flush()
+    except OSError:  # a read-only or full disk costs the cache, not the run
+        array = np.empty(shape, np.uint8)
+        decode_into(array)
+        return array, index
+    for outdated in folder.glob(f".cache_{names}_*.npy"):
+        if outdated != cache:
+            with contextlib.suppress(OSError):
+                outdated.unlink()
+    return np.load(cache, mmap_mode="r"), index
+
+
+# ---------------------------------------------------------------- data set
+
+
+class CellDataset:
+    """Pictures and labels of table rows, served a batch at a time.
+
+    table: DataFrame whose `picture` column (int) is each row's place in `pictures`, and whose `turn` column names the
+        variant to make of it.
+    pictures: uint8 (P, 1, S, S), from load_pictures.
+    """
+
+    def __init__(self, table, pictures, classes=CLASSES):
+        self.table, self.pictures, self.index = table, pictures, table["picture"].to_numpy()
+        self.labels = table[list(classes)].to_numpy(np.float32)
+        self.turns = table["turn"].to_numpy()
+
+    def __len__(self):
+        return len(self.table)
+
+    def batch(self, rows):
+        """Rows as tensors: images uint8 (B, 1, S, S), labels float32 (B, C)."""
+        import torch
+
+        images = np.stack([VARIANTS[self.turns[r]][0](self.pictures[self.index[r]]) for r in rows])
+        return torch.from_numpy(images), torch.from_numpy(self.labels[rows])
+
+
+def augment(images, generator=None):
+    """Small random changes, one resampling pass a batch, on the device that the images are on.
+
+    Flips (each axis with probability 1/2), rotation +-3 degrees, shift +-2 % of the side, crop of 98..100 % of the
+    area at a random place, resized to the full side; bilinear, edge pixels repeated outside.
+    images: uint8 (B, 1, S, S). generator: torch.Generator on the CPU; the same one gives the same changes everywhere.
+    Returns float32 (B, 1, S, S) in 0..1.
+    """
+    import torch
+    from torch.nn.functional import affine_grid, grid_sample
+
+    u = torch.rand(8, len(images), generator=generator)
+    angle = torch.deg2rad((2 * u[0] - 1) * 3)
+    scale = torch.sqrt(1 - 0.02 * u[1])
+    shift = 2 * 0.02 * (2 * u[2:4] - 1) + (1 - scale) * (2 * u[4:6] - 1)  # the picture spans -1..1
+    flip_x, flip_y = torch.where(u[6:] < 0.5, 1.0, -1.0)
+    cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
+    theta = torch.stack(
+        [torch.stack([cos * flip_x, -sin * flip_y, shift[0]]), torch.stack([sin * flip_x, cos * flip_y, shift[1]])]
+    ).permute(2, 0, 1)
+    grid = affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    return grid_sample(images.float() / 255, grid, padding_mode="border", align_corners=False)
+
+
+# ---------------------------------------------------------------- command
+
+
+def write_variants(table, folder, classes=CLASSES):
+    """Write the six-variant tree: folder/images/*.png (lossless, mode and bit depth kept) and folder/data.csv.
+
+    Files that are there already are kept, so an interrupted run goes on. The table is written last.
+    Returns the number of pictures in the tree. Raises InputError for a table that already holds variants, or whose
+    names would collide.
+    """
+    if (table["variant"] != "").any():
+        raise InputError("the table already has variants; --variants makes them from one row a cell")
+    folder = Path(folder)
+    stems = table["path"].map(lambda p: p.stem)
+    if stems.duplicated().any():
+        raise InputError(f"two pictures are called {stems[stems.duplicated()].iloc[0]}; rename one")
+
+    def write(path):
+        image = None
+        for prefix, (_, transpose) in VARIANTS.items():
+            target = folder / "images" / f"{prefix}{path.stem}.png"
+            if not target.exists():
+                image = image or open_picture(path)
+                with atomic_path(target) as temporary:
+                    (image.transpose(transpose) if transpose is not None else image).save(temporary, compress_level=4)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in tqdm(pool.map(write, table["path"]), "variants", len(table), unit="cell", leave=False):
+            pass
+    columns = [c for c in table.columns if c not in ("path", "cell", "variant", "turn")]
+    rows = pd.concat(
+        [table[columns].assign(filename=[f"images/{prefix}{stem}.png" for stem in stems]) for prefix in VARIANTS]
+    )
+    with atomic_path(folder / "data.csv") as temporary:
+        rows.to_csv(temporary, sep=";", index=False)
+    return len(rows)
+
+
+def add_table_options(parser):
+    """The options that say which table and pictures to read, the same for every script."""
+    parser.add_argument("--data", default="data.csv", metavar="CSV", help="table of pictures and labels (%(default)s)")
+    parser.add_argument("--images", metavar="DIR", help="folder of its file names (the table's folder)")
+    parser.add_argument(
+        "--classes", nargs="+", default=list(CLASSES), metavar="NAME", help="label columns to learn (crack inactive)"
+    )
+
+
+def main(argv=None):
+    """Command line of this file; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_table_options(parser)
+    parser.add_argument("--variants", metavar="DIR", help="write the six variants of every cell as files into DIR")
+    args = parser.parse_args(argv)
+    try:
+        table = read_table(args.data, args.classes, args.images)
+        filled = fill_images(table)
+        if filled:
+            print(f"{filled} pictures copied from elpv-dataset into {table['path'][0].parent}")
+        print(summary(table, args.classes))
+        if args.variants:
+            print(f"\n{write_variants(table, args.variants, args.classes)} pictures and data.csv in {args.variants}")
+    except (InputError, OSError) as error:
+        print(f"data.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,272 @@
+"""The networks, their initial weights, and checkpoint files that can be used on their own.
+
+>>> model = build_model("resnet34")                      # random weights
+>>> load_initial_weights(model, "imagenet")              # torchvision's, where they can be had
+>>> model, checkpoint = load_model("checkpoints/best.ckp")
+"""
+
+import socket
+import sys
+import urllib.error
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+from data import CLASSES, IMAGE_SIZE, MEAN, STD, InputError, atomic_path
+
+NETWORKS = ("resnet34", "resnet")
+IMAGENET = torchvision.models.ResNet34_Weights.IMAGENET1K_V1
+DOWNLOAD_TIMEOUT = 15  # seconds; a firewall that drops packets must not hold a run for minutes
+
+
+class GrayConv2d(nn.Conv2d):
+    """A convolution over three equal channels, computed from the one gray picture that they are copies of.
+
+    Its weight is that of the three-channel convolution; summed over the input channels it is exactly the same
+    function of a gray picture, at a third of the work. Input (N, 1, H, W), output (N, out_channels, H', W').
+    """
+
+    def forward(self, images):
+        return self._conv_forward(images, self.weight.sum(1, keepdim=True), self.bias)
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block (He et al. 2016, "Identity mappings in deep residual networks").
+
+    BN-ReLU-conv3x3-BN-ReLU-conv3x3 beside the identity, or beside a 1x1 convolution with BN where the stride is 2.
+    (N, in_maps, H, W) -> (N, maps, H / stride, W / stride).
+    """
+
+    def __init__(self, in_maps, maps, stride=1):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_maps)
+        self.conv1 = nn.Conv2d(in_maps, maps, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(maps)
+        self.conv2 = nn.Conv2d(maps, maps, 3, padding=1, bias=False)
+        self.relu1, self.relu2 = nn.ReLU(inplace=False), nn.ReLU(inplace=True)
+        self.skip = nn.Identity()
+        if stride != 1 or in_maps != maps:
+            self.skip = nn.Sequential(nn.Conv2d(in_maps, maps, 1, stride, bias=False), nn.BatchNorm2d(maps))
+
+    def forward(self, x):
+        y = self.conv1(self.relu1(self.bn1(x)))
+        return self.conv2(self.relu2(self.bn2(y))) + self.skip(x)
+
+
+class ResNet(nn.Module):
+    """Our own residual network: a 7x7/2 stem, eight pre-activation blocks, global average pooling, a linear layer.
+
+    Input (N, 1, H, W), output logits (N, classes). width: maps after the stem (64 by default; the last blocks have
+    eight times as many).
+    """
+
+    def __init__(self, classes=2, width=64):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, width, 7, 2, padding=3, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2, padding=1),
+        )
+        maps = [width * k for k in (1, 1, 1, 2, 2, 4, 4, 8, 8)]
+        strides = (1, 1, 2, 1, 2, 1, 2, 1)
+        self.blocks = nn.Sequential(*(ResidualBlock(maps[i], maps[i + 1], strides[i]) for i in range(8)))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(maps[-1], classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x):
+        return self.fc(self.pool(self.blocks(self.stem(x))).flatten(1))
+
+
+def build_network(name, classes=2, width=64, gray=True):
+    """A network with random weights: "resnet34" (torchvision's) or "resnet" (ours, `width` maps wide).
+
+    gray: resnet34 takes (N, 1, H, W); else the three channels of the torchvision original, with the same weights.
+    """
+    if name == "resnet":
+        return ResNet(classes, width)
+    if name != "resnet34":
+        raise InputError(f"no network {name!r}, expected one of {', '.join(NETWORKS)}")
+    network = torchvision.models.resnet34()
+    if gray:
+        network.conv1 = GrayConv2d(3, 64, 7, 2, padding=3, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.fc = nn.Linear(network.fc.in_features, classes)
+    return network
+
+
+class CellClassifier(nn.Module):
+    """A network with all that it takes to use it: normalisation, classes and their thresholds.
+
+    config: dict with network, width, classes (list of str), mean, std (of pixels in 0..1), image_size (pixels),
+    thresholds (list of float, one a class, probabilities from which a cell counts as positive) and initial_weights
+    (what load_initial_weights reports).
+    """
+
+    def __init__(self, network, config):
+        super().__init__()
+        self.network, self.config = network, config
+
+    @property
+    def classes(self):
+        """Names of the classes, in the order of the logits."""
+        return tuple(self.config["classes"])
+
+    def normalise(self, images):
+        """Gray images, uint8 or float in 0..1, to what the network was trained on (float)."""
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        return (images - self.config["mean"]) / self.config["std"]
+
+    def forward(self, images):
+        """Logits (N, C), float32, of gray images (N, 1, H, W), uint8 or float in 0..1."""
+        return self.network(self.normalise(images)).float()
+
+    def probabilities(self, logits):
+        """Probabilities (N, C) of logits (N, C): the one place where the sigmoid is applied."""
+        return torch.sigmoid(logits)
+
+
+def build_model(name="resnet34", classes=CLASSES, width=64, image_size=IMAGE_SIZE):
+    """A CellClassifier with random weights, for `classes` (names), of the network "resnet34" or "resnet"."""
+    config = {
+        "network": name,
+        "width": width,
+        "classes": list(classes),
+        "mean": MEAN,
+        "std": STD,
+        "image_size": image_size,
+        "thresholds": [0.5] * len(classes),
+        "initial_weights": {"asked": "none", "used": "random", "reason": ""},
+    }
+    return CellClassifier(build_network(name, len(classes), width), config)
+
+
+def imagenet_file():
+    """Where torchvision looks for ResNet-34's ImageNet weights before it downloads them (Path)."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(IMAGENET.url).name
+
+
+def load_initial_weights(model, weights="imagenet"):
+    """Fill a model's network from "imagenet", "none" (as built) or the path of a checkpoint or torchvision file.
+
+    The last layer is taken over only where it fits. Where ImageNet weights can't be had the random ones stay.
+    Returns, and notes in model.config: {"asked", "used": "imagenet" | "random" | path, "reason"}.
+    Raises InputError for a file that can't be read or that holds another network.
+    """
+    record = {"asked": str(weights), "used": "random", "reason": ""}
+    if weights == "imagenet":
+        if model.config["network"] != "resnet34":
+            raise InputError("--weights imagenet: there are none for our own network; take --weights none or a file")
+        try:
+            record["used"] = "imagenet"
+            _fill(model.network, _imagenet_state(), imagenet_file())
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            record.update(used="random", reason=f"download failed: {getattr(error, 'reason', error)}")
+    elif weights != "none":
+        record["used"] = str(weights)
+        _fill(model.network, _network_state(read_checkpoint(weights)), weights)
+    model.config["initial_weights"] = record
+    return record
+
+
+def _imagenet_state():
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        return IMAGENET.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        raise
+    except Exception as error:  # a damaged file, a wrong hash
+        raise InputError(f"{imagenet_file()}: no usable weights ({_first_line(error)}); delete it") from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _first_line(error):
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def _fill(network, state, path):
+    own = network.state_dict()
+    last = {k for k in own if k.startswith("fc.")}
+    state = {k: v for k, v in state.items() if k not in last or v.shape == own[k].shape}
+    for name in own.keys() - last:
+        if name not in state or state[name].shape != own[name].shape:
+            raise InputError(f"{path}: tensor {name} is missing or of another shape, the file is of another network")
+    if not last <= state.keys():
+        state = {k: v for k, v in state.items() if k not in last}
+    network.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def save_checkpoint(path, model, **more):
+    """Write a checkpoint: the model, its config and whatever else is given, complete or not at all."""
+    state = {k: v.detach().cpu().contiguous() for k, v in model.network.state_dict().items()}
+    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    with atomic_path(path) as temporary:
+        torch.save({"model": state, "config": model.config, "versions": versions, **more}, temporary)
+
+
+def read_checkpoint(path):
+    """Read a checkpoint file as a dict on the CPU, without running any code that it may carry.
+
+    Raises InputError for a file that is missing, damaged or no checkpoint.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such checkpoint; train one with `python train.py`")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and tensor readers raise many kinds for a damaged file
+        raise InputError(f"{path}: damaged or no checkpoint ({_first_line(error)})") from None
+    if not isinstance(checkpoint, dict) or not checkpoint:
+        raise InputError(f"{path}: not a checkpoint (a {type(checkpoint).__name__}); train one with `python train.py`")
+    return checkpoint
+
+
+def _network_state(checkpoint):
+    """The network's state dict in a checkpoint of ours, of the original recipe, or in a plain torchvision file."""
+    state = checkpoint.get("model", checkpoint.get("state_dict", checkpoint))
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        return {}
+    return {k.replace("fc.0.", "fc."): v for k, v in state.items()}
+
+
+def load_model(path, device="cpu"):
+    """Load a checkpoint of this project, or one of the original recipe, as a model ready for evaluation.
+
+    The original recipe's {'state_dict': ...} of a torchvision ResNet-34 whose last layer is
+    Sequential(Linear(512, 2), Sigmoid()) says nothing but its weights: classes, normalisation and size are the
+    defaults, the thresholds 0.5.
+    Returns (CellClassifier in eval mode, checkpoint dict). Raises InputError where the file is no such checkpoint.
+    """
+    checkpoint = read_checkpoint(path)
+    state = _network_state(checkpoint)
+    config = checkpoint.get("config")
+    if config is None and "state_dict" in checkpoint and "fc.weight" in state:
+        model = build_model("resnet34", CLASSES[: len(state["fc.weight"])])
+        model.config["initial_weights"] = {"asked": "", "used": "unknown", "reason": "original recipe's checkpoint"}
+    elif isinstance(config, dict) and state:
+        try:
+            network = build_network(config["network"], len(config["classes"]), config["width"])
+            model = CellClassifier(network, config)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path}: its config lacks or garbles {_first_line(error)}") from None
+    else:
+        raise InputError(f"{path}: not a checkpoint of this project (no 'model'); train one with `python train.py`")
+    try:
+        model.network.load_state_dict(state)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split("\n\t")[1:2]) or _first_line(error)
+        raise InputError(f"{path}: its tensors don't fit {model.config['network']}: {detail[:200]}") from None
+    if not all(v.isfinite().all() for v in state.values() if v.is_floating_point()):
+        raise InputError(f"{path}: its weights hold NaN or infinite numbers; take an earlier checkpoint")
+    return model.eval().to(device), checkpoint
