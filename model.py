@@ -10,10 +10,10 @@ import sys
 import urllib.error
 from pathlib import Path
 
+import numpy
 import torch
 import torchvision
 from torch import nn
-from torch.nn import functional as F
 
 from data import CLASSES, IMAGE_SIZE, MEAN, STD, InputError, atomic_path
 
@@ -211,7 +211,7 @@ def _fill(network, state, path):
 def save_checkpoint(path, model, **more):
     """Write a checkpoint: the model, its config and whatever else is given, complete or not at all."""
     state = {k: v.detach().cpu().contiguous() for k, v in model.network.state_dict().items()}
-    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    versions = {m.__name__: str(m.__version__) for m in (torch, torchvision, numpy)}
     with atomic_path(path) as temporary:
         torch.save({"model": state, "config": model.config, "versions": versions, **more}, temporary)
 

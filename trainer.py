@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from data import InputError, atomic_path, augment
@@ -129,7 +128,32 @@ def bootstrap_mean_f1(labels, probabilities, thresholds, groups, draws=2000, see
     return float(low), float(high)
 
 
-# ---------------------------------------------------------------- training
+# ---------------------------------------------------------------- evaluation and training
+
+
+def autocast(device, precision):
+    """The context in which a network runs in `precision` (torch.float32: as it is)."""
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+
+
+@torch.inference_mode()
+def evaluate(model, dataset, precision=torch.float32, batch_size=32):
+    """Loss and predictions of a model on a CellDataset, without augmentation, on the device that the model is on.
+
+    Returns (mean binary cross entropy, labels (N, C) float32, probabilities (N, C) float32).
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    logits, labels = [], []
+    for start in tqdm(range(0, len(dataset), batch_size), "evaluating", unit="batch", leave=False):
+        images, y = dataset.batch(range(start, min(start + batch_size, len(dataset))))
+        images = images.to(device).contiguous(memory_format=torch.channels_last)
+        with autocast(device, precision):
+            logits.append(model(images).cpu())
+        labels.append(y)
+    logits, labels = torch.cat(logits), torch.cat(labels)
+    loss = F.binary_cross_entropy_with_logits(logits, labels)
+    return float(loss), labels.numpy(), model.probabilities(logits).numpy()
 
 
 def learning_rate_factor(epoch):
@@ -187,9 +211,6 @@ class Trainer:
         state = np.random.SeedSequence([self.seed, *counter]).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(state >> 1))
 
-    def _autocast(self):
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
-
     def _set_learning_rate(self):
         done = self.epoch * self.steps + self.step
         rate = self.optimizer.defaults["lr"] * learning_rate_factor(self.epoch) * min(1, (done + 1) / (self.warmup + 1))
@@ -199,7 +220,7 @@ class Trainer:
     def train_step(self, images, labels, generator):
         """One optimiser step on uint8 images (B, 1, S, S) and labels (B, C); returns the loss (0-d tensor)."""
         images, labels = images.to(self.device), labels.to(self.device)
-        with self._autocast():
+        with autocast(self.device, self.precision):
             logits = self.model(augment(images, generator).contiguous(memory_format=torch.channels_last))
         loss = F.binary_cross_entropy_with_logits(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
@@ -282,23 +303,9 @@ class Trainer:
         """Index into history of the best epoch so far."""
         return max(range(len(self.history)), key=lambda i: (self.history[i]["f1_mean"], -self.history[i]["val_loss"]))
 
-    @torch.inference_mode()
-    def evaluate(self, dataset, batch_size=32):
-        """Loss and predictions on a CellDataset, without augmentation.
-
-        Returns (mean binary cross entropy, labels (N, C) float32, probabilities (N, C) float32).
-        """
-        self.model.eval()
-        logits, labels = [], []
-        for start in tqdm(range(0, len(dataset), batch_size), "evaluating", unit="batch", leave=False):
-            images, y = dataset.batch(range(start, min(start + batch_size, len(dataset))))
-            images = images.to(self.device).contiguous(memory_format=torch.channels_last)
-            with self._autocast():
-                logits.append(self.model(images).cpu())
-            labels.append(y)
-        logits, labels = torch.cat(logits), torch.cat(labels)
-        loss = F.binary_cross_entropy_with_logits(logits, labels)
-        return float(loss), labels.numpy(), self.model.probabilities(logits).numpy()
+    def evaluate(self, dataset):
+        """`evaluate` of this run's model in this run's precision."""
+        return evaluate(self.model, dataset, self.precision)
 
     def save(self, path):
         """Write a checkpoint from which `resume` goes on exactly here."""

@@ -1,0 +1,48 @@
+"""What the tests share: the project's table and small data sets of real ELPV cells."""
+
+from pathlib import Path
+
+import matplotlib
+import pytest
+import torch
+
+import data
+
+matplotlib.use("Agg")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def table():
+    """The project's whole table."""
+    return data.read_table(ROOT / "data.csv")
+
+
+@pytest.fixture(scope="session")
+def elpv(tmp_path_factory):
+    """A folder with data.csv of 48 real cells (all four combinations) and their pictures; returns the csv's path."""
+    folder = tmp_path_factory.mktemp("elpv")
+    cells = data.limit_cells(data.read_table(ROOT / "data.csv", images=folder), 48)
+    data.fill_images(cells)
+    cells.drop(columns=["path", "cell", "variant", "turn"]).to_csv(folder / "data.csv", sep=";", index=False)
+    return folder / "data.csv"
+
+
+@pytest.fixture(scope="session")
+def small(elpv):
+    """(table, pictures) of these 48 cells at 64x64 pixels, ready for CellDataset."""
+    cells = data.read_table(elpv)
+    pictures, cells["picture"] = data.load_pictures(cells, 64)
+    return cells, pictures
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch, tmp_path):
+    """No test downloads anything, nor sees weights that lie in the user's cache."""
+    from urllib.error import URLError
+
+    def refuse(*args, **kwargs):
+        raise URLError("no network in tests")
+
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))

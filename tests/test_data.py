@@ -1,0 +1,310 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import data
+from data import InputError
+
+
+def write(folder, text, encoding="utf-8"):
+    path = folder / "table.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+# ---------------------------------------------------------------- table
+
+
+def test_the_table_is_the_whole_of_elpv(table):
+    assert len(table) == table["cell"].nunique() == 2624
+    assert table["module"].nunique() == 44
+    counts = data.combination(table).value_counts()
+    assert counts.to_dict() == {
+        "crack=0 inactive=0": 2039,
+        "crack=1 inactive=0": 318,
+        "crack=1 inactive=1": 226,
+        "crack=0 inactive=1": 41,
+    }
+    text = data.summary(table)
+    assert "2624 cells" in text and "crack=1 inactive=1: 226" in text and "poly   1550" in text
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("", "line 1: no column 'filename'"),
+        ("filename,crack,inactive\na.png,0,1\n", "line 1: columns are separated by ','"),
+        ("filename\tcrack\tinactive\n", r"separated by '\\t'"),
+        ("filename;crack\na.png;0\n", "line 1: no column 'inactive'"),
+        ("filename;crack;crack;inactive\na.png;0;0;0\n", "line 1: column 'crack' stands there twice"),
+        ("filename;crack;inactive\n", "no rows"),
+        ("filename;crack;inactive\na.png;0;1\nb.png;2;1\n", "line 3: crack is '2', expected 0 or 1"),
+        ("filename;crack;inactive\na.png;0;yes\n", "line 2: inactive is 'yes', expected 0 or 1"),
+        ("filename;crack;inactive\na.png;0;\n", "line 2: inactive is '', expected 0 or 1"),
+        ("filename;crack;inactive\na.png;0;1\n\nb.png;0;nan\n", "line 4: inactive is 'nan'"),
+        ("filename;crack;inactive\n;0;1\n", "line 2: filename is empty"),
+        ("filename;crack;inactive\na.png;0;1\na.png;0;1\n", "line 3: a.png stands there twice"),
+        ("filename;crack;inactive\na.png;0;1\nrot_a.png;1;1\n", "line 3: rot_a.png is labelled unlike"),
+    ],
+)
+def test_a_bad_table_gets_one_sentence_with_its_line(tmp_path, text, complaint):
+    with pytest.raises(InputError, match=complaint) as caught:
+        data.read_table(write(tmp_path, text))
+    assert str(caught.value).startswith(str(tmp_path / "table.csv")) and "\n" not in str(caught.value)
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere.csv: can't be read"):
+        data.read_table(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1"])
+def test_bom_crlf_latin1_and_float_labels_are_fine(tmp_path, encoding):
+    rows = data.read_table(write(tmp_path, "filename;crack;inactive\r\nhäuser/a.png;1.0;0\r\n\r\n", encoding))
+    assert rows[["crack", "inactive"]].values.tolist() == [[1, 0]]
+    assert rows["filename"][0] == "häuser/a.png" and rows["path"][0] == tmp_path / "häuser" / "a.png"
+
+
+def test_other_classes_are_read_from_their_columns(tmp_path):
+    rows = data.read_table(write(tmp_path, "filename;finger;crack\na.png;1;0\n"), classes=["finger"])
+    assert rows["finger"].tolist() == [1]
+    assert data.combination(rows, ["finger"]).tolist() == ["finger=1"]
+
+
+def test_images_folder_may_hold_the_tree_or_just_the_pictures(tmp_path):
+    table = write(tmp_path, "filename;crack;inactive\nimages/a.png;0;0\n")
+    (tmp_path / "tree" / "images").mkdir(parents=True)
+    (tmp_path / "tree" / "images" / "a.png").touch()
+    assert data.read_table(table, images=tmp_path / "tree")["path"][0] == tmp_path / "tree" / "images" / "a.png"
+    inside = tmp_path / "tree" / "images"
+    assert data.read_table(table, images=inside)["path"][0] == inside / "a.png"
+
+
+def test_variants_are_recognised_by_name_and_kept_together(tmp_path):
+    names = [f"images/{p}cell0001.png" for p in data.VARIANTS] + ["images/rot_front.png"]
+    rows = data.read_table(write(tmp_path, "filename;crack;inactive\n" + "".join(f"{n};1;0\n" for n in names)))
+    assert rows["cell"][:6].nunique() == 1
+    assert rows["variant"].tolist() == [*data.VARIANTS, ""]  # rot_front has no front.png that it could be turned from
+    assert data.originals(rows)["filename"].tolist() == ["images/cell0001.png", "images/rot_front.png"]
+
+
+def test_pictures_that_are_nowhere_are_named(tmp_path):
+    rows = data.read_table(write(tmp_path, "filename;crack;inactive\nimages/holiday.png;0;0\n"))
+    with pytest.raises(InputError, match=r"holiday.png: no such file, and no ELPV cell"):
+        data.fill_images(rows)
+
+
+# ---------------------------------------------------------------- split
+
+
+@pytest.mark.parametrize("by", ["cell", "module"])
+def test_no_group_crosses_the_split(table, by):
+    rows = data.expand_variants(table)
+    train, test = data.split_cells(rows, 0.1, by)
+    assert not set(train[by]) & set(test[by])
+    assert not set(train["cell"]) & set(test["cell"])
+    assert len(train) + len(test) == len(rows) == 6 * 2624
+
+
+def test_variants_as_files_never_cross_the_split(table):
+    rows = data.expand_variants(table.head(300))
+    rows["filename"] = [f"images/{v}{p.name}" for v, p in zip(rows["variant"], rows["path"])]
+    train, test = data.split_cells(rows.assign(turn=""), 0.2)
+    assert not set(train["cell"]) & set(test["cell"])
+
+
+def test_the_naive_split_by_row_does_leak(table):
+    train, test = data.split_cells(data.expand_variants(table), by="row")
+    assert set(test["cell"]) & set(train["cell"])
+    assert not set(test["filename"] + test["turn"]) & set(train["filename"] + train["turn"])
+
+
+@pytest.mark.parametrize("by, tolerance", [("cell", 0.005), ("module", 0.03)])
+def test_the_split_is_stratified(table, by, tolerance):
+    _, test = data.split_cells(table, 0.1, by)
+    whole, part = (data.combination(t).value_counts(normalize=True) for t in (table, test))
+    assert (whole - part).abs().max() < tolerance
+    assert len(test) == pytest.approx(262, abs=40)
+
+
+def test_the_split_follows_from_its_seed(table):
+    first, again, other = (data.split_cells(table, seed=s)[1]["cell"].tolist() for s in (2, 2, 3))
+    assert first == again != other
+
+
+def test_too_few_cells_of_a_combination_are_named(table):
+    rows = pd.concat([table[table["crack"] == 0].head(40), table[table["crack"] == 1].head(1)], ignore_index=True)
+    with pytest.raises(InputError, match="crack=1 inactive=0: 1 cell with these labels"):
+        data.split_cells(rows)
+
+
+@pytest.mark.parametrize("size", [0, 1, -0.1, 1.5])
+def test_impossible_test_sizes_are_refused(table, size):
+    with pytest.raises(InputError, match="expected a share between 0 and 1"):
+        data.split_cells(table, size)
+
+
+def test_splitting_by_module_needs_the_column(table):
+    with pytest.raises(InputError, match="no column 'module'"):
+        data.split_cells(table.drop(columns="module"), by="module")
+
+
+def test_limit_takes_a_stratified_handful(table):
+    few = data.limit_cells(table, 24)
+    assert len(few) == 24 and data.combination(few).value_counts().min() >= 3
+    many = data.limit_cells(table, 500)
+    assert data.combination(many).value_counts()["crack=0 inactive=0"] == pytest.approx(389, abs=2)
+    with pytest.raises(InputError, match="--limit 5: too few"):
+        data.limit_cells(table, 5)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_variants_are_bit_exact_in_memory_and_as_files(elpv, tmp_path):
+    cells = data.read_table(elpv).head(5)
+    assert data.write_variants(cells, tmp_path / "six") == 30
+    six = data.read_table(tmp_path / "six" / "data.csv")
+    assert len(six) == 30 and six["cell"].nunique() == 5
+    as_is = {p.name: np.asarray(Image.open(p)) for p in cells["path"]}
+    expected = {
+        "": lambda a: a,
+        "rot_": lambda a: np.rot90(a, 1),
+        "rot2_": lambda a: np.rot90(a, 3),
+        "rot3_": lambda a: np.rot90(a, 2),
+        "mirrh_": np.flipud,
+        "mirrv_": np.fliplr,
+    }
+    for path, variant in zip(six["path"], six["variant"]):
+        want = expected[variant](as_is[path.name.removeprefix(variant)])
+        assert np.array_equal(np.asarray(Image.open(path)), want), path.name
+    rows = data.expand_variants(cells)
+    pictures, index = data.load_pictures(cells)
+    rows["picture"] = np.tile(index, 6)
+    images, labels = data.CellDataset(rows, pictures).batch(range(30))
+    for image, turn, path in zip(images, rows["turn"], rows["path"]):
+        assert np.array_equal(image[0].numpy(), expected[turn](as_is[path.name]))
+    assert np.array_equal(labels.numpy(), rows[["crack", "inactive"]].to_numpy(np.float32))
+
+
+def test_an_interrupted_variant_tree_goes_on(elpv, tmp_path):
+    cells = data.read_table(elpv).head(3)
+    data.write_variants(cells, tmp_path)
+    files = sorted((tmp_path / "images").iterdir())
+    files[0].unlink()
+    (tmp_path / "data.csv").unlink()
+    before = {f: f.stat().st_mtime_ns for f in files[1:]}
+    data.write_variants(cells, tmp_path)
+    assert sorted((tmp_path / "images").iterdir()) == files and (tmp_path / "data.csv").exists()
+    assert {f: f.stat().st_mtime_ns for f in files[1:]} == before
+
+
+def test_a_table_that_has_variants_is_not_expanded_again(table):
+    rows = data.expand_variants(table.head(4))
+    assert data.expand_variants(rows) is rows
+
+
+@pytest.fixture
+def gray(elpv):
+    """A real cell as uint8 (300, 300)."""
+    return np.asarray(Image.open(data.read_table(elpv)["path"][0]))
+
+
+@pytest.mark.parametrize("kind", ["L", "RGB", "RGBA", "P", "CMYK", "16", "16 tif", "jpg"])
+def test_any_kind_of_picture_gives_the_same_gray(gray, tmp_path, kind):
+    path = tmp_path / {"CMYK": "a.tif", "16 tif": "a.tif", "jpg": "a.jpg"}.get(kind, "a.png")
+    if kind.startswith("16"):
+        Image.fromarray(gray.astype(np.uint16) * 257).save(path)
+    elif kind == "jpg":
+        Image.fromarray(gray).save(path, quality=100)
+    else:
+        Image.fromarray(gray).convert(kind).save(path)
+    read = data.read_picture(path)
+    assert read.shape == (300, 300) and read.dtype == np.uint8
+    assert np.abs(read.astype(int) - gray).max() <= (2 if kind == "jpg" else 1 if kind == "CMYK" else 0)
+
+
+def test_other_sizes_are_resized_with_antialiasing(gray, tmp_path):
+    path = tmp_path / "big.png"
+    Image.fromarray(gray.repeat(3, 0).repeat(3, 1)).save(path)
+    assert np.abs(data.read_picture(path).astype(int) - gray).mean() < 2
+    checker = np.indices((600, 600)).sum(0) % 2 * 255
+    Image.fromarray(checker.astype(np.uint8)).save(path)
+    assert data.read_picture(path)[5:-5, 5:-5].std() < 3  # without antialiasing: stripes of 0 and 255
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "missing", "huge"])
+def test_a_bad_picture_is_named(gray, tmp_path, damage, monkeypatch):
+    path = tmp_path / "bad.png"
+    Image.fromarray(gray).save(path)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:20000])
+    elif damage == "missing":
+        path.unlink()
+    elif damage == "huge":
+        monkeypatch.setattr(data, "MAX_PIXELS", 1000)
+    else:
+        path.write_text("" if damage == "empty" else "not a picture")
+    with pytest.raises(InputError, match=r"bad.png: (no such file|can't be read as a picture|300x300 pixels, more)"):
+        data.read_picture(path)
+
+
+def test_the_cache_is_mapped_and_follows_the_pictures(elpv, tmp_path):
+    cells = data.read_table(elpv).head(4)
+    cells["path"] = [Path(Image.open(p).copy().save(tmp_path / p.name) or tmp_path / p.name) for p in cells["path"]]
+    first, index = data.load_pictures(cells, 64)
+    assert first.shape == (4, 1, 64, 64) and isinstance(first, np.memmap) and not first.flags.writeable
+    caches = list(tmp_path.glob(".cache_*"))
+    again, _ = data.load_pictures(cells, 64)
+    assert list(tmp_path.glob(".cache_*")) == caches and np.array_equal(first, again)
+    changed = cells["path"][2]
+    Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
+    os.utime(changed, ns=(1, 1))
+    new, _ = data.load_pictures(cells, 64)
+    different = [not np.array_equal(new[index[i]], again[index[i]]) for i in range(4)]
+    assert different == [False, False, True, False]
+    assert len(list(tmp_path.glob(".cache_*"))) == 1
+
+
+# ---------------------------------------------------------------- augmentation
+
+
+def test_augmentation_is_small_and_follows_from_its_generator(small):
+    cells, pictures = small
+    images, _ = data.CellDataset(cells, pictures).batch(range(16))
+    one, two, other = (data.augment(images, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(one, two) and not torch.equal(one, other)
+    assert one.shape == images.shape and one.dtype == torch.float32 and 0 <= one.min() and one.max() <= 1
+    flips = [images / 255, images.flip(-1) / 255, images.flip(-2) / 255, images.flip(-1, -2) / 255]
+    nearest = torch.stack([(f - one).abs().mean((1, 2, 3)) for f in flips]).min(0).values
+    assert nearest.max() < 0.06
+
+
+def test_augmentation_moves_no_more_than_promised():
+    images = torch.zeros(400, 1, 101, 101, dtype=torch.uint8)
+    images[:, :, 50, 50] = 255  # the centre stays within shift (2 %) and crop (0.5 %)
+    images[:, :, 50, 95] = 255
+    out = data.augment(images, torch.Generator().manual_seed(0))[:, 0]
+    y, x = np.meshgrid(np.arange(101) - 50, np.arange(101) - 50, indexing="ij")
+    centre = out * torch.from_numpy(np.hypot(x, y) < 20)
+    mass = centre.sum((1, 2))
+    moved = [(centre * torch.from_numpy(a)).sum((1, 2)) / mass for a in (x, y)]
+    assert 2.0 < torch.stack(moved).abs().max() <= 101 * 0.0255
+    outer = out - centre
+    cx, cy = ((outer * torch.from_numpy(a)).sum((1, 2)) / outer.sum((1, 2)) for a in (x, y))
+    angles = torch.rad2deg(torch.atan((cy - moved[1]) / (cx - moved[0])))
+    assert 2.7 < angles.abs().max() < 3.2
+    assert 0.4 < (cx > 0).float().mean() < 0.6  # flips
+
+
+def test_the_command_fills_images_and_prints_the_summary(elpv, capsys, tmp_path):
+    assert data.main(["--data", str(elpv), "--variants", str(tmp_path / "six")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("48 cells, 48 pictures") and "288 pictures and data.csv" in out
+    assert data.main(["--data", str(tmp_path / "none.csv")]) == 2
+    assert capsys.readouterr().err.startswith("data.py: ")

@@ -1,0 +1,476 @@
+"""Train a classifier of defects (crack, inactive) on EL pictures of solar cells.
+
+$ python train.py                             # train on all ELPV cells; checkpoints/ and plots/ hold the results
+$ python train.py --limit 100 --epochs 1      # a first try in a minute
+$ python train.py --resume                    # go on after an interruption
+$ python train.py --evaluate checkpoints/best.ckp
+"""
+
+import argparse
+import json
+import platform
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from sklearn.metrics import precision_recall_curve
+
+import data
+from data import CellDataset, InputError, atomic_path
+from model import NETWORKS, build_model, imagenet_file, load_initial_weights, load_model, read_checkpoint
+from trainer import Trainer, bootstrap_mean_f1, evaluate, metrics_table, pick_device, pick_precision
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, colour-blind safe
+FIXED = ("model", "width", "classes", "image_size", "split", "test_size", "val_size", "limit", "seed", "batch_size")
+
+
+# ---------------------------------------------------------------- options
+
+
+def options():
+    """The parser of this script's command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=None
+    )
+    group = parser.add_argument_group("data")
+    data.add_table_options(group)
+    group.add_argument("--limit", type=int, metavar="N", help="take only N cells, a stratified handful, for a first try")
+    group.add_argument(
+        "--split",
+        choices=("cell", "module", "row"),
+        default="cell",
+        help="what never stands on both sides of a split: a cell with its variants, a whole module, or just a picture, "
+        "which leaks variants of test cells into training and claims too much (%(default)s)",
+    )
+    group.add_argument("--test-size", type=float, default=0.1, metavar="SHARE", help="test part (%(default)s)")
+    group.add_argument(
+        "--val-size", type=float, default=0.1, metavar="SHARE", help="validation part of the rest (%(default)s)"
+    )
+
+    group = parser.add_argument_group("network")
+    group.add_argument("--model", choices=NETWORKS, default="resnet34", help="torchvision's or our own (%(default)s)")
+    group.add_argument("--width", type=int, default=64, metavar="MAPS", help="width of our own network (%(default)s)")
+    group.add_argument(
+        "--weights", metavar="W", help="initial weights: imagenet, none or a file (imagenet for resnet34, else none)"
+    )
+    group.add_argument(
+        "--image-size", type=int, default=data.IMAGE_SIZE, metavar="PIXELS", help="side of the input (%(default)s)"
+    )
+
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", type=int, default=3, metavar="N", help="epochs over the six variants (%(default)s)")
+    group.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures a step (%(default)s)")
+    group.add_argument("--lr", type=float, default=0.01, metavar="RATE", help="SGD's learning rate (%(default)s)")
+    group.add_argument("--momentum", type=float, default=0.9, metavar="M", help="SGD's momentum (%(default)s)")
+    group.add_argument("--weight-decay", type=float, default=1e-4, metavar="D", help="L2 penalty (%(default)s)")
+    group.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (%(default)s)")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
+    group.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="arithmetic; auto takes bf16 where the device is fast in it (%(default)s)",
+    )
+
+    group = parser.add_argument_group("run")
+    group.add_argument("--out", default=".", metavar="DIR", help="gets checkpoints/ and plots/ (the current folder)")
+    group.add_argument("--keep", type=int, metavar="N", help="keep only the newest N snapshots of epochs (all)")
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="CKP",
+        help="go on from a checkpoint with its options (checkpoints/last.ckp)",
+    )
+    group.add_argument("--evaluate", metavar="CKP", help="only measure a checkpoint on its test part")
+    return parser
+
+
+def parse(argv):
+    """Options as a namespace; with --resume, those of the interrupted run where the command line gives no others."""
+    parser = options()
+    args = parser.parse_args(argv)
+    for name, least in (("epochs", 1), ("batch_size", 2), ("image_size", 32), ("width", 1), ("keep", 0)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
+    if args.lr <= 0:
+        raise InputError(f"--lr {args.lr:g}: must be above 0")
+    if args.resume is not None:
+        args.resume = args.resume or str(Path(args.out) / "checkpoints" / "last.ckp")
+        settings = read_checkpoint(args.resume).get("settings")
+        if not isinstance(settings, dict):
+            raise InputError(f"{args.resume}: not a checkpoint to go on from; give a last.ckp of `python train.py`")
+        parser.set_defaults(**settings)
+        resume, args = args.resume, parser.parse_args(argv)
+        args.resume = resume
+        for name in FIXED:
+            if getattr(args, name) != settings[name]:
+                raise InputError(f"--{name.replace('_', '-')} can't change on --resume (it was {settings[name]})")
+    return args
+
+
+# ---------------------------------------------------------------- parts of a run
+
+
+def split_table(table, args):
+    """(train, val, test) rows of a table: variants in the training part, cells as they are in the others."""
+    rows = data.expand_variants(table) if args.split == "row" else table
+    rest, test = data.split_cells(rows, args.test_size, args.split, classes=args.classes)
+    train, val = data.split_cells(rest, args.val_size, args.split, classes=args.classes)
+    if args.split == "row":
+        return train, val, test
+    return data.expand_variants(train), data.originals(val), data.originals(test)
+
+
+def recorded_test_part(table, checkpoint, path, args):
+    """(rows, how they were split) of a checkpoint's own test part; for a foreign checkpoint that of args."""
+    split = checkpoint.get("split")
+    if not split:
+        print(f"{path} does not say which cells it was trained on: some of these may be among them.\n")
+        return split_table(table, args)[2], {"by": "unknown"}
+    rows = data.expand_variants(table) if split["by"] == "row" else table
+    test = data.take_groups(rows, split["by"], split["test"])
+    if test.empty:
+        raise InputError(f"{args.data}: holds none of the test cells of {path}; give the table it was trained on")
+    return test if split["by"] == "row" else data.originals(test), split
+
+
+def describe_weights(record):
+    """Initial weights in a few words."""
+    asked = "" if record["asked"] in (record["used"], "none", "") else f" ({record['asked']} asked for)"
+    return f"{record['used']} weights{asked}"
+
+
+def weights_warning(record):
+    """What to tell a user who asked for ImageNet weights and can't have them."""
+    return (
+        f"WARNING: no ImageNet weights ({record['reason']}). Training starts from random weights: after few epochs\n"
+        "expect a lower F1, above all for cracks. Where the network is closed, fetch\n"
+        f"{imagenet_file().name} (torchvision's ResNet34_Weights.IMAGENET1K_V1) elsewhere and put it at\n"
+        f"  {imagenet_file()}"
+    )
+
+
+def progress_line(trainer):
+    """The newest epoch as one line aligned under progress_header."""
+    row = trainer.history[-1]
+    left = round(row["seconds"] * (trainer.epochs - trainer.epoch))
+    scores = [row[f"f1_{c}"] for c in (*trainer.model.classes, "mean")]
+    return (
+        f"{row['epoch']:5}  {row['train_loss']:10.4f}  {row['val_loss']:8.4f}  "
+        + "  ".join(f"{v:{max(len(c) + 3, 5)}.3f}" for c, v in zip((*trainer.model.classes, "mean"), scores))
+        + f"  {row['cells_per_second']:7.1f}  {left // 3600:2}:{left // 60 % 60:02}:{left % 60:02}"
+    )
+
+
+def progress_header(classes):
+    """Header of the lines of progress_line."""
+    names = "  ".join(f"{'F1 ' + c:>{max(len(c) + 3, 5)}}" for c in (*classes, "mean"))
+    return f"epoch  train loss  val loss  {names}  cells/s      left"
+
+
+def make_report(labels, probabilities, rows, model, by):
+    """The test part's figures as a dict that JSON can hold.
+
+    labels, probabilities: (N, C). rows: DataFrame of the N pictures. by: what the split kept together.
+    """
+
+    def figures(chosen):
+        y, p = labels[chosen], probabilities[chosen]
+        return {
+            "cells": int(rows["cell"][chosen].nunique()),
+            "pictures": int(chosen.sum()),
+            "at_threshold": metrics_table(y, p, model.config["thresholds"], model.classes),
+            "at_0.5": metrics_table(y, p, [0.5] * len(model.classes), model.classes),
+        }
+
+    everything = np.ones(len(rows), bool)
+    group = rows["module"] if by == "module" else rows["cell"]
+    report = {
+        "split_by": by,
+        **figures(everything),
+        "mean_f1_interval_95": bootstrap_mean_f1(labels, probabilities, model.config["thresholds"], group),
+        "by_type": {str(t): figures((rows["type"] == t).to_numpy()) for t in sorted(rows["type"].unique())}
+        if "type" in rows
+        else {},
+        "initial_weights": model.config["initial_weights"],
+    }
+    if by == "row":
+        report["leak"] = "variants of these cells were trained on: the figures claim more than new cells will give"
+    return report
+
+
+def report_text(report, name):
+    """The report as the table that stands on the screen."""
+    low, high = report["mean_f1_interval_95"]
+    lines = [
+        f"Test part: {report['cells']} cells, {report['pictures']} pictures, split by {report['split_by']}, {name}",
+        f"{'':18}precision  recall     F1  (at)    F1 at 0.5  av. precision  ROC AUC    TP   FP   FN    TN",
+    ]
+
+    def number(value, width):
+        return f"{value:{width}.3f}" if value is not None else f"{'-':>{width}}"
+
+    for part, figures in {"": report, **report["by_type"]}.items():
+        for c, m in figures["at_threshold"].items():
+            counts = f"{m['tp']:6}{m['fp']:5}{m['fn']:5}{m['tn']:6}" if "tp" in m else ""
+            at = f"({m['threshold']:.2f})" if "threshold" in m else ""
+            lines.append(
+                f"{part + ' ' * bool(part) + c:18}{number(m['precision'], 9)}{number(m['recall'], 8)}"
+                f"{number(m['f1'], 7)}  {at:6}{number(figures['at_0.5'][c]['f1'], 11)}"
+                f"{number(m['average_precision'], 15)}{number(m['roc_auc'], 9)}{counts}"
+            )
+    lines.append(f"Mean F1 {report['at_threshold']['mean']['f1']:.3f}, 95 % interval {low:.3f} to {high:.3f}")
+    if "leak" in report:
+        lines.append(f"LEAK: {report['leak']}.")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def save_figure(figure, path):
+    """Write a figure as PNG, complete or not at all, and close it."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
+    plt.close(figure)
+
+
+def plot_losses(history, classes, path):
+    """Train and validation loss (log scale) and F1 of each class against the epoch."""
+    table = pd.DataFrame(history)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    for name, label, colour in (("train_loss", "training", COLOURS[0]), ("val_loss", "validation", COLOURS[1])):
+        left.plot(table["epoch"], table[name], "o-", label=label, color=colour, markersize=4)
+    left.set(xlabel="epoch", ylabel="binary cross entropy", yscale="log", title="Loss")
+    for i, name in enumerate((*classes, "mean")):
+        style = "o--" if name == "mean" else "o-"
+        right.plot(table["epoch"], table[f"f1_{name}"], style, label=name, color=COLOURS[i % 7], markersize=4)
+    right.set(xlabel="epoch", ylabel="F1 at 0.5", ylim=(0, 1.02), title="F1 on the validation part")
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    save_figure(figure, path)
+
+
+def plot_precision_recall(labels, probabilities, model, path):
+    """Precision against recall of each class on the test part, with the thresholds in use marked."""
+    figure, axes = plt.subplots(figsize=(5.5, 5))
+    for i, (name, threshold) in enumerate(zip(model.classes, model.config["thresholds"])):
+        if not 0 < labels[:, i].sum() < len(labels):
+            continue
+        precision, recall, _ = precision_recall_curve(labels[:, i], probabilities[:, i])
+        m = metrics_table(labels, probabilities, model.config["thresholds"], model.classes)[name]
+        axes.step(recall, precision, where="post", color=COLOURS[i % 7], label=f"{name}: {m['average_precision']:.3f}")
+        axes.plot(m["recall"], m["precision"], "o", color=COLOURS[i % 7], label=f"threshold {threshold:.2f}")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.set_title("Test part: precision and recall (average precision)")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
+    save_figure(figure, path)
+
+
+def plot_errors(labels, probabilities, dataset, model, path, columns=8):
+    """Contact sheet: per class the worst misses and the worst false alarms at its threshold, most certain first."""
+    kinds = []
+    for i, (name, threshold) in enumerate(zip(model.classes, model.config["thresholds"])):
+        y, p = labels[:, i] > 0.5, probabilities[:, i]
+        for kind, wrong, order in (("missed", y & (p < threshold), p), ("false alarm", ~y & (p >= threshold), -p)):
+            rows = np.flatnonzero(wrong)
+            rows = rows[np.argsort(order[rows], kind="stable")]
+            kinds.append((f"{name}: {kind}", f"{len(rows)} of {y.sum() if kind == 'missed' else (~y).sum()}", rows, p))
+    figure, grid = plt.subplots(len(kinds), columns, figsize=(1.7 * columns, 2 * len(kinds)), squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for line, (title, count, rows, p) in zip(grid, kinds):
+        line[0].text(-0.1, 0.5, f"{title}\n{count}", transform=line[0].transAxes, rotation=90, ha="right", va="center")
+        for axes, row in zip(line, rows[:columns]):
+            axes.imshow(dataset.batch([row])[0][0, 0], cmap="gray", vmin=0, vmax=255)
+            axes.set_title(f"{dataset.table['path'][row].stem}  {p[row]:.2f}", fontsize=9)
+    figure.suptitle("Errors on the test part, the surest first, with the network's probability")
+    figure.tight_layout(rect=(0.03, 0, 1, 0.99))
+    save_figure(figure, path)
+
+
+# ---------------------------------------------------------------- commands
+
+
+def measure(model, checkpoint, rows, pictures, by, out, prefix, precision):
+    """Evaluate a model on test rows; write report, predictions and plots, print the table."""
+    dataset = CellDataset(rows, pictures, model.classes)
+    loss, labels, probabilities = evaluate(model, dataset, precision)
+    report = make_report(labels, probabilities, rows, model, by)
+    report.update(
+        loss=loss,
+        best_epoch=checkpoint.get("epoch"),
+        config={k: model.config[k] for k in ("network", "width", "classes", "mean", "std", "image_size")},
+        settings=checkpoint.get("settings", {}),
+        history=checkpoint.get("history", []),
+        machine={"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        versions=checkpoint.get("versions", {}),
+    )
+    with atomic_path(out / "checkpoints" / f"{prefix}report.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=1))
+    predictions = rows[["filename", "turn", *model.classes]].copy()
+    for i, name in enumerate(model.classes):
+        predictions[f"p_{name}"] = probabilities[:, i].round(6)
+    with atomic_path(out / "checkpoints" / f"{prefix}test_predictions.csv") as temporary:
+        predictions.to_csv(temporary, sep=";", index=False)
+    plot_precision_recall(labels, probabilities, model, out / "plots" / f"{prefix}precision_recall.png")
+    plot_errors(labels, probabilities, dataset, model, out / "plots" / f"{prefix}errors.png")
+    epoch = f"epoch {checkpoint['epoch']}" if "epoch" in checkpoint else "no epoch recorded"
+    print(report_text(report, f"{epoch}, {describe_weights(report['initial_weights'])} at the start"))
+    print(f"\n{out / 'checkpoints' / f'{prefix}report.json'} has all figures, {out / 'plots'} the pictures.")
+
+
+def load_table(args):
+    """The table of args, its missing pictures filled in, with a `picture` column; and the pictures' array."""
+    table = data.read_table(args.data, args.classes, args.images)
+    if args.limit:
+        table = data.limit_cells(table, args.limit, args.classes)
+    filled = data.fill_images(table)
+    if filled:
+        print(f"{filled} pictures copied from elpv-dataset into {table['path'][0].parent}")
+    pictures, table["picture"] = data.load_pictures(table, args.image_size)
+    return table, pictures
+
+
+def run_evaluate(args):
+    """`--evaluate`: a checkpoint's figures on its own test part."""
+    device = pick_device(args.device)
+    model, checkpoint = load_model(args.evaluate, device)
+    args.classes, args.image_size = list(model.classes), model.config["image_size"]
+    table, pictures = load_table(args)
+    rows, split = recorded_test_part(table, checkpoint, args.evaluate, args)
+    prefix = f"{Path(args.evaluate).stem}_"
+    measure(
+        model, checkpoint, rows, pictures, split["by"], Path(args.out), prefix, pick_precision(args.precision, device)
+    )
+    return 0
+
+
+def move_aside(out):
+    """Rename an earlier run's checkpoints/ and plots/ in `out`, so that a new run overwrites nothing."""
+    if not (out / "checkpoints" / "last.ckp").exists():
+        return
+    number = next(n for n in range(1, 10**6) if not (out / f"checkpoints_{n}").exists())
+    for name in ("checkpoints", "plots"):
+        if (out / name).exists():
+            (out / name).rename(out / f"{name}_{number}")
+    print(f"An earlier run's checkpoints/ and plots/ are now checkpoints_{number}/ and plots_{number}/.")
+
+
+def run_training(args):
+    """Train, then measure the best epoch on the test part. Returns the exit code."""
+    out = Path(args.out)
+    device = pick_device(args.device)
+    precision = pick_precision(args.precision, device)
+    table, pictures = load_table(args)
+    train, val, test = split_table(table, args)
+
+    torch.manual_seed(args.seed)
+    model = build_model(args.model, args.classes, args.width, args.image_size)
+    if not args.resume:
+        asked = args.weights or ("imagenet" if args.model == "resnet34" else "none")
+        record = load_initial_weights(model, asked)
+        if record["used"] != asked and asked != "none":
+            print(weights_warning(record), file=sys.stderr)
+        move_aside(out)
+
+    notes = {
+        "settings": {k: v for k, v in vars(args).items() if k not in ("resume", "evaluate", "out", "device")},
+        "split": {
+            "by": args.split,
+            "seed": data.SPLIT_SEED,
+            "val": sorted(data.groups(val, args.split).unique()),
+            "test": sorted(data.groups(test, args.split).unique()),
+        },
+    }
+    trainer = Trainer(
+        model,
+        CellDataset(train, pictures, args.classes),
+        CellDataset(val, pictures, args.classes),
+        out / "checkpoints",
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        device=device,
+        precision=precision,
+        seed=args.seed,
+        keep=args.keep,
+        notes=notes,
+    )
+    if args.resume:
+        trainer.resume(args.resume)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(
+        f"cells     {train['cell'].nunique()} to train ({len(train)} pictures), {val['cell'].nunique()} to validate, "
+        f"{test['cell'].nunique()} to test, split by {args.split}\n"
+        f"network   {args.model}, {parameters:,} parameters, {args.image_size}x{args.image_size} pixels, "
+        f"{describe_weights(model.config['initial_weights'])}\n"
+        f"training  {args.epochs} epochs, batch {args.batch_size}, SGD {args.lr:g}, on {device} in "
+        f"{'bfloat16' if precision == torch.bfloat16 else 'float32'}, {torch.get_num_threads()} threads"
+    )
+    if args.split == "row":
+        print("LEAK      variants of the test cells are trained on; the scores will claim too much")
+    print("\n" + progress_header(model.classes))
+    for _ in trainer.history[-1:]:
+        print(progress_line(trainer))
+
+    def after_epoch(trainer):
+        print(progress_line(trainer), flush=True)
+        with atomic_path(trainer.folder / "metrics.csv") as temporary:
+            pd.DataFrame(trainer.history).to_csv(temporary, sep=";", index=False, float_format="%.6g")
+        plot_losses(trainer.history, model.classes, out / "plots" / "losses.png")
+
+    def ask_to_stop(signum, frame):
+        print("\nstopping after this step ...", file=sys.stderr)
+        trainer.stop = True
+        signal.signal(signum, previous[signum])  # a second Ctrl-C ends at once
+
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        finished = trainer.fit(after_epoch)
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+    if not finished:
+        where = "" if args.out == "." else f" --out {args.out}"
+        print(
+            f"Stopped in epoch {min(trainer.epoch + 1, args.epochs)} after step {trainer.step} of {trainer.steps}; "
+            f"go on with: python train.py --resume{where}"
+        )
+        return 130
+    model, checkpoint = load_model(trainer.folder / "best.ckp", device)
+    print()
+    measure(model, checkpoint, test, pictures, args.split, out, "", precision)
+    return 0
+
+
+def main(argv=None):
+    """Command line of this file; returns the exit code."""
+    try:
+        args = parse(argv)
+        return run_evaluate(args) if args.evaluate else run_training(args)
+    except (InputError, OSError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
