@@ -8,6 +8,7 @@
 import socket
 import sys
 import urllib.error
+import warnings
 from pathlib import Path
 
 import numpy
@@ -224,7 +225,9 @@ def read_checkpoint(path):
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint; train one with `python train.py`")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # about the pickle protocol of foreign files; they are refused below
+            warnings.simplefilter("ignore")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and tensor readers raise many kinds for a damaged file
         raise InputError(f"{path}: damaged or no checkpoint ({_first_line(error)})") from None
     if not isinstance(checkpoint, dict) or not checkpoint:

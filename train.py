@@ -288,13 +288,14 @@ def plot_errors(labels, probabilities, dataset, model, path, columns=8):
             rows = np.flatnonzero(wrong)
             rows = rows[np.argsort(order[rows], kind="stable")]
             kinds.append((f"{name}: {kind}", f"{len(rows)} of {y.sum() if kind == 'missed' else (~y).sum()}", rows, p))
+    columns = max(2, min(columns, max(len(rows) for _, _, rows, _ in kinds)))
     figure, grid = plt.subplots(len(kinds), columns, figsize=(1.7 * columns, 2 * len(kinds)), squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
     for line, (title, count, rows, p) in zip(grid, kinds):
         line[0].text(-0.1, 0.5, f"{title}\n{count}", transform=line[0].transAxes, rotation=90, ha="right", va="center")
         for axes, row in zip(line, rows[:columns]):
-            axes.imshow(dataset.batch([row])[0][0, 0], cmap="gray", vmin=0, vmax=255)
+            axes.imshow(dataset.batch([row])[0][0, 0].numpy(), cmap="gray", vmin=0, vmax=255)
             axes.set_title(f"{dataset.table['path'][row].stem}  {p[row]:.2f}", fontsize=9)
     figure.suptitle("Errors on the test part, the surest first, with the network's probability")
     figure.tight_layout(rect=(0.03, 0, 1, 0.99))

@@ -1,6 +1,9 @@
 """What the tests share: the project's table and small data sets of real ELPV cells."""
 
+import os
 from pathlib import Path
+
+os.environ["TQDM_DISABLE"] = "1"
 
 import matplotlib
 import pytest

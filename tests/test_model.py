@@ -1,0 +1,188 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from data import InputError
+from model import (
+    build_model,
+    build_network,
+    imagenet_file,
+    load_initial_weights,
+    load_model,
+    read_checkpoint,
+    save_checkpoint,
+)
+
+
+def cells(small, n=2):
+    return torch.from_numpy(np.array(small[1][:n]))
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_parameter_counts():
+    assert count(build_model("resnet34")) == 21_285_698
+    # stem, blocks of two 3x3 convolutions, three 1x1 skips, batch norms, linear
+    convolutions = 49 * 64 + 9 * (4 * 64**2 + 64 * 128 + 3 * 128**2 + 128 * 256 + 3 * 256**2 + 256 * 512 + 3 * 512**2)
+    skips = 64 * 128 + 128 * 256 + 256 * 512
+    norms = 2 * (64 + 4 * 64 + 64 + 3 * 128 + 128 + 3 * 256 + 256 + 3 * 512 + 128 + 256 + 512)
+    assert count(build_model("resnet")) == convolutions + skips + norms + 512 * 2 + 2
+
+
+@pytest.mark.parametrize("name", ["resnet34", "resnet"])
+@pytest.mark.parametrize("size", [64, 300])
+def test_networks_give_logits_of_gray_pictures(small, name, size):
+    model = build_model(name, classes=("a", "b", "c"), width=16).eval()
+    images = torch.nn.functional.interpolate(cells(small).float(), size).to(torch.uint8)
+    logits = model(images)
+    assert logits.shape == (2, 3) and logits.dtype == torch.float32
+    assert torch.allclose(model(images.float() / 255), logits, atol=1e-4)
+    assert torch.equal(model.probabilities(logits), 1 / (1 + torch.exp(-logits)))
+
+
+def test_the_gray_stem_is_the_three_channel_network_exactly(small):
+    model = build_model("resnet34").double().eval()
+    original = build_network("resnet34", gray=False).double().eval()
+    original.load_state_dict(model.network.state_dict())
+    images = cells(small).double() / 255
+    three = model.normalise(images).expand(-1, 3, -1, -1)
+    assert torch.allclose(model.network(model.normalise(images)), original(three), atol=1e-10)
+
+
+def test_an_unknown_network_is_refused():
+    with pytest.raises(InputError, match="no network 'vgg', expected one of resnet34, resnet"):
+        build_model("vgg")
+
+
+# ---------------------------------------------------------------- initial weights
+
+
+@pytest.fixture
+def imagenet(no_network):
+    """A weights file in torch.hub's cache layout, as torchvision's download leaves it; returns its state dict."""
+    torch.manual_seed(1)
+    state = torchvision.models.resnet34().state_dict()
+    imagenet_file().parent.mkdir(parents=True)
+    torch.save(state, imagenet_file())
+    return state
+
+
+def test_imagenet_weights_are_taken_from_torch_hubs_cache(imagenet):
+    assert imagenet_file().name == "resnet34-b627a593.pth"
+    model = build_model("resnet34")
+    last = model.network.fc.weight.clone()
+    record = load_initial_weights(model, "imagenet")
+    assert record == {"asked": "imagenet", "used": "imagenet", "reason": ""} == model.config["initial_weights"]
+    mine = model.network.state_dict()
+    assert all(torch.equal(mine[k], v) for k, v in imagenet.items() if not k.startswith("fc."))
+    assert torch.equal(mine["fc.weight"], last) and mine["fc.weight"].shape == (2, 512)
+
+
+def test_without_network_the_weights_stay_random_and_the_record_says_so():
+    model = build_model("resnet34")
+    before = {k: v.clone() for k, v in model.network.state_dict().items()}
+    record = load_initial_weights(model, "imagenet")
+    assert record["used"] == "random" and "no network in tests" in record["reason"]
+    assert all(torch.equal(v, before[k]) for k, v in model.network.state_dict().items())
+
+
+def test_a_damaged_weights_file_is_named(imagenet):
+    imagenet_file().write_bytes(imagenet_file().read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"resnet34-b627a593.pth: no usable weights .*; delete it"):
+        load_initial_weights(build_model("resnet34"), "imagenet")
+
+
+def test_there_are_no_imagenet_weights_of_our_own_network():
+    with pytest.raises(InputError, match="--weights imagenet: there are none for our own network"):
+        load_initial_weights(build_model("resnet", width=8), "imagenet")
+
+
+def test_initial_weights_from_a_checkpoint(tmp_path):
+    source, path = build_model("resnet", width=8), tmp_path / "a.ckp"
+    save_checkpoint(path, source)
+    same, three = build_model("resnet", width=8), build_model("resnet", ("a", "b", "c"), width=8)
+    assert load_initial_weights(same, str(path))["used"] == str(path)
+    assert torch.equal(same.network.fc.weight, source.network.fc.weight)
+    load_initial_weights(three, str(path))
+    assert torch.equal(three.network.stem[0].weight, source.network.stem[0].weight)
+    with pytest.raises(InputError, match="a.ckp: tensor .* the file is of another network"):
+        load_initial_weights(build_model("resnet34"), str(path))
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def test_a_checkpoint_is_all_that_it_takes_to_use_the_network(small, tmp_path):
+    model = build_model("resnet", ("finger", "crack"), width=8, image_size=64).eval()
+    model.config["thresholds"] = [0.25, 0.75]
+    save_checkpoint(tmp_path / "a.ckp", model, epoch=3)
+    loaded, checkpoint = load_model(tmp_path / "a.ckp")
+    assert torch.equal(loaded(cells(small)), model(cells(small))) and not loaded.training
+    assert loaded.config == model.config and loaded.classes == ("finger", "crack") and checkpoint["epoch"] == 3
+    assert checkpoint["versions"]["torch"] == torch.__version__
+
+
+def test_the_original_recipes_checkpoint_loads(small, tmp_path):
+    original = torchvision.models.resnet34()
+    original.fc = torch.nn.Sequential(torch.nn.Linear(512, 2), torch.nn.Sigmoid())
+    torch.save({"state_dict": original.state_dict()}, tmp_path / "checkpoint_007.ckp")
+    model, _ = load_model(tmp_path / "checkpoint_007.ckp")
+    images = cells(small)
+    with torch.no_grad():
+        three = ((images.float() / 255 - 0.597) / 0.161).expand(-1, 3, -1, -1)
+        assert torch.allclose(model.probabilities(model(images)), original.eval()(three), atol=1e-4)
+    assert model.config["initial_weights"]["used"] == "unknown" and model.classes == ("crack", "inactive")
+
+
+def test_files_that_are_no_checkpoint_are_named(tmp_path):
+    model, path = build_model("resnet", width=8), tmp_path / "a.ckp"
+    save_checkpoint(path, model)
+    good = path.read_bytes()
+    for bad in (good[: len(good) // 2], b"", b"hello", pickle.dumps({"a": 1})):
+        path.write_bytes(bad)
+        with pytest.raises(InputError, match=r"a.ckp: damaged or no checkpoint"):
+            load_model(path)
+    for other in ([1, 2], {}, {"epoch": 1}, {"model": {}, "config": {}}, {"config": {"a": 1}, "model": {"x": torch.ones(1)}}):
+        torch.save(other, path)
+        with pytest.raises(InputError, match=r"a.ckp: (not a checkpoint|its config lacks)"):
+            load_model(path)
+    with pytest.raises(InputError, match="none.ckp: no such checkpoint; train one"):
+        load_model(tmp_path / "none.ckp")
+
+
+def test_wrong_tensors_and_nan_are_named(tmp_path):
+    model, path = build_model("resnet", width=8), tmp_path / "a.ckp"
+    save_checkpoint(path, model)
+    for change, complaint in (
+        (lambda s: s.pop("fc.bias"), "don't fit resnet: Missing key"),
+        (lambda s: s.update(more=torch.ones(1)), "don't fit resnet: Unexpected key"),
+        (lambda s: s.update({"fc.bias": torch.ones(5)}), "don't fit resnet: size mismatch for fc.bias"),
+        (lambda s: s["fc.bias"].fill_(torch.nan), "hold NaN"),
+    ):
+        checkpoint = read_checkpoint(path)
+        change(checkpoint["model"])
+        torch.save(checkpoint, tmp_path / "b.ckp")
+        with pytest.raises(InputError, match=complaint):
+            load_model(tmp_path / "b.ckp")
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path):
+    for write in (torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))):
+        write({"model": Bomb(str(tmp_path / "ran"))}, tmp_path / "a.ckp")
+        with pytest.raises(InputError, match="damaged or no checkpoint"):
+            load_model(tmp_path / "a.ckp")
+        assert not (tmp_path / "ran").exists()

@@ -1,0 +1,185 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT
+
+import train
+from model import imagenet_file, load_model
+
+SMALL = ["--model", "resnet", "--width", "8", "--image-size", "64", "--batch-size", "8"]
+
+
+def run(elpv, out, *more):
+    return train.main(["--data", str(elpv), "--out", str(out), *SMALL, *more])
+
+
+@pytest.fixture(scope="module")
+def finished(elpv, tmp_path_factory):
+    """The folder of a finished run of two epochs."""
+    out = tmp_path_factory.mktemp("run")
+    assert run(elpv, out, "--epochs", "2") == 0
+    return out
+
+
+def test_a_run_leaves_checkpoints_a_report_and_plots(finished):
+    names = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
+    assert names == {
+        *(f"checkpoints/{n}.ckp" for n in ("checkpoint_000", "checkpoint_001", "best", "last")),
+        *(f"checkpoints/{n}" for n in ("metrics.csv", "report.json", "test_predictions.csv")),
+        *(f"plots/{n}.png" for n in ("losses", "precision_recall", "errors")),
+    }
+    metrics = pd.read_csv(finished / "checkpoints" / "metrics.csv", sep=";")
+    assert metrics["epoch"].tolist() == [1, 2]
+    assert {"train_loss", "val_loss", "f1_crack", "f1_inactive", "f1_mean"} <= set(metrics.columns)
+
+
+def test_the_report_is_complete_and_agrees_with_the_predictions(finished):
+    report = json.loads((finished / "checkpoints" / "report.json").read_text())
+    rows = pd.read_csv(finished / "checkpoints" / "test_predictions.csv", sep=";")
+    assert report["cells"] == len(rows) >= 4 and report["split_by"] == "cell" and "leak" not in report
+    for name in ("crack", "inactive"):
+        m = report["at_threshold"][name]
+        called = rows[f"p_{name}"] >= m["threshold"]
+        assert m["tp"] == (called & (rows[name] == 1)).sum() and m["fp"] == (called & (rows[name] == 0)).sum()
+        assert report["at_0.5"][name]["threshold"] == 0.5
+    assert sum(part["cells"] for part in report["by_type"].values()) == len(rows)
+    low, high = report["mean_f1_interval_95"]
+    assert low <= report["at_threshold"]["mean"]["f1"] <= high
+    assert report["initial_weights"]["used"] == "random" and report["settings"]["lr"] == 0.01
+
+
+def test_the_test_cells_were_never_trained_on(finished, elpv):
+    model, checkpoint = load_model(finished / "checkpoints" / "best.ckp")
+    rows = pd.read_csv(finished / "checkpoints" / "test_predictions.csv", sep=";")
+    assert {f"images/{c.split('/')[-1]}.png" for c in checkpoint["split"]["test"]} == set(rows["filename"])
+    assert not set(checkpoint["split"]["test"]) & set(checkpoint["split"]["val"])
+    assert checkpoint["rows"] == 6 * (48 - len(checkpoint["split"]["test"]) - len(checkpoint["split"]["val"]))
+
+
+def test_evaluate_gives_the_same_figures_again(finished, elpv, tmp_path, capsys):
+    best = finished / "checkpoints" / "best.ckp"
+    assert run(elpv, tmp_path, "--evaluate", str(best)) == 0
+    first, second = (json.loads(p.read_text()) for p in (
+        finished / "checkpoints" / "report.json", tmp_path / "checkpoints" / "best_report.json"
+    ))
+    assert first["at_threshold"] == second["at_threshold"]
+    assert "Mean F1" in capsys.readouterr().out
+
+
+def test_evaluate_takes_the_original_recipes_checkpoint(elpv, tmp_path, capsys):
+    from torchvision.models import resnet34
+
+    network = resnet34()
+    network.fc = torch.nn.Sequential(torch.nn.Linear(512, 2), torch.nn.Sigmoid())
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "old.ckp")
+    assert run(elpv, tmp_path, "--evaluate", str(tmp_path / "old.ckp")) == 0
+    assert "does not say which cells it was trained on" in capsys.readouterr().out
+
+
+def test_a_second_run_overwrites_nothing(finished, elpv, tmp_path, capsys):
+    assert run(elpv, tmp_path, "--epochs", "1") == 0
+    before = (tmp_path / "checkpoints" / "best.ckp").read_bytes()
+    assert run(elpv, tmp_path, "--epochs", "1", "--seed", "1") == 0
+    assert "are now checkpoints_1/ and plots_1/" in capsys.readouterr().out
+    assert (tmp_path / "checkpoints_1" / "best.ckp").read_bytes() == before
+
+
+@pytest.mark.parametrize("by", ["module", "row"])
+def test_the_other_splits(elpv, tmp_path, capsys, by):
+    assert run(elpv, tmp_path, "--epochs", "1", "--split", by, "--classes", "crack") == 0
+    report = json.loads((tmp_path / "checkpoints" / "report.json").read_text())
+    assert report["split_by"] == by and ("leak" in report) == (by == "row")
+    assert ("LEAK" in capsys.readouterr().out) == (by == "row")
+
+
+def test_the_classic_table_of_six_variants_trains(elpv, tmp_path):
+    import data
+
+    data.write_variants(data.read_table(elpv), tmp_path / "six")
+    assert run(tmp_path / "six" / "data.csv", tmp_path, "--epochs", "1") == 0
+    report = json.loads((tmp_path / "checkpoints" / "report.json").read_text())
+    assert report["pictures"] == report["cells"] < 10  # measured on the cells as they are
+
+
+def test_one_class_of_another_name_trains(elpv, tmp_path):
+    text = elpv.read_text().replace("crack", "fissure", 1)
+    (tmp_path / "data.csv").write_text(text)
+    more = ["--images", str(elpv.parent), "--classes", "fissure", "--epochs", "1"]
+    assert run(tmp_path / "data.csv", tmp_path, *more) == 0
+    report = json.loads((tmp_path / "checkpoints" / "report.json").read_text())
+    assert set(report["at_threshold"]) == {"fissure", "mean"}
+
+
+def test_resnet34_trains_from_weights_in_torch_hubs_cache(elpv, tmp_path, capsys):
+    from torchvision.models import resnet34
+
+    imagenet_file().parent.mkdir(parents=True)
+    torch.save(resnet34().state_dict(), imagenet_file())
+    more = ["--data", str(elpv), "--out", str(tmp_path), "--image-size", "32", "--epochs", "1", "--limit", "16", "--keep", "0"]
+    assert train.main(more) == 0
+    captured = capsys.readouterr()
+    assert "imagenet weights" in captured.out and "WARNING" not in captured.err
+    assert load_model(tmp_path / "checkpoints" / "best.ckp")[0].config["initial_weights"]["used"] == "imagenet"
+
+
+def test_resnet34_without_imagenet_weights_says_so(elpv, tmp_path, capsys):
+    more = ["--data", str(elpv), "--out", str(tmp_path), "--image-size", "32", "--epochs", "1", "--limit", "16", "--keep", "0"]
+    assert train.main(more) == 0
+    captured = capsys.readouterr()
+    assert str(imagenet_file()) in captured.err and "random weights (imagenet asked for)" in captured.out
+    report = json.loads((tmp_path / "checkpoints" / "report.json").read_text())
+    assert report["initial_weights"]["used"] == "random"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_exits_130_and_ends_as_an_uninterrupted_one(finished, elpv, tmp_path, number):
+    command = [sys.executable, str(ROOT / "train.py"), "--data", str(elpv), "--out", str(tmp_path), *SMALL, "--epochs", "2"]
+    slow = {**os.environ, "TQDM_DISABLE": "", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=slow, text=True, bufsize=1)
+    for line in process.stdout:
+        if line.startswith("    1 "):
+            break
+    time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    if process.returncode == 0:
+        pytest.fail("the run was over before it could be stopped")
+    assert process.returncode == 130 and "go on with: python train.py --resume --out" in out, err
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 0
+    ours, theirs = (load_model(p / "checkpoints" / "last.ckp")[0].network.state_dict() for p in (tmp_path, finished))
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        (["--data", "nowhere.csv"], "nowhere.csv: can't be read"),
+        (["--classes", "crack", "finger"], "line 1: no column 'finger'"),
+        (["--device", "tpu"], "--device tpu"),
+        (["--weights", "nowhere.pth"], "nowhere.pth: no such checkpoint"),
+        (["--weights", "imagenet"], "there are none for our own network"),
+        (["--test-size", "2"], "test size is 2.0"),
+        (["--limit", "3"], "--limit 3: too few"),
+        (["--epochs", "0"], "--epochs 0: must be at least 1"),
+        (["--lr", "-1"], "--lr -1: must be above 0"),
+        (["--evaluate", "nowhere.ckp"], "nowhere.ckp: no such checkpoint"),
+        (["--resume"], "last.ckp: no such checkpoint"),
+    ],
+)
+def test_bad_options_get_one_sentence_and_exit_code_2(elpv, tmp_path, capsys, options, complaint):
+    assert run(elpv, tmp_path, *options) == 2
+    err = capsys.readouterr().err
+    assert complaint in err and err.count("\n") == 1 and err.startswith("train.py: ")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_resume_refuses_other_options(finished, capsys):
+    assert train.main(["--resume", "--out", str(finished), "--seed", "7"]) == 2
+    assert "--seed can't change on --resume (it was 0)" in capsys.readouterr().err

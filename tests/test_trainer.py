@@ -1,0 +1,193 @@
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+
+import data
+from data import CellDataset, InputError
+from model import build_model, load_model
+from trainer import (
+    Trainer,
+    best_thresholds,
+    bootstrap_mean_f1,
+    f1_scores,
+    learning_rate_factor,
+    metrics_table,
+    pick_device,
+    pick_precision,
+)
+
+
+def make_trainer(small, folder, rows=40, **options):
+    """A trainer of a tiny network on real cells at 64x64 pixels."""
+    cells, pictures = small
+    torch.manual_seed(options.get("seed", 0))
+    model = build_model("resnet", width=8, image_size=64)
+    train, val = CellDataset(cells.head(rows), pictures), CellDataset(cells.tail(8), pictures)
+    return Trainer(model, train, val, folder, **{"batch_size": 8, "epochs": 2, **options})
+
+
+def weights(trainer):
+    return {k: v.clone() for k, v in trainer.model.network.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def stop_after(trainer, steps):
+    """Ask the trainer to stop when it has done so many steps."""
+    step, done = trainer.train_step, []
+
+    def counted(*args):
+        done.append(1)
+        trainer.stop = len(done) == steps
+        return step(*args)
+
+    trainer.train_step = counted
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("steps", [2, 5, 8])
+def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(small, tmp_path, precision, steps):
+    whole = make_trainer(small, tmp_path / "whole", precision=precision)
+    assert whole.fit()
+    first = make_trainer(small, tmp_path / "parts", precision=precision)
+    stop_after(first, steps)
+    assert not first.fit()
+    second = make_trainer(small, tmp_path / "parts", precision=precision, seed=0)
+    with torch.no_grad():
+        for p in second.model.parameters():
+            p.add_(1)
+    second.resume(tmp_path / "parts" / "last.ckp")
+    assert (second.epoch, second.step) == divmod(steps, 5) and second.fit()
+    assert equal(weights(second), weights(whole))
+    timed = ("seconds", "cells_per_second")
+    assert [{k: v for k, v in e.items() if k not in timed} for e in second.history] == [
+        {k: v for k, v in e.items() if k not in timed} for e in whole.history
+    ]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(small, tmp_path):
+    runs = []
+    for seed in (0, 0, 1):
+        trainer = make_trainer(small, tmp_path / str(len(runs)), epochs=1, seed=seed)
+        trainer.fit()
+        runs.append(weights(trainer))
+    assert equal(runs[0], runs[1]) and not equal(runs[0], runs[2])
+
+
+def test_sixteen_cells_can_be_learnt_by_heart(small, tmp_path):
+    cells, pictures = small
+    sixteen = data.limit_cells(cells, 16)
+    chosen, variants = (CellDataset(t, pictures) for t in (sixteen, data.expand_variants(sixteen)))
+    torch.manual_seed(0)
+    model = build_model("resnet", width=16, image_size=64)
+    trainer = Trainer(model, variants, chosen, tmp_path, epochs=9, batch_size=8, keep=0)
+    trainer.fit()
+    _, labels, probabilities = trainer.evaluate(chosen)
+    assert f1_scores(labels, probabilities, trainer.model.config["thresholds"]).tolist() == [1.0, 1.0]
+
+
+def test_every_epoch_leaves_a_snapshot_and_best_is_the_best(small, tmp_path):
+    trainer = make_trainer(small, tmp_path, epochs=4)
+    trainer.fit()
+    snapshots = sorted(p.name for p in tmp_path.glob("checkpoint_*.ckp"))
+    assert snapshots == [f"checkpoint_00{i}.ckp" for i in range(4)]
+    best = max(trainer.history, key=lambda e: (e["f1_mean"], -e["val_loss"]))
+    model, checkpoint = load_model(tmp_path / "best.ckp")
+    assert checkpoint["metrics"] == best and checkpoint["epoch"] == best["epoch"]
+    assert equal(model.network.state_dict(), load_model(tmp_path / snapshots[best["epoch"] - 1])[0].network.state_dict())
+    assert load_model(tmp_path / "last.ckp")[1]["epoch"] == 4
+
+
+def test_keep_limits_the_snapshots(small, tmp_path):
+    make_trainer(small, tmp_path, epochs=3, rows=16, keep=2).fit()
+    assert sorted(p.name for p in tmp_path.glob("checkpoint_*.ckp")) == ["checkpoint_001.ckp", "checkpoint_002.ckp"]
+    assert (tmp_path / "best.ckp").exists() and (tmp_path / "last.ckp").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_checkpoint(small, tmp_path):
+    trainer = make_trainer(small, tmp_path, epochs=1)
+    trainer.fit()
+    trainer.epochs = 2
+    with torch.no_grad():
+        trainer.model.network.fc.bias.fill_(torch.nan)
+    with pytest.raises(InputError, match="the loss became nan in epoch 2; try a lower --lr"):
+        trainer.fit()
+    assert load_model(tmp_path / "last.ckp")[1]["epoch"] == 1
+
+
+def test_resume_refuses_another_run(small, tmp_path):
+    make_trainer(small, tmp_path, epochs=1).fit()
+    with pytest.raises(InputError, match="was training on 40 pictures with seed 0, now there are 30"):
+        make_trainer(small, tmp_path, rows=30).resume(tmp_path / "last.ckp")
+
+
+def test_evaluation_takes_every_cell_once_and_changes_nothing(small, tmp_path):
+    trainer = make_trainer(small, tmp_path)
+    before = weights(trainer)
+    loss, labels, probabilities = trainer.evaluate(trainer.train_set)
+    assert equal(before, weights(trainer)) and np.array_equal(labels, trainer.train_set.labels)
+    bce = torch.nn.functional.binary_cross_entropy(torch.from_numpy(probabilities), torch.from_numpy(labels))
+    assert loss == pytest.approx(float(bce), rel=1e-4)
+
+
+def test_the_learning_rate_falls_in_steps():
+    expected = {0: 1, 9: 1, 10: 0.1, 39: 1e-3, 40: 1e-4, 60: 5e-5, 130: 1e-4 / 16}
+    assert {e: learning_rate_factor(e) for e in expected} == pytest.approx(expected)
+
+
+# ---------------------------------------------------------------- metrics
+
+
+@pytest.fixture
+def predictions():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((200, 2)) < 0.3).astype(np.float32)
+    return labels, np.clip(0.4 * labels + 0.6 * rng.random((200, 2)), 0, 1)
+
+
+def test_metrics_are_scikit_learns(predictions):
+    labels, p = predictions
+    table = metrics_table(labels, p, [0.5, 0.6], ("crack", "inactive"))
+    for i, (name, t) in enumerate((("crack", 0.5), ("inactive", 0.6))):
+        y, called, m = labels[:, i], p[:, i] >= t, table[name]
+        precision, recall, f1, _ = sklearn.metrics.precision_recall_fscore_support(y, called, average="binary")
+        assert (m["precision"], m["recall"], m["f1"]) == pytest.approx((precision, recall, f1))
+        assert m["average_precision"] == sklearn.metrics.average_precision_score(y, p[:, i])
+        assert [[m["tn"], m["fp"]], [m["fn"], m["tp"]]] == sklearn.metrics.confusion_matrix(y, called).tolist()
+    assert table["mean"]["f1"] == pytest.approx((table["crack"]["f1"] + table["inactive"]["f1"]) / 2)
+
+
+def test_the_threshold_is_the_one_of_the_best_f1(predictions):
+    labels, p = predictions
+    chosen = f1_scores(labels, p, best_thresholds(labels, p))
+    everything = np.array([f1_scores(labels, p, t) for t in np.linspace(0, 1, 1001)])
+    assert (chosen >= everything.max(0) - 1e-12).all()
+    assert best_thresholds(np.zeros((4, 1)), np.ones((4, 1))) == [0.5]
+
+
+def test_a_part_without_positives_has_no_ranking_figures():
+    m = metrics_table(np.zeros((3, 1)), np.full((3, 1), 0.1), [0.5], ["crack"])
+    assert m["crack"]["f1"] == 0 and m["crack"]["average_precision"] is None and m["mean"]["roc_auc"] is None
+
+
+def test_the_interval_holds_the_score_and_draws_groups(predictions):
+    labels, p = predictions
+    low, high = bootstrap_mean_f1(labels, p, [0.5, 0.5], np.arange(200))
+    assert low < f1_scores(labels, p).mean() < high
+    wide = bootstrap_mean_f1(labels, p, [0.5, 0.5], np.arange(200) // 20)
+    doubled = bootstrap_mean_f1(np.tile(labels, (2, 1)), np.tile(p, (2, 1)), [0.5, 0.5], np.tile(np.arange(200), 2))
+    assert doubled == (low, high)  # a cell's variants add nothing
+    assert wide != (low, high)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(InputError, match="--device tpu: there is none"):
+        pick_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="--device cuda"):
+            pick_device("cuda")
+    assert pick_precision("fp32", pick_device("cpu")) == torch.float32
+    assert pick_precision("bf16", pick_device("cpu")) == torch.bfloat16
