@@ -315,7 +315,7 @@ def read_picture(path, size=IMAGE_SIZE):
         gray = image.convert("L")
     if gray.size != (size, size):
         gray = gray.resize((size, size), Image.Resampling.BILINEAR)
-    pixels = np.asarray(gray)
+    pixels = np.array(gray)
     return pixels if pixels.dtype == np.uint8 else np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 

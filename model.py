@@ -273,3 +273,18 @@ def load_model(path, device="cpu"):
     if not all(v.isfinite().all() for v in state.values() if v.is_floating_point()):
         raise InputError(f"{path}: its weights hold NaN or infinite numbers; take an earlier checkpoint")
     return model.eval().to(device), checkpoint
+
+
+def find_checkpoint(which="best", folder="checkpoints"):
+    """Path of a checkpoint named as people do: "best", "last", an epoch's number (3: checkpoint_003.ckp), or a path.
+
+    Raises InputError where there is none, listing those that are there.
+    """
+    which, folder = str(which), Path(folder)
+    path = folder / (f"checkpoint_{int(which):03}.ckp" if which.isdigit() else f"{which}.ckp")
+    if not which.isdigit() and which not in ("best", "last"):
+        path = Path(which)
+    if not path.is_file():
+        there = ", ".join(p.name for p in sorted(folder.glob("*.ckp"))) or "none"
+        raise InputError(f"{path}: no such checkpoint ({folder} has: {there}); train one with `python train.py`")
+    return path

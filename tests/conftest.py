@@ -12,6 +12,7 @@ import torch
 import data
 
 matplotlib.use("Agg")
+SMALL = ["--model", "resnet", "--width", "8", "--image-size", "64", "--batch-size", "8"]
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -49,3 +50,30 @@ def no_network(monkeypatch, tmp_path):
 
     monkeypatch.setattr(torch.hub, "urlopen", refuse)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+
+
+@pytest.fixture(scope="session")
+def finished(elpv, tmp_path_factory):
+    """The folder of a finished run of two epochs on these cells."""
+    import train
+
+    out = tmp_path_factory.mktemp("run")
+    assert train.main(["--data", str(elpv), "--out", str(out), *SMALL, "--epochs", "2"]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def best(finished):
+    """The checkpoint of its best epoch."""
+    return finished / "checkpoints" / "best.ckp"
+
+
+@pytest.fixture(scope="session")
+def exported(elpv, best, tmp_path_factory):
+    """This checkpoint as an ONNX file, with its quantised sibling best_int8.onnx."""
+    import export_onnx
+
+    out = tmp_path_factory.mktemp("onnx")
+    options = ["--data", str(elpv), "--out", str(out), "--int8", "--max-drop", "1"]
+    assert export_onnx.main([str(best), *options]) == 0
+    return out / "best.onnx"

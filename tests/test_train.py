@@ -8,24 +8,13 @@ import time
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SMALL
 
 import train
 from model import imagenet_file, load_model
 
-SMALL = ["--model", "resnet", "--width", "8", "--image-size", "64", "--batch-size", "8"]
-
-
 def run(elpv, out, *more):
     return train.main(["--data", str(elpv), "--out", str(out), *SMALL, *more])
-
-
-@pytest.fixture(scope="module")
-def finished(elpv, tmp_path_factory):
-    """The folder of a finished run of two epochs."""
-    out = tmp_path_factory.mktemp("run")
-    assert run(elpv, out, "--epochs", "2") == 0
-    return out
 
 
 def test_a_run_leaves_checkpoints_a_report_and_plots(finished):

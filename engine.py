@@ -1,0 +1,128 @@
+"""A trained network as a function from pictures to probabilities, for programs that may run without PyTorch.
+
+>>> engine = open_model("onnx/best.onnx")
+>>> probabilities = engine(images)  # uint8 (B, 1, S, S) -> float32 (B, C)
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+
+from data import InputError
+
+# onnxruntime, openvino, onnx and torch are imported by the engine that uses them.
+
+ENGINES = ("auto", "onnxruntime", "openvino")
+
+
+class Engine:
+    """Called with uint8 gray images (B, 1, S, S), returns float32 probabilities (B, C).
+
+    classes: tuple of str. thresholds: float32 (C,), probabilities from which a cell counts as positive.
+    image_size: S in pixels. name: what runs it.
+    """
+
+    def __init__(self, run, classes, thresholds, image_size, name):
+        self._run, self.classes, self.image_size, self.name = run, tuple(classes), int(image_size), name
+        self.thresholds = np.asarray(thresholds, np.float32)
+
+    def __call__(self, images):
+        return self._run(images)
+
+
+def read_onnx(path):
+    """Read and check an ONNX file of `export_onnx.py`; returns (onnx.ModelProto, its metadata as a dict).
+
+    Raises InputError for a file that is missing, damaged, not of this project, or keeps data outside itself.
+    """
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such model; make one with `python export_onnx.py`")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+        metadata = {p.key: p.value for p in proto.metadata_props}
+    except Exception as error:  # protobuf's own exceptions
+        raise InputError(f"{path}: damaged or no ONNX file ({str(error).splitlines()[0][:100]})") from None
+    if any(uses_external_data(t) for t in proto.graph.initializer):
+        raise InputError(f"{path}: refers to data outside the file, which is refused; export it in one file")
+    try:
+        metadata = {k: json.loads(metadata[k]) for k in metadata}
+        inputs = [i for i in proto.graph.input if i.name == "input"]
+        channels = inputs[0].type.tensor_type.shape.dim[1].dim_value
+        complete = {"classes", "thresholds", "image_size", "mean", "std", "input"} <= metadata.keys()
+    except (ValueError, IndexError):
+        complete = False
+    if not complete or len(proto.graph.input) != 1 or channels != (1 if metadata["input"] == "uint8" else 3):
+        raise InputError(f"{path}: not a file of `python export_onnx.py` (inputs or metadata are others)")
+    return proto, metadata
+
+
+def _run_onnxruntime(path, threads):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions
+        raise InputError(f"{path}: ONNX Runtime can't load it ({str(error).splitlines()[0][:150]})") from None
+    return lambda images: session.run(["output"], {"input": images})[0]
+
+
+def _run_openvino(path, threads):
+    import openvino
+
+    config = {"PERFORMANCE_HINT": "LATENCY"}
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = threads
+    try:
+        compiled = openvino.Core().compile_model(str(path), "CPU", config)
+    except Exception as error:  # openvino's own exceptions
+        raise InputError(f"{path}: OpenVINO can't load it ({str(error).splitlines()[0][:150]})") from None
+    request = compiled.create_infer_request()
+    return lambda images: request.infer({"input": images})["output"].copy()
+
+
+def open_model(path, engine="auto", threads=0):
+    """Open an ONNX file, or a checkpoint (which needs PyTorch), as an Engine.
+
+    engine: "onnxruntime", "openvino", or "auto" (OpenVINO where it is installed); for ONNX files.
+    threads: of the arithmetic, 0 for all cores.
+    """
+    if Path(path).suffix != ".onnx":
+        return _open_checkpoint(path)
+    _, about = read_onnx(path)
+    there = importlib.util.find_spec("openvino") is not None
+    if engine == "openvino" and not there:
+        raise InputError("--engine openvino: it is not installed; `pip install openvino`")
+    engine = ("openvino" if there else "onnxruntime") if engine == "auto" else engine
+    run = {"onnxruntime": _run_onnxruntime, "openvino": _run_openvino}[engine](path, threads)
+    if about["input"] == "uint8":
+        call = run
+    else:
+        mean, std = np.float32(about["mean"]), np.float32(about["std"])
+
+        def call(images):
+            return run(np.repeat((images.astype(np.float32) / 255 - mean) / std, 3, axis=1))
+
+    return Engine(call, about["classes"], about["thresholds"], about["image_size"], engine)
+
+
+def _open_checkpoint(path):
+    import torch
+
+    from model import load_model
+
+    model, _ = load_model(path)
+    model = model.to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def run(images):
+        return model.probabilities(model(torch.from_numpy(images))).numpy()
+
+    return Engine(run, model.classes, model.config["thresholds"], model.config["image_size"], "pytorch")

@@ -1,0 +1,373 @@
+"""Export a checkpoint to ONNX, check it on real cells, and optionally quantise it.
+
+$ python export_onnx.py            # checkpoints/best.ckp -> onnx/best.onnx
+$ python export_onnx.py 3 --int8   # checkpoints/checkpoint_003.ckp -> onnx/checkpoint_003.onnx and ..._int8.onnx
+$ python export_onnx.py my.ckp --raw-input
+"""
+
+import argparse
+import copy
+import hashlib
+import json
+import logging
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+import data
+from data import InputError, atomic_path
+from engine import open_model
+from model import GrayConv2d, ResNet, build_network, find_checkpoint, load_model
+from trainer import metrics_table
+
+TOLERANCE = 1e-4  # of probabilities, between ONNX Runtime and PyTorch
+CHECK_CELLS = 64
+CALIBRATION_CELLS = 200
+
+
+# ---------------------------------------------------------------- what is exported
+
+
+class GrayInput(nn.Module):
+    """uint8 gray (N, 1, S, S) straight from the camera -> probabilities (N, C): all of a CellClassifier."""
+
+    def __init__(self, model):
+        super().__init__()
+        network = copy.deepcopy(model.network)
+        if isinstance(getattr(network, "conv1", None), GrayConv2d):
+            # The three equal channels disappear: their weights, summed once and for all, serve the one gray channel.
+            old = network.conv1
+            network.conv1 = nn.Conv2d(1, old.out_channels, 7, 2, padding=3, bias=False)
+            network.conv1.weight = nn.Parameter(old.weight.detach().sum(1, keepdim=True))
+        self.network, self.scale = network, 1 / (255 * model.config["std"])
+        self.offset = model.config["mean"] / model.config["std"]
+
+    def forward(self, images):
+        return torch.sigmoid(self.network(images.float() * self.scale - self.offset))
+
+
+class RawInput(nn.Module):
+    """The classic form: three equal, normalised float channels (N, 3, S, S) -> probabilities (N, C)."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.gray = isinstance(model.network, ResNet)
+        self.network = build_network(model.config["network"], len(model.classes), model.config["width"], gray=self.gray)
+        self.network.load_state_dict(model.network.state_dict())
+
+    def forward(self, images):
+        return torch.sigmoid(self.network(images[:, :1] if self.gray else images))
+
+
+def write_onnx(module, example, path, opset):
+    """Export a module with a dynamic batch to one ONNX file (dynamo exporter), named `input` and `output`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            module.eval(),
+            (example,),
+            dynamo=True,
+            input_names=["input"],
+            output_names=["output"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=opset,
+            external_data=False,
+            verbose=False,
+        )
+        program.save(str(path), external_data=False)
+
+
+def set_metadata(path, metadata):
+    """Store a dict in an ONNX file as metadata, each value as JSON."""
+    proto = onnx.load(path)
+    onnx.helper.set_model_props(proto, {k: json.dumps(v) for k, v in metadata.items()})
+    onnx.save(proto, path)
+
+
+# ---------------------------------------------------------------- cells and checks
+
+
+class Cells:
+    """Pictures and labels of the test part, and pictures of the training part for calibration.
+
+    test, calibration: uint8 (N, 1, S, S). labels: int (N, C) of the test part.
+    """
+
+    def __init__(self, args, model, checkpoint):
+        table = data.read_table(args.data, model.classes, args.images)
+        data.fill_images(table)
+        pictures, table["picture"] = data.load_pictures(table, model.config["image_size"])
+        split = checkpoint.get("split")
+        cells = data.originals(table)
+        if split and split["by"] != "row":
+            keys = data.groups(cells, split["by"])
+            in_test, in_val = keys.isin(split["test"]), keys.isin(split["val"])
+            if not in_test.any():
+                raise InputError(f"{args.data}: holds none of the checkpoint's test cells; give its table with --data")
+            test, train = cells[in_test], cells[~in_test & ~in_val]
+        else:
+            train, test = data.split_cells(cells, classes=model.classes)
+        self.test = np.array(pictures[test["picture"]])
+        self.labels = test[list(model.classes)].to_numpy()
+        chosen = np.random.default_rng(0).permutation(train["picture"])[:CALIBRATION_CELLS]
+        self.calibration = np.array(pictures[chosen])
+        self.check = self.test
+        if len(self.check) < CHECK_CELLS:  # a run on a handful of cells: others fill up, labels do not matter here
+            self.check = np.concatenate([self.test, pictures[: CHECK_CELLS - len(self.test)]])
+
+
+@torch.inference_mode()
+def torch_probabilities(model, images, batch_size=32):
+    """Probabilities (N, C) of a CellClassifier in float32 on the CPU."""
+    parts = [torch.from_numpy(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+    return torch.cat([model.probabilities(model(part)) for part in parts]).numpy()
+
+
+def engine_probabilities(engine, images, batch_size=16):
+    """Probabilities (N, C) of an Engine."""
+    return np.concatenate([engine(images[i : i + batch_size]) for i in range(0, len(images), batch_size)])
+
+
+def check_file(path):
+    """ONNX's own checker and shape inference; raises InputError where they object."""
+    try:
+        proto = onnx.shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True)
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:
+        raise InputError(f"{path.name}: not valid ONNX ({str(error).splitlines()[0][:150]}); nothing written") from None
+
+
+def largest_difference(path, model, images):
+    """Largest difference of probabilities between ONNX Runtime and PyTorch, on all images and on batches of 1 and 7."""
+    engine, expected = open_model(path, "onnxruntime"), torch_probabilities(model, images)
+    differences = [np.abs(engine_probabilities(engine, images) - expected).max()]
+    for n in (1, 7):
+        differences.append(np.abs(engine(images[:n]) - expected[:n]).max())
+    return float(max(differences))
+
+
+def cells_per_second(engine, images, batch_size=16, seconds=2.0):
+    """Median speed of an Engine on batches of real pictures, after one to warm up."""
+    batch = np.resize(images, (batch_size, *images.shape[1:]))
+    engine(batch)
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        engine(batch)
+        times.append(time.perf_counter() - start)
+    return batch_size / statistics.median(times)
+
+
+def measure(path, cells):
+    """Quality, size and speed of an ONNX file on the test part, as a dict."""
+    engine = open_model(path, "onnxruntime")
+    p = engine_probabilities(engine, cells.test)
+    table = metrics_table(cells.labels, p, engine.thresholds, engine.classes)
+    figures = {f"f1_{c}": table[c]["f1"] for c in (*engine.classes, "mean")}
+    figures["average_precision"] = table["mean"]["average_precision"]
+    figures["megabytes"] = Path(path).stat().st_size / 1e6
+    figures["cells_per_second"] = cells_per_second(engine, cells.test)
+    return figures
+
+
+# ---------------------------------------------------------------- smaller files
+
+
+def quantise(source, target, calibration, method="minmax"):
+    """Static int8 quantisation (ONNX Runtime: QDQ, weights per channel, activations uint8) of a float ONNX file.
+
+    calibration: uint8 (N, 1, S, S) training cells, from which the ranges of the activations are measured.
+    method: "minmax", "percentile" (99.99 %) or "entropy".
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.calibrate import CalibrationDataReader
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.batches = iter([calibration[i : i + 8] for i in range(0, len(calibration), 8)])
+
+        def get_next(self):
+            batch = next(self.batches, None)
+            return None if batch is None else {"input": batch}
+
+    methods = {
+        "minmax": CalibrationMethod.MinMax,
+        "percentile": CalibrationMethod.Percentile,
+        "entropy": CalibrationMethod.Entropy,
+    }
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            prepared = Path(folder) / "prepared.onnx"
+            quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            quantize_static(
+                str(prepared),
+                str(target),
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=methods[method],
+                op_types_to_quantize=["Conv", "Add", "MaxPool", "GlobalAveragePool", "Gemm"],
+                extra_options={"CalibPercentile": 99.99, "CalibTensorRangeSymmetric": False},
+            )
+    finally:
+        logging.getLogger().setLevel(level)
+
+
+def halve(source, target):
+    """Weights and arithmetic in float16 (ONNX Runtime's converter); input and output keep their types."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), target)
+
+
+# ---------------------------------------------------------------- command
+
+
+def metadata_of(model, checkpoint, path, raw):
+    """What travels inside the ONNX file, as a dict of things that JSON can hold."""
+    keys = ("network", "classes", "thresholds", "mean", "std", "image_size", "initial_weights")
+    return {
+        **{k: model.config[k] for k in keys},
+        "input": "raw" if raw else "uint8",
+        "metrics": checkpoint.get("metrics", {}),
+        "epoch": checkpoint.get("epoch"),
+        "checkpoint": Path(path).name,
+        "checkpoint_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+    }
+
+
+def export(args):
+    """Everything that the command line asks for; returns the exit code."""
+    path = find_checkpoint(args.checkpoint)
+    model, checkpoint = load_model(path)
+    cells = Cells(args, model, checkpoint)
+    size = model.config["image_size"]
+    module = RawInput(model) if args.raw_input else GrayInput(model)
+    example = torch.zeros(2, 3, size, size) if args.raw_input else torch.zeros(2, 1, size, size, dtype=torch.uint8)
+    target = Path(args.out) / f"{path.stem}{'_raw' if args.raw_input else ''}.onnx"
+    metadata = metadata_of(model, checkpoint, path, args.raw_input)
+    files = {}
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / target.name
+        write_onnx(module, example, plain, args.opset)
+        set_metadata(plain, metadata)
+        check_file(plain)
+        difference = largest_difference(plain, model, cells.check)
+        if not difference <= TOLERANCE:
+            raise InputError(
+                f"{target}: probabilities differ from PyTorch's by {difference:.1e}, more than {TOLERANCE:g}; "
+                "nothing written"
+            )
+        set_metadata(plain, {**metadata, "largest_difference": difference})
+        with atomic_path(target) as temporary:
+            shutil.copyfile(plain, temporary)
+        print(
+            f"{target}: {plain.stat().st_size / 1e6:.1f} MB, {metadata['input']} input, opset {args.opset}, "
+            f"probabilities within {difference:.1e} of PyTorch's on {len(cells.check)} cells"
+        )
+        files[target] = measure(plain, cells) if args.int8 or args.fp16 else None
+        for name, make in (("int8", args.int8), ("fp16", args.fp16)):
+            if make:
+                small = target.with_name(f"{target.stem}_{name}.onnx")
+                work = Path(folder) / small.name
+                if name == "int8":
+                    quantise(plain, work, as_input(cells.calibration, model, args.raw_input), args.calibration)
+                else:
+                    halve(plain, work)
+                set_metadata(work, {**metadata, "arithmetic": name})
+                difference = largest_difference(work, model, cells.check)
+                set_metadata(work, {**metadata, "arithmetic": name, "largest_difference": difference})
+                files[small] = measure(work, cells)
+                drop = files[target]["f1_mean"] - files[small]["f1_mean"]
+                if drop > args.max_drop:
+                    print_table(files, cells)
+                    raise InputError(
+                        f"{small}: mean F1 falls by {drop:.4f}, more than --max-drop {args.max_drop:g}; not written"
+                    )
+                with atomic_path(small) as temporary:
+                    shutil.copyfile(work, temporary)
+    if args.int8 or args.fp16:
+        print_table(files, cells)
+        results = target.with_suffix(".json")
+        with atomic_path(results) as temporary:
+            temporary.write_text(json.dumps({str(k): v for k, v in files.items()}, indent=1))
+    return 0
+
+
+def as_input(images, model, raw):
+    """uint8 pictures in the form that the exported file takes."""
+    if not raw:
+        return images
+    return model.normalise(torch.from_numpy(images)).expand(-1, 3, -1, -1).numpy()
+
+
+def print_table(files, cells):
+    """Quality, size and speed of the files, one line each."""
+    print(f"\nOn the {len(cells.test)} test cells, ONNX Runtime, batch 16, {torch.get_num_threads()} threads:")
+    header = None
+    for path, figures in files.items():
+        if header is None:
+            header = list(figures)
+            names = [h.replace("f1_", "F1 ").replace("average_precision", "av. prec.") for h in header]
+            names = [n.replace("megabytes", "MB").replace("cells_per_second", "cells/s") for n in names]
+            print(f"{'':28}" + "".join(f"{n:>12}" for n in names))
+        row = [f"{v:12.1f}" if h in ("megabytes", "cells_per_second") else f"{v:12.4f}" for h, v in figures.items()]
+        print(f"{path.name:28}" + "".join(row))
+
+
+def options():
+    """The parser of this script's command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "checkpoint", nargs="?", default="best", help="best, last, an epoch's number or a path (%(default)s)"
+    )
+    parser.add_argument("--out", default="onnx", metavar="DIR", help="folder of the ONNX files (%(default)s)")
+    parser.add_argument(
+        "--raw-input", action="store_true", help="take three normalised float channels instead of uint8 gray"
+    )
+    parser.add_argument("--opset", type=int, default=18, metavar="N", help="ONNX operator set (%(default)s)")
+    parser.add_argument("--int8", action="store_true", help="also write NAME_int8.onnx, quantised, and measure it")
+    parser.add_argument(
+        "--calibration",
+        choices=("minmax", "percentile", "entropy"),
+        default="minmax",
+        help="how int8's ranges are taken from training cells (%(default)s)",
+    )
+    parser.add_argument("--fp16", action="store_true", help="also write NAME_fp16.onnx, half the size, and measure it")
+    parser.add_argument(
+        "--max-drop", type=float, default=0.01, metavar="F1", help="refuse int8 or fp16 that lose more (%(default)s)"
+    )
+    parser.add_argument("--data", default="data.csv", metavar="CSV", help="table with the test cells (%(default)s)")
+    parser.add_argument("--images", metavar="DIR", help="folder of its file names (the table's folder)")
+    return parser
+
+
+def main(argv=None):
+    """Command line of this file; returns the exit code."""
+    args = options().parse_args(argv)
+    try:
+        if not 18 <= args.opset <= 23:
+            raise InputError(f"--opset {args.opset}: the exporter writes 18 to 23")
+        return export(args)
+    except (InputError, OSError) as error:
+        print(f"export_onnx.py: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,142 @@
+import hashlib
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import data
+import export_onnx
+from engine import open_model
+from model import build_model, build_network, load_model, save_checkpoint
+
+
+def export(elpv, out, *more):
+    return export_onnx.main([*map(str, more), "--data", str(elpv), "--out", str(out)])
+
+
+def metadata(path):
+    return {p.key: json.loads(p.value) for p in onnx.load(path).metadata_props}
+
+
+def test_the_file_takes_uint8_gray_and_gives_pytorchs_probabilities(exported, best, small):
+    session = onnxruntime.InferenceSession(exported)
+    (given,), (made,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.type, given.shape[1:]) == ("input", "tensor(uint8)", [1, 64, 64])
+    assert (made.name, made.type, made.shape[1:]) == ("output", "tensor(float)", [2])
+    model, _ = load_model(best)
+    for n in (1, 7, 48):
+        images = np.array(small[1][:n])
+        with torch.no_grad():
+            expected = model.probabilities(model(torch.from_numpy(images))).numpy()
+        got = session.run(None, {"input": images})[0]
+        assert got.shape == (n, 2) and np.abs(got - expected).max() < 1e-4
+
+
+def test_all_that_it_takes_to_use_it_travels_in_the_one_file(exported, best):
+    model, checkpoint = load_model(best)
+    about = metadata(exported)
+    for key in ("classes", "thresholds", "mean", "std", "image_size", "network", "initial_weights"):
+        assert about[key] == model.config[key]
+    assert about["checkpoint_sha256"] == hashlib.sha256(best.read_bytes()).hexdigest()
+    assert about["metrics"] == checkpoint["metrics"] and about["largest_difference"] < 1e-4
+    names = {p.name for p in exported.parent.iterdir()}
+    assert names == {"best.onnx", "best_int8.onnx", "best.json"}
+
+
+def test_the_int8_file_is_quantised_smaller_and_nearly_as_good(exported, small):
+    int8 = exported.with_name("best_int8.onnx")
+    kinds = {n.op_type for n in onnx.load(int8).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+    assert int8.stat().st_size < 0.5 * exported.stat().st_size
+    images = np.array(small[1])
+    a, b = (open_model(p, "onnxruntime")(images) for p in (exported, int8))
+    assert np.abs(a - b).mean() < 0.05
+    figures = json.loads(exported.with_suffix(".json").read_text())
+    assert len(figures) == 2 and all(f["cells_per_second"] > 0 for f in figures.values())
+
+
+def test_an_int8_file_that_loses_too_much_is_refused(elpv, best, tmp_path, capsys):
+    assert export(elpv, tmp_path, best, "--int8", "--max-drop", "-1") == 2
+    assert "best_int8.onnx: mean F1 falls by" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["best.onnx"]
+
+
+def test_a_file_that_differs_from_pytorch_is_not_left(elpv, best, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(export_onnx, "TOLERANCE", -1)
+    assert export(elpv, tmp_path, best) == 2
+    assert "probabilities differ from PyTorch's by" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_raw_input_takes_three_normalised_float_channels(elpv, best, tmp_path, small, exported):
+    assert export(elpv, tmp_path, best, "--raw-input") == 0
+    session = onnxruntime.InferenceSession(tmp_path / "best_raw.onnx")
+    assert session.get_inputs()[0].type == "tensor(float)" and session.get_inputs()[0].shape[1:] == [3, 64, 64]
+    images = np.array(small[1][:5])
+    normalised = np.repeat((images.astype(np.float32) / 255 - 0.597) / 0.161, 3, axis=1)
+    got = session.run(None, {"input": normalised})[0]
+    assert np.abs(got - open_model(exported, "onnxruntime")(images)).max() < 1e-4
+    assert np.abs(got - open_model(tmp_path / "best_raw.onnx", "onnxruntime")(images)).max() < 1e-6
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A checkpoint in the original recipe's format."""
+    torch.manual_seed(0)
+    network = build_network("resnet34", gray=False)
+    network.fc = torch.nn.Sequential(network.fc, torch.nn.Sigmoid())
+    path = tmp_path_factory.mktemp("original") / "checkpoint_003.ckp"
+    torch.save({"state_dict": network.state_dict()}, path)
+    return path
+
+
+def test_the_three_channels_of_an_original_recipes_resnet34_become_one(elpv, original, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_onnx, "CHECK_CELLS", 8)
+    assert export(elpv, tmp_path, original) == 0
+    weights = {i.name: i for i in onnx.load(tmp_path / "checkpoint_003.onnx").graph.initializer}
+    first = next(i for i in weights.values() if list(i.dims) == [64, 1, 7, 7])
+    assert not any(list(i.dims) == [64, 3, 7, 7] for i in weights.values())
+    assert np.isfinite(onnx.numpy_helper.to_array(first)).all()
+
+
+def test_an_epochs_number_names_its_snapshot(elpv, finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(finished)
+    assert export(elpv, tmp_path, 1) == 0
+    assert (tmp_path / "checkpoint_001.onnx").exists()
+    assert export(elpv, tmp_path, 9) == 2
+    assert "checkpoint_009.ckp: no such checkpoint (checkpoints has: best.ckp, checkpoint_000.ckp" in capsys.readouterr().err
+
+
+def test_fp16_halves_the_file(elpv, best, tmp_path, exported, small):
+    assert export(elpv, tmp_path, best, "--fp16", "--max-drop", "1") == 0
+    half = tmp_path / "best_fp16.onnx"
+    assert half.stat().st_size < 0.65 * exported.stat().st_size
+    images = np.array(small[1])
+    assert np.abs(open_model(half, "onnxruntime")(images) - open_model(exported, "onnxruntime")(images)).max() < 0.02
+
+
+def test_calibration_sees_training_cells_only(elpv, best):
+    model, checkpoint = load_model(best)
+    args = export_onnx.options().parse_args(["--data", str(elpv)])
+    cells = export_onnx.Cells(args, model, checkpoint)
+    table = data.read_table(elpv)
+    pictures, index = data.load_pictures(table, 64)
+    held_back = table["cell"].isin(checkpoint["split"]["test"] + checkpoint["split"]["val"])
+    held_back = {pictures[i].tobytes() for i in index[held_back]}
+    assert len(cells.calibration) > 20 and not any(c.tobytes() in held_back for c in cells.calibration)
+    assert {c.tobytes() for c in cells.test} < held_back
+
+
+@pytest.mark.parametrize("what, complaint", [("nowhere.ckp", "no such checkpoint"), ("--opset", "writes 18 to 23")])
+def test_bad_input_gets_one_sentence(elpv, tmp_path, capsys, what, complaint):
+    assert export(elpv, tmp_path, what, *(["7"] if what == "--opset" else [])) == 2
+    err = capsys.readouterr().err
+    assert complaint in err and err.count("\n") == 1
+
+
+def test_own_network_without_record_of_a_split_is_checked_on_the_default_one(elpv, tmp_path):
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "a.ckp", build_model("resnet", width=8, image_size=64))
+    assert export(elpv, tmp_path, tmp_path / "a.ckp") == 0

@@ -1,0 +1,194 @@
+import csv
+import io
+import os
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+import data
+import predict
+from data import InputError
+from engine import open_model
+
+
+@pytest.fixture
+def folder(elpv, tmp_path):
+    """A folder tree with 20 real cells: plain, in a subfolder, as 16 bit, RGB, JPEG and larger."""
+    sources = sorted((elpv.parent / "images").glob("*.png"))[:20]
+    root = tmp_path / "line"
+    (root / "b" / "c").mkdir(parents=True)
+    for i, source in enumerate(sources):
+        image = Image.open(source)
+        if i == 16:
+            Image.fromarray(np.asarray(image).astype(np.uint16) * 257).save(root / "b" / "deep.tif")
+        elif i == 17:
+            image.convert("RGB").save(root / "b" / "colour.PNG")
+        elif i == 18:
+            image.resize((451, 450)).save(root / "b" / "c" / "large.jpg", quality=95)
+        else:
+            image.save(root / ("b" if i > 11 else "") / source.name)
+    (root / "notes.txt").write_text("no picture")
+    return root
+
+
+def run(model, *more):
+    return predict.main([*map(str, more), "--model", str(model), "--engine", "onnxruntime"])
+
+
+def rows(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter=";"))
+
+
+def test_every_picture_gets_its_row(exported, folder, tmp_path, capsys):
+    assert run(exported, folder, "--csv", tmp_path / "out.csv") == 0
+    table, engine = rows(tmp_path / "out.csv"), open_model(exported, "onnxruntime")
+    assert len(table) == 20 == len({r["filename"] for r in table})
+    for row in table:
+        p = engine(data.read_picture(row["filename"], 64)[None, None])[0]
+        assert [float(row["p_crack"]), float(row["p_inactive"])] == pytest.approx(p.tolist(), abs=6e-5)
+        assert [int(row["crack"]), int(row["inactive"])] == (p >= engine.thresholds).astype(int).tolist()
+    assert "20 pictures: " in capsys.readouterr().err
+
+
+def test_the_checkpoint_predicts_what_its_onnx_file_does(exported, best, folder, tmp_path):
+    for model, name in ((exported, "a.csv"), (best, "b.csv")):
+        assert run(model, folder, "--csv", tmp_path / name) == 0
+    a, b = rows(tmp_path / "a.csv"), rows(tmp_path / "b.csv")
+    assert [r["filename"] for r in a] == [r["filename"] for r in b]
+    assert [float(r["p_crack"]) for r in a] == pytest.approx([float(r["p_crack"]) for r in b], abs=2e-4)
+
+
+def test_the_output_is_a_table_that_training_reads(exported, folder, tmp_path):
+    assert run(exported, folder, "--csv", tmp_path / "out.csv") == 0
+    assert len(data.read_table(tmp_path / "out.csv", images="/")) == 20
+
+
+def test_an_unreadable_picture_gets_a_row_and_the_run_goes_on(exported, folder, tmp_path, capsys):
+    names = sorted(p.name for p in folder.glob("*.png"))
+    (folder / names[0]).write_bytes(b"")
+    (folder / names[5]).write_bytes((folder / names[5]).read_bytes()[:5000])
+    assert run(exported, folder, "--csv", tmp_path / "out.csv", "--batch-size", 4) == 3
+    table = rows(tmp_path / "out.csv")
+    bad = [r for r in table if r["error"]]
+    assert len(table) == 20 and [os.path.basename(r["filename"]) for r in bad] == [names[0], names[5]]
+    assert all(r["crack"] == r["p_crack"] == "" and "can't be read" in r["error"] for r in bad)
+    assert "2 unreadable" in capsys.readouterr().err
+
+
+def test_an_interrupted_output_goes_on_and_ends_the_same(exported, folder, tmp_path, capsys):
+    whole, part = tmp_path / "whole.csv", tmp_path / "part.csv"
+    assert run(exported, folder, "--csv", whole) == 0
+    part.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])  # ends in the middle of a row
+    assert run(exported, folder, "--csv", part) == 2
+    assert "part.csv: is there already; add --resume" in capsys.readouterr().err
+    assert run(exported, folder, "--csv", part, "--resume") == 0
+    assert part.read_bytes() == whole.read_bytes()
+    assert run(exported, folder, "--csv", part, "--resume") == 0
+    assert part.read_bytes() == whole.read_bytes() and "nothing left to do" in capsys.readouterr().err
+
+
+def test_resume_does_not_touch_a_foreign_table(exported, folder, elpv, capsys):
+    before = elpv.read_bytes()
+    assert run(exported, folder, "--csv", elpv, "--resume") == 2
+    assert "is no output of this model" in capsys.readouterr().err and elpv.read_bytes() == before
+
+
+def test_globs_lists_and_files(exported, folder, monkeypatch, capsys):
+    assert run(exported, folder / "**" / "*.png") == 0
+    by_glob = capsys.readouterr().out.splitlines()
+    assert by_glob[0] == "filename;crack;inactive;p_crack;p_inactive;error" and len(by_glob) == 1 + 17
+    one = by_glob[1].split(";")[0]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{one}\n\n{one}\n"))
+    assert run(exported, "-", one) == 0
+    assert capsys.readouterr().out.splitlines() == by_glob[:2]
+
+
+def test_an_onnx_model_needs_no_torch(exported, folder):
+    code = (
+        "import sys, predict; assert predict.main(sys.argv[1:]) == 0; "
+        "loaded = {'torch', 'torchvision'} & set(sys.modules); assert not loaded, loaded"
+    )
+    command = [sys.executable, "-c", code, str(folder), "--model", str(exported), "--engine", "onnxruntime"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_no_more_pictures_are_held_than_a_few_batches(folder):
+    paths = [str(p) for p in folder.glob("*.png")] * 20
+    taken = []
+    stream = predict.batches((taken.append(p) or p for p in paths), 64, 4, 2)
+    ahead = []
+    for n, _ in enumerate(stream, 1):
+        ahead.append(len(taken) - 4 * n)
+    assert n == 60 and max(ahead) == 4 * (predict.BATCHES_AHEAD - 1)
+
+
+def test_the_report_is_one_page_and_escapes_names(exported, folder, tmp_path):
+    (folder / "cell\"><script>alert(1)<script>.png").write_bytes(next(folder.glob("*.png")).read_bytes())
+    (folder / "<b>broken.png").write_bytes(b"")
+    assert run(exported, folder, "--report", tmp_path / "out.html") == 3
+    page, table = (tmp_path / "out.html").read_text(), rows(tmp_path / "out.csv")
+    positive = [r for r in table if r["crack"] == "1" or r["inactive"] == "1"]
+    assert page.count("<img ") == len(positive) and page.count("data:image/jpeg;base64,") == len(positive)
+    assert f"<b>{len(table)}</b>cells" in page and "<b>1</b>unreadable" in page
+    assert "alert(1)<script>" not in page and "<b>broken" not in page and "&lt;b&gt;broken.png" in page
+    assert "http" not in page
+
+
+# ---------------------------------------------------------------- models and options
+
+
+def test_files_that_are_no_model_are_named(exported, tmp_path):
+    proto = onnx.load(exported)
+    (tmp_path / "broken.onnx").write_bytes(exported.read_bytes()[:10000])
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "foreign.onnx")
+    (tmp_path / "text.onnx").write_text("hello")
+    onnx.save(onnx.load(exported), tmp_path / "outside.onnx", save_as_external_data=True, size_threshold=0, location="w")
+    for name, complaint in {
+        "broken.onnx": "damaged or no ONNX file",
+        "text.onnx": "damaged or no ONNX file",
+        "foreign.onnx": "not a file of `python export_onnx.py`",
+        "outside.onnx": "refers to data outside the file",
+        "none.onnx": "no such model",
+    }.items():
+        with pytest.raises(InputError, match=f"{name}: {complaint}"):
+            open_model(tmp_path / name)
+
+
+def test_an_engine_that_is_not_installed_is_named(exported, monkeypatch):
+    import engine
+
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
+    assert open_model(exported, "auto").name == "onnxruntime"
+    with pytest.raises(InputError, match="--engine openvino: it is not installed; `pip install openvino`"):
+        open_model(exported, "openvino")
+
+
+def test_openvino_gives_the_same_answers_where_it_is_installed(exported, small):
+    pytest.importorskip("openvino")
+    images = np.array(small[1])
+    difference = np.abs(open_model(exported, "openvino")(images) - open_model(exported, "onnxruntime")(images))
+    assert difference.max() < 0.03  # OpenVINO computes in bfloat16 where the processor is fast in it
+
+
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        (["nowhere/"], "nowhere/: no such file or folder"),
+        (["tests"], "tests: no pictures there"),
+        (["data.csv", "--resume"], "--resume: needs --csv"),
+        (["data.csv", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
+    ],
+)
+def test_bad_options_get_one_sentence_and_exit_code_2(exported, capsys, monkeypatch, options, complaint):
+    monkeypatch.chdir(ROOT)
+    assert run(exported, *options) == 2
+    err = capsys.readouterr().err
+    assert complaint in err and err.count("\n") == 1

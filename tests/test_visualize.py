@@ -1,0 +1,152 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+import visualize_activations as vis
+from model import build_model, load_model
+
+
+def run(elpv, *more):
+    return vis.main([*map(str, more), "--data", str(elpv)])
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_the_default_is_a_cell_of_each_kind_from_the_test_part(elpv, best, tmp_path):
+    assert run(elpv, best, "--out", tmp_path) == 0
+    cells = [n.removeprefix("cam_").removesuffix(".png") for n in names(tmp_path) if n.startswith("cam_")]
+    table = data.read_table(elpv).set_index("cell")
+    test = set(load_model(best)[1]["split"]["test"])
+    assert {f"images/{c}" for c in cells} <= test
+    assert len({tuple(table.loc[f"images/{c}", ["crack", "inactive"]]) for c in cells}) == 4
+    assert [n for n in names(tmp_path) if n.startswith("feature")] == [f"feature_maps_{c}.png" for c in sorted(cells)]
+
+
+def test_named_cells_files_layers_and_channels(elpv, best, tmp_path, capsys):
+    path = tmp_path / "mine.png"
+    Image.fromarray(data.read_picture(data.read_table(elpv)["path"][3], 200)).save(path)
+    cell = data.read_table(elpv)["path"][5].stem
+    out = tmp_path / "out"
+    more = ["--layers", "stem", "blocks.7", "--channels", "blocks.2"]
+    assert run(elpv, best, "--cells", path, cell, *more, "--out", out) == 0
+    for name in ("mine", cell):
+        assert {f"cam_{name}.png", f"feature_maps_{name}.png", f"channels_{name}_blocks.2.png"} <= set(names(out))
+    assert f"{cell}: crack 0." in capsys.readouterr().out
+    Image.open(out / "cam_mine.png").verify()
+
+
+@pytest.mark.parametrize("name, count", [("resnet34", 36), ("resnet", 20)])
+def test_every_convolution_is_shown_in_order_of_depth(name, count, small):
+    network = build_model(name, width=8).eval()
+    layers = vis.convolutions(network.network)
+    assert len(layers) == count == sum(isinstance(m, torch.nn.Conv2d) for m in network.network.modules())
+    maps = vis.activations(network, np.array(small[1][0, 0]), layers)
+    assert list(maps) == layers
+    sizes = [a.shape[-1] for a in maps.values()]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 32 and sizes[-1] == 2
+
+
+def test_feature_maps_are_the_networks_own(small, best):
+    model, _ = load_model(best)
+    image = np.array(small[1][0, 0])
+    with torch.no_grad():
+        stem = model.network.stem(model.normalise(vis.as_batch(image)))[0]
+    assert torch.equal(vis.activations(model, image, ["stem"])["stem"], stem)
+
+
+def test_grad_cam_of_the_last_stage_is_the_exact_class_activation_map(small, best):
+    model, _ = load_model(best)
+    images = np.array(small[1][:3, 0])
+    with torch.no_grad():
+        last = model.network.blocks(model.network.stem(model.normalise(torch.from_numpy(images)[:, None])))
+        exact = torch.relu(torch.einsum("k,nkhw->nhw", model.network.fc.weight[1], last))[:, None]
+    logits, outputs = vis.stage_gradients(model, torch.from_numpy(images)[:, None], ["blocks.7"])
+    gradient = torch.autograd.grad(logits[:, 1].sum(), outputs)[0]
+    cam = vis.grad_cam(outputs[0].detach(), gradient) * last[0, 0].numel()
+    assert torch.allclose(cam, exact, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", list(vis.METHODS))
+def test_maps_are_scaled_and_leave_the_model_as_it_was(small, best, method):
+    model, _ = load_model(best)
+    before = {k: v.clone() for k, v in model.network.state_dict().items()}
+    maps = vis.class_map(model, np.array(small[1][:4, 0]), 0, method)
+    assert maps.shape == (4, 64, 64) and maps.dtype == np.float32 and maps.min() >= 0
+    assert all(m.max() == pytest.approx(1) or not m.any() for m in maps)
+    assert all(torch.equal(v, before[k]) for k, v in model.network.state_dict().items())
+    alone = vis.class_map(model, np.array(small[1][1:2, 0]), 0, method)[0]
+    assert np.allclose(alone, maps[1], atol=1e-3)
+
+
+def test_the_top_pixels_are_the_top_five_percent():
+    maps = np.random.default_rng(0).random((3, 40, 40))
+    mask = vis.top_pixels(maps)
+    assert mask.sum((1, 2)).tolist() == [80] * 3
+    assert all(m[k].min() >= m[~k].max() for m, k in zip(maps, mask))
+
+
+@pytest.mark.parametrize("name", ["crack", "inactive"])
+def test_drawn_defects_lie_where_the_mask_says(small, name):
+    image = np.array(small[1][0, 0])
+    image[:] = 200
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        drawn, mask = vis.draw_defect(image, name, rng)
+        darker = image.astype(int) - drawn
+        assert 0 < mask.mean() < 0.25 and darker[mask].mean() > 25 and darker.min() >= 0
+        far = ~vis.dilation(mask, vis.disk(5))
+        assert darker[far].max() <= 1
+
+
+def test_the_check_measures_every_method_for_every_class(elpv, best, tmp_path, capsys):
+    assert run(elpv, best, "--check", "val", "--out", tmp_path) == 0
+    lines = json.loads((tmp_path / "check_val.json").read_text())
+    assert {(line["class"], line["method"]) for line in lines} == {
+        (c, m) for c in ("crack", "inactive") for m in vis.METHODS
+    }
+    assert all(-1 <= line["fall"] <= 1 and line["cells"] >= 1 for line in lines)
+    assert "Grad-CAM++ stage 3" in capsys.readouterr().out
+
+
+def test_a_map_that_marks_what_decides_makes_the_probability_fall():
+    """A network that calls a picture cracked by the darkness of one corner: its map must mark that corner."""
+    torch.manual_seed(0)
+    model = build_model("resnet", width=8, image_size=64).eval()
+    images = np.full((40, 64, 64), 180, np.uint8)
+    images[::2, :16, :16] = 20
+    labels = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).repeat(20, 1)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    noisy = torch.from_numpy(images)[:, None].float() + 10 * torch.randn(40, 1, 64, 64)
+    batch = noisy.clamp(0, 255).to(torch.uint8)
+    model.train()
+    for _ in range(25):
+        optimizer.zero_grad()
+        torch.nn.functional.binary_cross_entropy_with_logits(model(batch), labels).backward()
+        optimizer.step()
+    model.eval()
+    dark = batch[::2, 0].numpy()
+    assert vis.probabilities(model, dark)[:, 0].min() > 0.8
+    fall, elsewhere = vis.deletion(model, dark, 0, "LayerCAM 1-3", np.full_like(dark, 180))
+    assert fall > elsewhere + 0.1
+
+
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        (["--layers", "layer9"], "no layer 'layer9'; there are: stem"),
+        (["--channels", "fc", "--cells", "cell0001"], "--channels fc: its output is no map"),
+        (["--cells", "cell9999"], "cell9999: neither a picture file nor a cell of the table"),
+    ],
+)
+def test_bad_options_get_one_sentence(elpv, best, tmp_path, capsys, options, complaint):
+    cell = data.read_table(elpv)["path"][0].stem
+    assert run(elpv, best, *(cell if o == "cell0001" else o for o in options), "--out", tmp_path) == 2
+    err = capsys.readouterr().err
+    assert complaint in err and err.count("\n") == 1
+    assert run(elpv, tmp_path / "none.ckp") == 2 and "no such checkpoint" in capsys.readouterr().err

@@ -1,0 +1,429 @@
+"""Show what the layers of a trained network respond to, and where it sees a crack or an inactive region.
+
+$ python visualize_activations.py                        # best checkpoint, one test cell of each kind
+$ python visualize_activations.py 3 --cells cell0398 my/picture.png
+$ python visualize_activations.py --cells cell0398 --layers layer1 layer4 --channels layer2
+$ python visualize_activations.py --check                # are the class maps right?
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from skimage.draw import line_aa, polygon2mask
+from skimage.filters import gaussian, median
+from skimage.morphology import dilation, disk
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from tqdm import tqdm
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+import data
+from data import InputError, atomic_path
+from model import GrayConv2d, ResNet, find_checkpoint, load_model
+
+TRACER = {"leaf_modules": [GrayConv2d]}
+COLOURS = "plasma"
+SHARE = 0.05  # of the pixels that --check blacks out
+TOLERANCE = 15  # pixels that the maximum of a map may lie off a drawn defect
+
+
+# ---------------------------------------------------------------- layers
+
+
+def convolutions(network):
+    """Names of a network's convolutions in order of depth (list of str)."""
+    modules = dict(network.named_modules())
+    return [n for n in get_graph_node_names(network, tracer_kwargs=TRACER)[1] if isinstance(modules.get(n), nn.Conv2d)]
+
+
+def stages(network):
+    """Names of a network's four stages, each a halving of the resolution (stride 4, 8, 16, 32)."""
+    return [f"blocks.{i}" for i in (1, 3, 5, 7)] if isinstance(network, ResNet) else [f"layer{i}" for i in (1, 2, 3, 4)]
+
+
+def check_layers(network, names):
+    """Raise InputError, listing what there is, for a layer that a network does not have."""
+    there = [n for n, m in network.named_modules() if n and not isinstance(m, nn.ReLU)]
+    for name in names:
+        if name not in there:
+            raise InputError(f"no layer {name!r}; there are: {', '.join(there)}")
+
+
+@torch.inference_mode()
+def activations(model, image, layers):
+    """Outputs of layers for one picture: {name: float (channels, h, w)}. image: uint8 (S, S)."""
+    extract = create_feature_extractor(model.network, layers, tracer_kwargs=TRACER)
+    return {n: a[0] for n, a in extract(model.normalise(as_batch(image))).items() if a.ndim == 4}
+
+
+def as_batch(image):
+    """uint8 (S, S) numpy -> uint8 (1, 1, S, S) tensor."""
+    return torch.from_numpy(np.ascontiguousarray(image))[None, None]
+
+
+# ---------------------------------------------------------------- class maps
+
+
+def stage_gradients(model, images, names):
+    """Logits (N, C), and for each stage its output (N, K, h, w) with a graph that autograd can go back to."""
+    extract = create_feature_extractor(model.network, [*names, "fc"], tracer_kwargs=TRACER)
+    for p in model.parameters():
+        p.requires_grad_(False)
+    outputs = extract(model.normalise(images).requires_grad_())
+    return outputs["fc"], [outputs[n] for n in names]
+
+
+def grad_cam(outputs, gradients):
+    """Selvaraju et al. 2017: channels weighted by their mean gradient. (N, K, h, w) twice -> (N, 1, h, w).
+
+    On the last stage of a network that ends in average pooling and a linear layer, this is the exact class activation
+    map of Zhou et al. 2016, without its constant.
+    """
+    return F.relu((gradients.mean((2, 3), keepdim=True) * outputs).sum(1, keepdim=True))
+
+
+def layer_cam(outputs, gradients):
+    """Jiang et al. 2021: each place weighted by its own positive gradient. (N, K, h, w) twice -> (N, 1, h, w)."""
+    return F.relu((F.relu(gradients) * outputs).sum(1, keepdim=True))
+
+
+def grad_cam_plus(outputs, gradients):
+    """Chattopadhay et al. 2018 (Grad-CAM++), for an exponential of the logit. (N, K, h, w) twice -> (N, 1, h, w)."""
+    g2, g3 = gradients**2, gradients**3
+    alpha = g2 / (2 * g2 + outputs.sum((2, 3), keepdim=True) * g3 + 1e-12)
+    return F.relu(((alpha * F.relu(gradients)).sum((2, 3), keepdim=True) * outputs).sum(1, keepdim=True))
+
+
+METHODS = {  # name -> (how, stages counted from the last, enlargement of the input)
+    "Grad-CAM": (grad_cam, (3,), 1),
+    "Grad-CAM x2": (grad_cam, (3,), 2),
+    "Grad-CAM++ stage 3": (grad_cam_plus, (2,), 1),
+    "LayerCAM 3-4": (layer_cam, (2, 3), 1),
+    "LayerCAM 2-4": (layer_cam, (1, 2, 3), 1),
+    "LayerCAM 2-3": (layer_cam, (1, 2), 1),
+    "LayerCAM 1-3": (layer_cam, (0, 1, 2), 1),
+}
+SHARP = "LayerCAM 2-4"  # the one of them that --check found best on the validation part (doc/results.md)
+
+
+def class_map(model, images, index, method):
+    """Where a network sees a class.
+
+    images: uint8 (N, S, S). index: of the class. method: a key of METHODS. Maps of several stages are each scaled to
+    a maximum of 1 and multiplied, so that what the deep one sees is placed by the fine ones.
+    Returns float32 (N, S, S), 0 and more, largest value 1 (or all 0).
+    """
+    how, chosen, enlarge = METHODS[method]
+    size = images.shape[-1]
+    batch = torch.from_numpy(np.ascontiguousarray(images))[:, None]
+    if enlarge != 1:
+        batch = F.interpolate(batch.float() / 255, scale_factor=enlarge, mode="bilinear", align_corners=False)
+    names = [stages(model.network)[i] for i in chosen]
+    logits, outputs = stage_gradients(model, batch, names)
+    gradients = torch.autograd.grad(logits[:, index].sum(), outputs)
+    product = torch.ones(len(images), 1, size, size)
+    for output, gradient in zip(outputs, gradients):
+        one = F.interpolate(how(output.detach(), gradient), (size, size), mode="bilinear", align_corners=False)
+        product = product * one / one.amax((2, 3), keepdim=True).clamp(min=1e-12)
+    product = product ** (1 / len(names))
+    return (product / product.amax((2, 3), keepdim=True).clamp(min=1e-12))[:, 0].numpy()
+
+
+@torch.inference_mode()
+def probabilities(model, images):
+    """Probabilities (N, C) of uint8 images (N, S, S)."""
+    parts = [torch.from_numpy(np.ascontiguousarray(images[i : i + 32]))[:, None] for i in range(0, len(images), 32)]
+    return torch.cat([model.probabilities(model(part)) for part in parts]).numpy()
+
+
+# ---------------------------------------------------------------- are they right?
+
+
+def top_pixels(maps, share=SHARE):
+    """The `share` of pixels of each map with the highest values, as bool masks. maps: (N, S, S)."""
+    flat = maps.reshape(len(maps), -1)
+    count = round(share * flat.shape[1])
+    mask = np.zeros(flat.shape, bool)
+    np.put_along_axis(mask, np.argpartition(-flat, count, axis=1)[:, :count], True, axis=1)
+    return mask.reshape(maps.shape)
+
+
+def deletion(model, images, index, method, backgrounds, draws=4, seed=0):
+    """How far a class's probability falls when the map's top pixels are replaced by the local median.
+
+    images, backgrounds (their local medians): uint8 (N, S, S). Returns (mean fall with the map's pixels, mean fall
+    with the same masks moved to `draws` random places).
+    """
+    rng = np.random.default_rng(seed)
+    before = probabilities(model, images)[:, index]
+    masks = np.concatenate(
+        [top_pixels(class_map(model, images[i : i + 16], index, method)) for i in range(0, len(images), 16)]
+    )
+    falls = [before - probabilities(model, np.where(masks, backgrounds, images))[:, index]]
+    for _ in range(draws):
+        moved = np.stack([np.roll(m, rng.integers(0, m.shape[0], 2), (0, 1)) for m in masks])
+        falls.append(before - probabilities(model, np.where(moved, backgrounds, images))[:, index])
+    return float(falls[0].mean()), float(np.mean(falls[1:]))
+
+
+def draw_defect(image, name, rng):
+    """Draw a defect into a sound cell: a dark oblique line for "crack", a black wedge at an edge for any other class.
+
+    image: uint8 (S, S). Returns (uint8 (S, S), bool (S, S): where it is).
+    """
+    size = image.shape[0]
+    if name == "crack":
+        angle = rng.choice([-1, 1]) * rng.uniform(0.5, 1.1)
+        length = size * rng.uniform(0.2, 0.5)
+        x, y = rng.uniform(0.1, 0.9 - 0.4 * length / size, 2) * size
+        ends = np.clip([y, x, y + length * math.sin(angle), x + length * math.cos(angle)], 0, size - 1).astype(int)
+        rows, columns, strength = line_aa(*ends)
+        mask = np.zeros((size, size))
+        mask[rows, columns] = strength
+        mask = gaussian(mask, 0.8)
+        dark = 1 - rng.uniform(0.35, 0.6) * mask / mask.max()
+    else:
+        along, depth, width = rng.uniform(0.15, 0.85), rng.uniform(0.08, 0.2), rng.uniform(0.15, 0.3)
+        corners = np.array([[-0.05, along - width / 2], [depth, along], [-0.05, along + width / 2]]) * size
+        mask = np.rot90(polygon2mask((size, size), corners), rng.integers(4)).astype(float)
+        dark = 1 - 0.9 * gaussian(mask, 1.2)
+    return np.clip(image * dark, 0, 255).astype(np.uint8), mask > 0.3 * mask.max()
+
+
+def pointing_game(model, sound, index, method, seed=0):
+    """Share of drawn defects on which (within TOLERANCE pixels) the map's maximum lies; Zhang et al. 2016.
+
+    sound: uint8 (N, S, S) cells without label. Only defects that the network calls positive count.
+    Returns (share or None, how many counted).
+    """
+    rng = np.random.default_rng(seed)
+    drawn, masks = zip(*(draw_defect(image, model.classes[index], rng) for image in sound))
+    drawn, masks = np.stack(drawn), np.stack(masks)
+    seen = probabilities(model, drawn)[:, index] >= model.config["thresholds"][index]
+    hits = []
+    near = disk(round(TOLERANCE * sound.shape[-1] / data.IMAGE_SIZE))
+    for image, mask in zip(drawn[seen], masks[seen]):
+        place = class_map(model, image[None], index, method)[0].argmax()
+        hits.append(bool(dilation(mask, near).flat[place]))
+    return (float(np.mean(hits)) if hits else None), len(hits)
+
+
+def check(model, images, labels, methods, limit=60):
+    """deletion and pointing_game of several methods for every class, as a list of dicts, one line each.
+
+    images: uint8 (N, S, S); labels: 0/1 (N, C); limit: how many cells of a class, and sound ones, are used.
+    """
+    lines = []
+    sound = images[labels.sum(1) == 0][:limit]
+    width = 2 * round(12 * images.shape[-1] / data.IMAGE_SIZE) + 1
+    with tqdm(total=len(methods) * len(model.classes), desc="checking", leave=False) as bar:
+        for index, name in enumerate(model.classes):
+            chosen = images[labels[:, index] == 1][:limit]
+            backgrounds = np.stack([median(image, np.ones((width, width))) for image in chosen])
+            for method in methods:
+                fall, random = deletion(model, chosen, index, method, backgrounds)
+                share, count = pointing_game(model, sound, index, method)
+                lines.append(
+                    {"class": name, "method": method, "cells": len(chosen), "fall": fall, "fall_random": random}
+                    | {"pointing": share, "pointing_cells": count}
+                )
+                bar.update()
+    return lines
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def save_figure(figure, path):
+    """Write a figure as PNG, complete or not at all, and close it."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
+    plt.close(figure)
+
+
+def grid_of(panels, title, path, columns=7):
+    """Panels [(title, 2-d array, colour map)] in one figure of equal squares."""
+    rows = math.ceil(len(panels) / columns)
+    columns = min(columns, len(panels))
+    figure, grid = plt.subplots(rows, columns, figsize=(2 * columns, 2.3 * rows + 0.4), squeeze=False, layout="constrained")
+    for axes, panel in zip(grid.flat, panels):
+        name, image, colours = panel
+        limits = {"vmin": 0, "vmax": 255} if image.dtype == np.uint8 else {}
+        axes.imshow(image, cmap=colours, **limits)
+        axes.set_title(name, fontsize=9)
+    for axes in grid.flat:
+        axes.axis("off")
+    figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def feature_maps(model, image, name, layers, path):
+    """The input, then each layer's output averaged over its channels, in order of depth."""
+    panels = [("input", image, "gray")]
+    for layer, a in activations(model, image, layers).items():
+        panels.append((f"{layer}\n{a.shape[0]} x {a.shape[1]}x{a.shape[2]}", a.mean(0).numpy(), "viridis"))
+    grid_of(panels, f"{name}: mean of each layer's channels (channels x height x width), dark to bright", path)
+
+
+def channel_maps(model, image, name, layer, path, count=16):
+    """The `count` channels of one layer that vary most over the picture, strongest first."""
+    a = activations(model, image, [layer])
+    if layer not in a:
+        raise InputError(f"--channels {layer}: its output is no map; take a convolution or a stage")
+    a = a[layer]
+    strongest = a.std((1, 2)).argsort(descending=True)[:count].tolist()
+    panels = [("input", image, "gray"), *((f"channel {k}", a[k].numpy(), "viridis") for k in strongest)]
+    grid_of(panels, f"{name}: {layer}, strongest {len(strongest)} of {len(a)} channels", path, columns=6)
+
+
+def overlay(axes, image, heat, probability):
+    """A gray cell under a class map: transparent where weak, never stronger than the probability."""
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+    strength = heat * probability
+    return axes.imshow(strength, cmap=COLOURS, vmin=0, vmax=1, alpha=np.clip(1.6 * strength - 0.15, 0, 0.75))
+
+
+def class_maps(model, image, name, path):
+    """For each class: the cell, Grad-CAM of the last stage, and the sharper map."""
+    p = probabilities(model, image[None])[0]
+    methods = ("Grad-CAM", SHARP)
+    figure, grid = plt.subplots(
+        len(p), 3, figsize=(9.6, 3.2 * len(p) + 0.3), squeeze=False, layout="constrained"
+    )
+    for index, (label, line) in enumerate(zip(model.classes, grid)):
+        line[0].imshow(image, cmap="gray", vmin=0, vmax=255)
+        line[0].set_title(f"{label}: probability {p[index]:.3f}", fontsize=10)
+        for axes, method in zip(line[1:], methods):
+            shown = overlay(axes, image, class_map(model, image[None], index, method)[0], p[index])
+            axes.set_title(method, fontsize=10)
+    for axes in grid.flat:
+        axes.axis("off")
+    figure.colorbar(shown, ax=grid, shrink=0.6, label="map x probability")
+    figure.suptitle(f"{name}: where the network sees each class")
+    save_figure(figure, path)
+
+
+# ---------------------------------------------------------------- command
+
+
+def cell_image(given, table, model):
+    """(name, uint8 (S, S)) of a picture's path or a cell of the table. Raises InputError for neither."""
+    size = model.config["image_size"]
+    if Path(given).is_file():
+        return Path(given).stem, data.read_picture(given, size)
+    rows = table[[given in (p.stem, c, f) for p, c, f in zip(table["path"], table["cell"], table["filename"])]]
+    if rows.empty:
+        raise InputError(f"{given}: neither a picture file nor a cell of the table")
+    data.fill_images(rows)
+    return rows["path"].iloc[0].stem, data.read_picture(rows["path"].iloc[0], size)
+
+
+def part_of(table, checkpoint, model, part):
+    """The cells (as they are) of a checkpoint's "test" or "val" part; without a record those of the default split."""
+    split = checkpoint.get("split")
+    cells = data.originals(table)
+    if not split:
+        rest, test = data.split_cells(cells, classes=model.classes)
+        return test if part == "test" else data.split_cells(rest, classes=model.classes)[1]
+    by = "cell" if split["by"] == "row" else split["by"]
+    names = {n.split("|")[0] for n in split[part]} if split["by"] == "row" else set(split[part])
+    chosen = cells[(cells["filename"] if split["by"] == "row" else data.groups(cells, by)).isin(names)]
+    if chosen.empty:
+        raise InputError("the table holds none of the checkpoint's cells; give its table with --data")
+    return chosen.reset_index(drop=True)
+
+
+def telling_cells(table, checkpoint, model, candidates=12):
+    """Of each combination of labels in the test part the cell that the network is most rightly sure of."""
+    test = part_of(table, checkpoint, model, "test")
+    cells = []
+    for _, rows in test.groupby(data.combination(test, model.classes).values):
+        rows = rows.head(candidates)
+        data.fill_images(rows)
+        images = np.stack([data.read_picture(p, model.config["image_size"]) for p in rows["path"]])
+        y, p = rows[list(model.classes)].to_numpy(), probabilities(model, images)
+        cells.append(str(rows["path"].iloc[np.where(y == 1, p, 1 - p).min(1).argmax()]))
+    return cells
+
+
+def run_check(args, model, checkpoint, table):
+    """`--check`: how right the class maps are, as a table and checks.json."""
+    cells = part_of(table, checkpoint, model, args.check)
+    data.fill_images(cells)
+    pictures, index = data.load_pictures(cells, model.config["image_size"])
+    lines = check(model, np.array(pictures[index, 0]), cells[list(model.classes)].to_numpy(), METHODS)
+    print(f"Maps on the {args.check} part: fall of the probability without the top {SHARE:.0%} of pixels (a random")
+    print("place of the same shape in brackets), and how often the maximum lies on a drawn defect.\n")
+    for line in lines:
+        hit = "-" if line["pointing"] is None else f"{line['pointing']:.2f}"
+        print(
+            f"{line['class']:10} {line['method']:20} fall {line['fall']:6.3f} ({line['fall_random']:6.3f}) "
+            f"of {line['cells']:3} cells   pointing {hit} of {line['pointing_cells']}"
+        )
+    with atomic_path(Path(args.out) / f"check_{args.check}.json") as temporary:
+        temporary.write_text(json.dumps(lines, indent=1))
+
+
+def options():
+    """The parser of this script's command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "checkpoint", nargs="?", default="best", help="best, last, an epoch's number or a path (%(default)s)"
+    )
+    parser.add_argument(
+        "--cells", nargs="+", metavar="CELL", help="cells of the table or picture files (a test cell of each kind)"
+    )
+    parser.add_argument("--layers", nargs="+", metavar="LAYER", help="layers of the grid (every convolution)")
+    parser.add_argument("--channels", metavar="LAYER", help="also show the 16 strongest channels of this layer")
+    parser.add_argument("--out", default="plots", metavar="DIR", help="folder of the pictures (%(default)s)")
+    parser.add_argument(
+        "--check",
+        nargs="?",
+        const="test",
+        choices=("test", "val"),
+        help="instead measure how right the class maps are, on the test or the validation part (test)",
+    )
+    parser.add_argument("--data", default="data.csv", metavar="CSV", help="table with the cells (%(default)s)")
+    parser.add_argument("--images", metavar="DIR", help="folder of its file names (the table's folder)")
+    return parser
+
+
+def main(argv=None):
+    """Command line of this file; returns the exit code."""
+    args = options().parse_args(argv)
+    try:
+        model, checkpoint = load_model(find_checkpoint(args.checkpoint))
+        network, out = model.network, Path(args.out)
+        check_layers(network, [*(args.layers or []), *([args.channels] if args.channels else [])])
+        only_files = args.cells and all(Path(c).is_file() for c in args.cells) and not args.check
+        table = None if only_files else data.read_table(args.data, model.classes, args.images)
+        if args.check:
+            run_check(args, model, checkpoint, table)
+            return 0
+        for given in args.cells or telling_cells(table, checkpoint, model):
+            name, image = cell_image(given, table, model)
+            written = [out / f"feature_maps_{name}.png", out / f"cam_{name}.png"]
+            feature_maps(model, image, name, args.layers or convolutions(network), written[0])
+            class_maps(model, image, name, written[1])
+            if args.channels:
+                written.append(out / f"channels_{name}_{args.channels}.png")
+                channel_maps(model, image, name, args.channels, written[-1])
+            p = probabilities(model, image[None])[0]
+            print(f"{name}: {', '.join(f'{c} {v:.3f}' for c, v in zip(model.classes, p))}   {' '.join(map(str, written))}")
+    except (InputError, OSError) as error:
+        print(f"visualize_activations.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
