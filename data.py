@@ -211,11 +211,6 @@ def groups(table, by):
     return table[by].astype(str)
 
 
-def take_groups(table, by, names):
-    """The rows whose group is among `names`, with a fresh index."""
-    return table[groups(table, by).isin(set(names))].reset_index(drop=True)
-
-
 def split_cells(table, test_size=0.1, by="cell", seed=SPLIT_SEED, classes=CLASSES):
     """Stratified split into training and test rows.
 
@@ -270,6 +265,38 @@ def split_cells(table, test_size=0.1, by="cell", seed=SPLIT_SEED, classes=CLASSE
                     "add more such cells or leave these out"
                 )
     return table[~in_test].reset_index(drop=True), table[in_test].reset_index(drop=True)
+
+
+def split_parts(table, by="cell", test_size=0.1, val_size=0.1, seed=SPLIT_SEED, classes=CLASSES):
+    """Training, validation and test part of a table, ready to be made into data sets.
+
+    First the test part is taken, then the validation part from the rest. The training part holds the six variants of
+    its cells, the others the cells as they are (by="row": just the pictures that fell into them, whatever the variant).
+    Returns (train, val, test), three DataFrames. Raises InputError as split_cells does.
+    """
+    rest, test = split_cells(expand_variants(table) if by == "row" else table, test_size, by, seed, classes)
+    train, val = split_cells(rest, val_size, by, seed, classes)
+    if by == "row":
+        return train, val, test
+    return expand_variants(train), originals(val), originals(test)
+
+
+def record_split(val, test, by, seed=SPLIT_SEED):
+    """What a checkpoint stores of a split, a dict: by, seed, and the groups of the validation and the test part."""
+    return {"by": by, "seed": seed, **{k: sorted(set(groups(t, by))) for k, t in (("val", val), ("test", test))}}
+
+
+def recorded_part(table, split, part):
+    """Rows of a recorded split's "train", "val" or "test" part in a table, each cell as it is (see split_parts).
+
+    Raises InputError when the table holds none of them.
+    """
+    rows = expand_variants(table) if split["by"] == "row" else originals(table)
+    keys = groups(rows, split["by"])
+    chosen = ~keys.isin(split["val"] + split["test"]) if part == "train" else keys.isin(split[part])
+    if not chosen.any():
+        raise InputError(f"the table holds no cell of the checkpoint's {part} part; give its own table with --data")
+    return rows[chosen].reset_index(drop=True)
 
 
 # ---------------------------------------------------------------- pictures

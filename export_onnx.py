@@ -108,19 +108,14 @@ class Cells:
         data.fill_images(table)
         pictures, table["picture"] = data.load_pictures(table, model.config["image_size"])
         split = checkpoint.get("split")
-        cells = data.originals(table)
-        if split and split["by"] != "row":
-            keys = data.groups(cells, split["by"])
-            in_test, in_val = keys.isin(split["test"]), keys.isin(split["val"])
-            if not in_test.any():
-                raise InputError(f"{args.data}: holds none of the checkpoint's test cells; give its table with --data")
-            test, train = cells[in_test], cells[~in_test & ~in_val]
-        else:
-            train, test = data.split_cells(cells, classes=model.classes)
-        self.test = np.array(pictures[test["picture"]])
-        self.labels = test[list(model.classes)].to_numpy()
-        chosen = np.random.default_rng(0).permutation(train["picture"])[:CALIBRATION_CELLS]
-        self.calibration = np.array(pictures[chosen])
+        if not split:
+            _, val, test = data.split_parts(table, classes=model.classes)
+            split = data.record_split(val, test, "cell")
+        test, train = (data.recorded_part(table, split, part) for part in ("test", "train"))
+        images, labels = data.CellDataset(test, pictures, model.classes).batch(range(len(test)))
+        self.test, self.labels = images.numpy(), labels.numpy()
+        chosen = np.random.default_rng(0).permutation(len(train))[:CALIBRATION_CELLS]
+        self.calibration = data.CellDataset(train, pictures, model.classes).batch(chosen)[0].numpy()
         self.check = self.test
         if len(self.check) < CHECK_CELLS:  # a run on a handful of cells: others fill up, labels do not matter here
             self.check = np.concatenate([self.test, pictures[: CHECK_CELLS - len(self.test)]])

@@ -260,7 +260,7 @@ def options():
     parser.add_argument("--report", metavar="FILE", help="write an HTML page with counts and the defective cells")
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="what runs an ONNX file (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at a time (%(default)s)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="for the network, 0: all cores (%(default)s)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of the network, 0: all (%(default)s)")
     return parser
 
 

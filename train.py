@@ -14,13 +14,10 @@ import sys
 import threading
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
 import data
@@ -28,7 +25,8 @@ from data import CellDataset, InputError, atomic_path
 from model import NETWORKS, build_model, imagenet_file, load_initial_weights, load_model, read_checkpoint
 from trainer import Trainer, bootstrap_mean_f1, evaluate, metrics_table, pick_device, pick_precision
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, colour-blind safe
+# Okabe and Ito's, safe for the colour-blind
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 FIXED = ("model", "width", "classes", "image_size", "split", "test_size", "val_size", "limit", "seed", "batch_size")
 
 
@@ -42,7 +40,7 @@ def options():
     )
     group = parser.add_argument_group("data")
     data.add_table_options(group)
-    group.add_argument("--limit", type=int, metavar="N", help="take only N cells, a stratified handful, for a first try")
+    group.add_argument("--limit", type=int, metavar="N", help="take only N cells, a stratified handful")
     group.add_argument(
         "--split",
         choices=("cell", "module", "row"),
@@ -118,29 +116,6 @@ def parse(argv):
 
 
 # ---------------------------------------------------------------- parts of a run
-
-
-def split_table(table, args):
-    """(train, val, test) rows of a table: variants in the training part, cells as they are in the others."""
-    rows = data.expand_variants(table) if args.split == "row" else table
-    rest, test = data.split_cells(rows, args.test_size, args.split, classes=args.classes)
-    train, val = data.split_cells(rest, args.val_size, args.split, classes=args.classes)
-    if args.split == "row":
-        return train, val, test
-    return data.expand_variants(train), data.originals(val), data.originals(test)
-
-
-def recorded_test_part(table, checkpoint, path, args):
-    """(rows, how they were split) of a checkpoint's own test part; for a foreign checkpoint that of args."""
-    split = checkpoint.get("split")
-    if not split:
-        print(f"{path} does not say which cells it was trained on: some of these may be among them.\n")
-        return split_table(table, args)[2], {"by": "unknown"}
-    rows = data.expand_variants(table) if split["by"] == "row" else table
-    test = data.take_groups(rows, split["by"], split["test"])
-    if test.empty:
-        raise InputError(f"{args.data}: holds none of the test cells of {path}; give the table it was trained on")
-    return test if split["by"] == "row" else data.originals(test), split
 
 
 def describe_weights(record):
@@ -237,17 +212,17 @@ def report_text(report, name):
 # ---------------------------------------------------------------- pictures
 
 
-def save_figure(figure, path):
-    """Write a figure as PNG, complete or not at all, and close it."""
+def save(figure, path):
+    """Write a figure as PNG, complete or not at all."""
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
-    plt.close(figure)
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 def plot_losses(history, classes, path):
     """Train and validation loss (log scale) and F1 of each class against the epoch."""
     table = pd.DataFrame(history)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for name, label, colour in (("train_loss", "training", COLOURS[0]), ("val_loss", "validation", COLOURS[1])):
         left.plot(table["epoch"], table[name], "o-", label=label, color=colour, markersize=4)
     left.set(xlabel="epoch", ylabel="binary cross entropy", yscale="log", title="Loss")
@@ -259,12 +234,13 @@ def plot_losses(history, classes, path):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
-    save_figure(figure, path)
+    save(figure, path)
 
 
 def plot_precision_recall(labels, probabilities, model, path):
     """Precision against recall of each class on the test part, with the thresholds in use marked."""
-    figure, axes = plt.subplots(figsize=(5.5, 5))
+    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    axes = figure.subplots()
     for i, (name, threshold) in enumerate(zip(model.classes, model.config["thresholds"])):
         if not 0 < labels[:, i].sum() < len(labels):
             continue
@@ -276,7 +252,7 @@ def plot_precision_recall(labels, probabilities, model, path):
     axes.set_title("Test part: precision and recall (average precision)")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
-    save_figure(figure, path)
+    save(figure, path)
 
 
 def plot_errors(labels, probabilities, dataset, model, path, columns=8):
@@ -289,7 +265,8 @@ def plot_errors(labels, probabilities, dataset, model, path, columns=8):
             rows = rows[np.argsort(order[rows], kind="stable")]
             kinds.append((f"{name}: {kind}", f"{len(rows)} of {y.sum() if kind == 'missed' else (~y).sum()}", rows, p))
     columns = max(2, min(columns, max(len(rows) for _, _, rows, _ in kinds)))
-    figure, grid = plt.subplots(len(kinds), columns, figsize=(1.7 * columns, 2 * len(kinds)), squeeze=False)
+    figure = Figure(figsize=(1.7 * columns + 0.6, 2 * len(kinds) + 0.5))
+    grid = figure.subplots(len(kinds), columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
     for line, (title, count, rows, p) in zip(grid, kinds):
@@ -299,7 +276,7 @@ def plot_errors(labels, probabilities, dataset, model, path, columns=8):
             axes.set_title(f"{dataset.table['path'][row].stem}  {p[row]:.2f}", fontsize=9)
     figure.suptitle("Errors on the test part, the surest first, with the network's probability")
     figure.tight_layout(rect=(0.03, 0, 1, 0.99))
-    save_figure(figure, path)
+    save(figure, path)
 
 
 # ---------------------------------------------------------------- commands
@@ -351,11 +328,14 @@ def run_evaluate(args):
     model, checkpoint = load_model(args.evaluate, device)
     args.classes, args.image_size = list(model.classes), model.config["image_size"]
     table, pictures = load_table(args)
-    rows, split = recorded_test_part(table, checkpoint, args.evaluate, args)
+    split = checkpoint.get("split")
+    if not split:
+        print(f"{args.evaluate} does not say which cells it was trained on: some of these may be among them.\n")
+        _, val, test = data.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
+        split = data.record_split(val, test, args.split)
+    rows, precision = data.recorded_part(table, split, "test"), pick_precision(args.precision, device)
     prefix = f"{Path(args.evaluate).stem}_"
-    measure(
-        model, checkpoint, rows, pictures, split["by"], Path(args.out), prefix, pick_precision(args.precision, device)
-    )
+    measure(model, checkpoint, rows, pictures, split["by"], Path(args.out), prefix, precision)
     return 0
 
 
@@ -376,7 +356,7 @@ def run_training(args):
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)
     table, pictures = load_table(args)
-    train, val, test = split_table(table, args)
+    train, val, test = data.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
 
     torch.manual_seed(args.seed)
     model = build_model(args.model, args.classes, args.width, args.image_size)
@@ -389,12 +369,7 @@ def run_training(args):
 
     notes = {
         "settings": {k: v for k, v in vars(args).items() if k not in ("resume", "evaluate", "out", "device")},
-        "split": {
-            "by": args.split,
-            "seed": data.SPLIT_SEED,
-            "val": sorted(data.groups(val, args.split).unique()),
-            "test": sorted(data.groups(test, args.split).unique()),
-        },
+        "split": data.record_split(val, test, args.split),
     }
     trainer = Trainer(
         model,

@@ -165,8 +165,8 @@ class Trainer:
     """Trains a CellClassifier with SGD and binary cross entropy, and can stop and go on at any step.
 
     model: CellClassifier. train, val: CellDataset. folder: where checkpoints are written.
-    epochs, batch_size, lr, momentum, weight_decay, warmup (steps over which the rate rises to lr): the recipe.
-    device: torch.device. precision: torch.float32 or torch.bfloat16 (autocast).
+    epochs, batch_size, lr, momentum, weight_decay: the recipe.
+    device: torch.device or its name. precision: torch.float32 or torch.bfloat16 (autocast).
     seed: order and augmentation of every step follow from (seed, epoch, step) alone, so a resumed run repeats nothing
         and ends where an uninterrupted one does.
     keep: how many of the newest epoch snapshots stay (None: all). notes: dict stored in every checkpoint.
@@ -184,8 +184,7 @@ class Trainer:
         lr=0.01,
         momentum=0.9,
         weight_decay=1e-4,
-        warmup=0,
-        device=torch.device("cpu"),
+        device="cpu",
         precision=torch.float32,
         seed=0,
         keep=None,
@@ -193,8 +192,8 @@ class Trainer:
     ):
         self.model = model.to(device, memory_format=torch.channels_last)
         self.train_set, self.val_set, self.folder = train, val, Path(folder)
-        self.epochs, self.batch_size, self.warmup, self.seed, self.keep = epochs, batch_size, warmup, seed, keep
-        self.device, self.precision, self.notes = device, precision, notes or {}
+        self.epochs, self.batch_size, self.seed, self.keep = epochs, batch_size, seed, keep
+        self.device, self.precision, self.notes = torch.device(device), precision, notes or {}
         self.optimizer = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay)
         self.epoch = self.step = 0  # epochs completed, steps done in the one that is under way
         self.loss_sum = torch.zeros((), device=device)
@@ -210,12 +209,6 @@ class Trainer:
     def _generator(self, *counter):
         state = np.random.SeedSequence([self.seed, *counter]).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(state >> 1))
-
-    def _set_learning_rate(self):
-        done = self.epoch * self.steps + self.step
-        rate = self.optimizer.defaults["lr"] * learning_rate_factor(self.epoch) * min(1, (done + 1) / (self.warmup + 1))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
 
     def train_step(self, images, labels, generator):
         """One optimiser step on uint8 images (B, 1, S, S) and labels (B, C); returns the loss (0-d tensor)."""
@@ -233,6 +226,8 @@ class Trainer:
         order = torch.randperm(len(self.train_set), generator=self._generator(self.epoch)).numpy()
         started = saved = time.monotonic()
         before = self.seconds
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.optimizer.defaults["lr"] * learning_rate_factor(self.epoch)
         with tqdm(
             total=len(order),
             initial=min(self.step * self.batch_size, len(order)),
@@ -242,7 +237,6 @@ class Trainer:
             mininterval=1,
         ) as bar:
             while self.step < self.steps and not self.stop:
-                self._set_learning_rate()
                 rows = order[self.step * self.batch_size : (self.step + 1) * self.batch_size]
                 images, labels = self.train_set.batch(rows)
                 loss = self.train_step(images, labels, self._generator(self.epoch, self.step))
@@ -358,4 +352,4 @@ class Trainer:
             torch.set_rng_state(checkpoint["rng"])
         except (KeyError, RuntimeError) as error:
             what = str(error).splitlines()[0][:150]
-            raise InputError(f"{path}: can't go on from it ({what}); resume from a last.ckp of the same network") from None
+            raise InputError(f"{path}: can't go on from it ({what}); give a last.ckp of the same network") from None

@@ -12,9 +12,9 @@ import math
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from skimage.draw import line_aa, polygon2mask
 from skimage.filters import gaussian, median
 from skimage.morphology import dilation, disk
@@ -22,9 +22,6 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from tqdm import tqdm
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 import data
 from data import InputError, atomic_path
@@ -243,18 +240,18 @@ def check(model, images, labels, methods, limit=60):
 # ---------------------------------------------------------------- pictures
 
 
-def save_figure(figure, path):
-    """Write a figure as PNG, complete or not at all, and close it."""
+def save(figure, path):
+    """Write a figure as PNG, complete or not at all."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100, format="png")
-    plt.close(figure)
 
 
 def grid_of(panels, title, path, columns=7):
     """Panels [(title, 2-d array, colour map)] in one figure of equal squares."""
     rows = math.ceil(len(panels) / columns)
     columns = min(columns, len(panels))
-    figure, grid = plt.subplots(rows, columns, figsize=(2 * columns, 2.3 * rows + 0.4), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(2 * columns, 2.3 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
     for axes, panel in zip(grid.flat, panels):
         name, image, colours = panel
         limits = {"vmin": 0, "vmax": 255} if image.dtype == np.uint8 else {}
@@ -263,7 +260,7 @@ def grid_of(panels, title, path, columns=7):
     for axes in grid.flat:
         axes.axis("off")
     figure.suptitle(title)
-    save_figure(figure, path)
+    save(figure, path)
 
 
 def feature_maps(model, image, name, layers, path):
@@ -296,9 +293,8 @@ def class_maps(model, image, name, path):
     """For each class: the cell, Grad-CAM of the last stage, and the sharper map."""
     p = probabilities(model, image[None])[0]
     methods = ("Grad-CAM", SHARP)
-    figure, grid = plt.subplots(
-        len(p), 3, figsize=(9.6, 3.2 * len(p) + 0.3), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(9.6, 3.2 * len(p) + 0.3), layout="constrained")
+    grid = figure.subplots(len(p), 3, squeeze=False)
     for index, (label, line) in enumerate(zip(model.classes, grid)):
         line[0].imshow(image, cmap="gray", vmin=0, vmax=255)
         line[0].set_title(f"{label}: probability {p[index]:.3f}", fontsize=10)
@@ -309,7 +305,7 @@ def class_maps(model, image, name, path):
         axes.axis("off")
     figure.colorbar(shown, ax=grid, shrink=0.6, label="map x probability")
     figure.suptitle(f"{name}: where the network sees each class")
-    save_figure(figure, path)
+    save(figure, path)
 
 
 # ---------------------------------------------------------------- command
@@ -328,18 +324,12 @@ def cell_image(given, table, model):
 
 
 def part_of(table, checkpoint, model, part):
-    """The cells (as they are) of a checkpoint's "test" or "val" part; without a record those of the default split."""
+    """The cells of a checkpoint's "test" or "val" part; where it has no record, those of the default split."""
     split = checkpoint.get("split")
-    cells = data.originals(table)
     if not split:
-        rest, test = data.split_cells(cells, classes=model.classes)
-        return test if part == "test" else data.split_cells(rest, classes=model.classes)[1]
-    by = "cell" if split["by"] == "row" else split["by"]
-    names = {n.split("|")[0] for n in split[part]} if split["by"] == "row" else set(split[part])
-    chosen = cells[(cells["filename"] if split["by"] == "row" else data.groups(cells, by)).isin(names)]
-    if chosen.empty:
-        raise InputError("the table holds none of the checkpoint's cells; give its table with --data")
-    return chosen.reset_index(drop=True)
+        _, val, test = data.split_parts(table, classes=model.classes)
+        split = data.record_split(val, test, "cell")
+    return data.recorded_part(table, split, part)
 
 
 def telling_cells(table, checkpoint, model, candidates=12):
@@ -418,7 +408,8 @@ def main(argv=None):
                 written.append(out / f"channels_{name}_{args.channels}.png")
                 channel_maps(model, image, name, args.channels, written[-1])
             p = probabilities(model, image[None])[0]
-            print(f"{name}: {', '.join(f'{c} {v:.3f}' for c, v in zip(model.classes, p))}   {' '.join(map(str, written))}")
+            found = ", ".join(f"{c} {v:.3f}" for c, v in zip(model.classes, p))
+            print(f"{name}: {found}   {' '.join(map(str, written))}")
     except (InputError, OSError) as error:
         print(f"visualize_activations.py: {error}", file=sys.stderr)
         return 2

@@ -140,8 +140,10 @@ def main(argv=None):
     ops, rate = operations(model), int8_rate()
     medians = {name: {n: float(np.median(v)) for n, v in r.items()} for name, r in rates.items()}
     base = medians["PyTorch eager float32"]
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
-          f"{args.repeats} turns of {args.seconds:g} s, medians")
+    print(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+        f"{args.repeats} turns of {args.seconds:g} s, medians"
+    )
     print(f"{'':24}{'batch 1':>10} cells/s {'ratio':>6}{'batch 16':>12} cells/s {'ratio':>6}")
     for name, m in medians.items():
         print(f"{name:24}{m[1]:10.1f}         {m[1] / base[1]:6.2f}{m[16]:12.1f}         {m[16] / base[16]:6.2f}")

@@ -6,10 +6,7 @@ $ python doc/figures.py    # writes doc/labels.png
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -24,7 +21,8 @@ def labels():
     table = data.read_table(ROOT / "data.csv").set_index("cell")
     table.index = [name.split("/")[-1] for name in table.index]
     data.fill_images(table)
-    figure, grid = plt.subplots(2, 4, figsize=(9, 5.6), layout="constrained")
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    grid = figure.subplots(2, 4)
     for axes, cell in zip(grid.flat, CELLS[0] + CELLS[1]):
         row = table.loc[cell]
         axes.imshow(data.read_picture(row["path"]), cmap="gray", vmin=0, vmax=255)

@@ -59,7 +59,7 @@ def test_a_bad_table_gets_one_sentence_with_its_line(tmp_path, text, complaint):
 
 
 def test_a_missing_table_is_named(tmp_path):
-    with pytest.raises(InputError, match="nowhere.csv: can't be read"):
+    with pytest.raises(InputError, match=r"nowhere.csv: can't be read"):
         data.read_table(tmp_path / "nowhere.csv")
 
 

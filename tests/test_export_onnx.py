@@ -106,7 +106,8 @@ def test_an_epochs_number_names_its_snapshot(elpv, finished, tmp_path, monkeypat
     assert export(elpv, tmp_path, 1) == 0
     assert (tmp_path / "checkpoint_001.onnx").exists()
     assert export(elpv, tmp_path, 9) == 2
-    assert "checkpoint_009.ckp: no such checkpoint (checkpoints has: best.ckp, checkpoint_000.ckp" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "checkpoint_009.ckp: no such checkpoint (checkpoints has: best.ckp, checkpoint_000.ckp" in err
 
 
 def test_fp16_halves_the_file(elpv, best, tmp_path, exported, small):

@@ -111,7 +111,7 @@ def test_initial_weights_from_a_checkpoint(tmp_path):
     assert torch.equal(same.network.fc.weight, source.network.fc.weight)
     load_initial_weights(three, str(path))
     assert torch.equal(three.network.stem[0].weight, source.network.stem[0].weight)
-    with pytest.raises(InputError, match="a.ckp: tensor .* the file is of another network"):
+    with pytest.raises(InputError, match=r"a.ckp: tensor .* the file is of another network"):
         load_initial_weights(build_model("resnet34"), str(path))
 
 
@@ -148,11 +148,12 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path):
         path.write_bytes(bad)
         with pytest.raises(InputError, match=r"a.ckp: damaged or no checkpoint"):
             load_model(path)
-    for other in ([1, 2], {}, {"epoch": 1}, {"model": {}, "config": {}}, {"config": {"a": 1}, "model": {"x": torch.ones(1)}}):
+    others = [1, 2], {}, {"epoch": 1}, {"model": {}, "config": {}}, {"config": {"a": 1}, "model": {"x": torch.ones(1)}}
+    for other in others:
         torch.save(other, path)
         with pytest.raises(InputError, match=r"a.ckp: (not a checkpoint|its config lacks)"):
             load_model(path)
-    with pytest.raises(InputError, match="none.ckp: no such checkpoint; train one"):
+    with pytest.raises(InputError, match=r"none.ckp: no such checkpoint; train one"):
         load_model(tmp_path / "none.ckp")
 
 

@@ -130,7 +130,7 @@ def test_no_more_pictures_are_held_than_a_few_batches(folder):
 
 
 def test_the_report_is_one_page_and_escapes_names(exported, folder, tmp_path):
-    (folder / "cell\"><script>alert(1)<script>.png").write_bytes(next(folder.glob("*.png")).read_bytes())
+    (folder / 'cell"><script>alert(1)<script>.png').write_bytes(next(folder.glob("*.png")).read_bytes())
     (folder / "<b>broken.png").write_bytes(b"")
     assert run(exported, folder, "--report", tmp_path / "out.html") == 3
     page, table = (tmp_path / "out.html").read_text(), rows(tmp_path / "out.csv")
@@ -150,7 +150,8 @@ def test_files_that_are_no_model_are_named(exported, tmp_path):
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / "foreign.onnx")
     (tmp_path / "text.onnx").write_text("hello")
-    onnx.save(onnx.load(exported), tmp_path / "outside.onnx", save_as_external_data=True, size_threshold=0, location="w")
+    outside = {"save_as_external_data": True, "size_threshold": 0, "location": "w"}
+    onnx.save(onnx.load(exported), tmp_path / "outside.onnx", **outside)
     for name, complaint in {
         "broken.onnx": "damaged or no ONNX file",
         "text.onnx": "damaged or no ONNX file",

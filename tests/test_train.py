@@ -11,7 +11,10 @@ import torch
 from conftest import ROOT, SMALL
 
 import train
-from model import imagenet_file, load_model
+from model import imagenet_file, load_model, read_checkpoint
+
+HANDFUL = ["--image-size", "32", "--epochs", "1", "--limit", "16", "--keep", "0"]
+
 
 def run(elpv, out, *more):
     return train.main(["--data", str(elpv), "--out", str(out), *SMALL, *more])
@@ -45,7 +48,7 @@ def test_the_report_is_complete_and_agrees_with_the_predictions(finished):
 
 
 def test_the_test_cells_were_never_trained_on(finished, elpv):
-    model, checkpoint = load_model(finished / "checkpoints" / "best.ckp")
+    checkpoint = read_checkpoint(finished / "checkpoints" / "best.ckp")
     rows = pd.read_csv(finished / "checkpoints" / "test_predictions.csv", sep=";")
     assert {f"images/{c.split('/')[-1]}.png" for c in checkpoint["split"]["test"]} == set(rows["filename"])
     assert not set(checkpoint["split"]["test"]) & set(checkpoint["split"]["val"])
@@ -55,9 +58,10 @@ def test_the_test_cells_were_never_trained_on(finished, elpv):
 def test_evaluate_gives_the_same_figures_again(finished, elpv, tmp_path, capsys):
     best = finished / "checkpoints" / "best.ckp"
     assert run(elpv, tmp_path, "--evaluate", str(best)) == 0
-    first, second = (json.loads(p.read_text()) for p in (
-        finished / "checkpoints" / "report.json", tmp_path / "checkpoints" / "best_report.json"
-    ))
+    first, second = (
+        json.loads(p.read_text())
+        for p in (finished / "checkpoints" / "report.json", tmp_path / "checkpoints" / "best_report.json")
+    )
     assert first["at_threshold"] == second["at_threshold"]
     assert "Mean F1" in capsys.readouterr().out
 
@@ -111,16 +115,14 @@ def test_resnet34_trains_from_weights_in_torch_hubs_cache(elpv, tmp_path, capsys
 
     imagenet_file().parent.mkdir(parents=True)
     torch.save(resnet34().state_dict(), imagenet_file())
-    more = ["--data", str(elpv), "--out", str(tmp_path), "--image-size", "32", "--epochs", "1", "--limit", "16", "--keep", "0"]
-    assert train.main(more) == 0
+    assert train.main(["--data", str(elpv), "--out", str(tmp_path), *HANDFUL]) == 0
     captured = capsys.readouterr()
     assert "imagenet weights" in captured.out and "WARNING" not in captured.err
     assert load_model(tmp_path / "checkpoints" / "best.ckp")[0].config["initial_weights"]["used"] == "imagenet"
 
 
 def test_resnet34_without_imagenet_weights_says_so(elpv, tmp_path, capsys):
-    more = ["--data", str(elpv), "--out", str(tmp_path), "--image-size", "32", "--epochs", "1", "--limit", "16", "--keep", "0"]
-    assert train.main(more) == 0
+    assert train.main(["--data", str(elpv), "--out", str(tmp_path), *HANDFUL]) == 0
     captured = capsys.readouterr()
     assert str(imagenet_file()) in captured.err and "random weights (imagenet asked for)" in captured.out
     report = json.loads((tmp_path / "checkpoints" / "report.json").read_text())
@@ -129,7 +131,8 @@ def test_resnet34_without_imagenet_weights_says_so(elpv, tmp_path, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_exits_130_and_ends_as_an_uninterrupted_one(finished, elpv, tmp_path, number):
-    command = [sys.executable, str(ROOT / "train.py"), "--data", str(elpv), "--out", str(tmp_path), *SMALL, "--epochs", "2"]
+    options = ["--data", str(elpv), "--out", str(tmp_path), *SMALL, "--epochs", "2"]
+    command = [sys.executable, str(ROOT / "train.py"), *options]
     slow = {**os.environ, "TQDM_DISABLE": "", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=slow, text=True, bufsize=1)
     for line in process.stdout:

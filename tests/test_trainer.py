@@ -97,7 +97,8 @@ def test_every_epoch_leaves_a_snapshot_and_best_is_the_best(small, tmp_path):
     best = max(trainer.history, key=lambda e: (e["f1_mean"], -e["val_loss"]))
     model, checkpoint = load_model(tmp_path / "best.ckp")
     assert checkpoint["metrics"] == best and checkpoint["epoch"] == best["epoch"]
-    assert equal(model.network.state_dict(), load_model(tmp_path / snapshots[best["epoch"] - 1])[0].network.state_dict())
+    same, _ = load_model(tmp_path / snapshots[best["epoch"] - 1])
+    assert equal(model.network.state_dict(), same.network.state_dict())
     assert load_model(tmp_path / "last.ckp")[1]["epoch"] == 4
 
 
