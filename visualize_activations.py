@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from skimage.draw import line_aa, polygon2mask
-from skimage.filters import gaussian, median
+from skimage.filters import gaussian
+from skimage.filters.rank import median
 from skimage.morphology import dilation, disk
 from torch import nn
 from torch.nn import functional as F
@@ -154,7 +155,13 @@ def top_pixels(maps, share=SHARE):
     return mask.reshape(maps.shape)
 
 
-def deletion(model, images, index, method, backgrounds, draws=4, seed=0):
+def many_maps(model, images, index, method, batch_size=8):
+    """class_map in batches; returns float32 (N, S, S)."""
+    parts = [class_map(model, images[i : i + batch_size], index, method) for i in range(0, len(images), batch_size)]
+    return np.concatenate(parts) if parts else np.zeros(images.shape, np.float32)
+
+
+def deletion(model, images, index, method, backgrounds, draws=3, seed=0):
     """How far a class's probability falls when the map's top pixels are replaced by the local median.
 
     images, backgrounds (their local medians): uint8 (N, S, S). Returns (mean fall with the map's pixels, mean fall
@@ -162,9 +169,7 @@ def deletion(model, images, index, method, backgrounds, draws=4, seed=0):
     """
     rng = np.random.default_rng(seed)
     before = probabilities(model, images)[:, index]
-    masks = np.concatenate(
-        [top_pixels(class_map(model, images[i : i + 16], index, method)) for i in range(0, len(images), 16)]
-    )
+    masks = top_pixels(many_maps(model, images, index, method))
     falls = [before - probabilities(model, np.where(masks, backgrounds, images))[:, index]]
     for _ in range(draws):
         moved = np.stack([np.roll(m, rng.integers(0, m.shape[0], 2), (0, 1)) for m in masks])
@@ -206,26 +211,26 @@ def pointing_game(model, sound, index, method, seed=0):
     drawn, masks = zip(*(draw_defect(image, model.classes[index], rng) for image in sound))
     drawn, masks = np.stack(drawn), np.stack(masks)
     seen = probabilities(model, drawn)[:, index] >= model.config["thresholds"][index]
-    hits = []
     near = disk(round(TOLERANCE * sound.shape[-1] / data.IMAGE_SIZE))
-    for image, mask in zip(drawn[seen], masks[seen]):
-        place = class_map(model, image[None], index, method)[0].argmax()
-        hits.append(bool(dilation(mask, near).flat[place]))
+    maps = many_maps(model, drawn[seen], index, method)
+    hits = [bool(dilation(mask, near).flat[heat.argmax()]) for mask, heat in zip(masks[seen], maps)]
     return (float(np.mean(hits)) if hits else None), len(hits)
 
 
-def check(model, images, labels, methods, limit=60):
+def check(model, images, labels, methods, limit=40):
     """deletion and pointing_game of several methods for every class, as a list of dicts, one line each.
 
     images: uint8 (N, S, S); labels: 0/1 (N, C); limit: how many cells of a class, and sound ones, are used.
     """
     lines = []
     sound = images[labels.sum(1) == 0][:limit]
-    width = 2 * round(12 * images.shape[-1] / data.IMAGE_SIZE) + 1
+    around = np.ones((images.shape[-1] // 5, images.shape[-1] // 5), np.uint8)  # larger than most defects
     with tqdm(total=len(methods) * len(model.classes), desc="checking", leave=False) as bar:
         for index, name in enumerate(model.classes):
             chosen = images[labels[:, index] == 1][:limit]
-            backgrounds = np.stack([median(image, np.ones((width, width))) for image in chosen])
+            if not len(chosen) or not len(sound):
+                raise InputError(f"--check: the part has no cell with label {name}, or none without any")
+            backgrounds = np.stack([median(image, around) for image in chosen])
             for method in methods:
                 fall, random = deletion(model, chosen, index, method, backgrounds)
                 share, count = pointing_game(model, sound, index, method)
