@@ -245,13 +245,13 @@ def check(model, images, labels, methods, limit=40):
 # ---------------------------------------------------------------- pictures
 
 
-def save(figure, path):
+def save(figure, path, dpi=100):
     """Write a figure as PNG, complete or not at all."""
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
+        figure.savefig(temporary, dpi=dpi, format="png")
 
 
-def grid_of(panels, title, path, columns=7):
+def grid_of(panels, title, path, columns=7, dpi=100):
     """Panels [(title, 2-d array, colour map)] in one figure of equal squares."""
     rows = math.ceil(len(panels) / columns)
     columns = min(columns, len(panels))
@@ -265,15 +265,15 @@ def grid_of(panels, title, path, columns=7):
     for axes in grid.flat:
         axes.axis("off")
     figure.suptitle(title)
-    save(figure, path)
+    save(figure, path, dpi)
 
 
-def feature_maps(model, image, name, layers, path):
+def feature_maps(model, image, name, layers, path, dpi=100):
     """The input, then each layer's output averaged over its channels, in order of depth."""
     panels = [("input", image, "gray")]
     for layer, a in activations(model, image, layers).items():
         panels.append((f"{layer}\n{a.shape[0]} x {a.shape[1]}x{a.shape[2]}", a.mean(0).numpy(), "viridis"))
-    grid_of(panels, f"{name}: mean of each layer's channels (channels x height x width), dark to bright", path)
+    grid_of(panels, f"{name}: mean of each layer's channels (channels x height x width), dark to bright", path, dpi=dpi)
 
 
 def channel_maps(model, image, name, layer, path, count=16):

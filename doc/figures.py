@@ -1,6 +1,7 @@
-"""Make the pictures in doc/ that show labels.
+"""Make the pictures in doc/.
 
-$ python doc/figures.py    # writes doc/labels.png
+$ python doc/figures.py                        # labels.png: cells of each label
+$ python doc/figures.py checkpoints/best.ckp   # also feature_maps.png and class_maps.png, of that network
 """
 
 import sys
@@ -11,16 +12,30 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import data
+import visualize_activations as vis
+from model import load_model
 
 CELLS = (("cell0004", "cell1108", "cell0395", "cell0415"), ("cell2000", "cell0841", "cell0786", "cell0879"))
 NAMES = {(0, 0): "neither", (1, 0): "crack", (0, 1): "inactive", (1, 1): "crack and inactive"}
+EXPLAINED = {  # all from the default split's test part
+    "fine crack": "cell0440",
+    "star crack": "cell0467",
+    "inactive corner": "cell0410",
+    "both": "cell0431",
+    "sound, cloudy poly": "cell0202",
+    "interrupted fingers": "cell0998",
+}
 
 
-def labels():
-    """doc/labels.png: a mono and a poly cell of each combination of labels."""
-    table = data.read_table(ROOT / "data.csv").set_index("cell")
-    table.index = [name.split("/")[-1] for name in table.index]
+def cells():
+    """The project's table, by the cell's name, its pictures filled in."""
+    table = data.read_table(ROOT / "data.csv")
     data.fill_images(table)
+    return table.set_index(table["path"].map(lambda p: p.stem))
+
+
+def labels(table):
+    """doc/labels.png: a mono and a poly cell of each combination of labels."""
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     grid = figure.subplots(2, 4)
     for axes, cell in zip(grid.flat, CELLS[0] + CELLS[1]):
@@ -31,5 +46,35 @@ def labels():
     figure.savefig(ROOT / "doc" / "labels.png", dpi=80)
 
 
+def class_maps(table, model):
+    """doc/class_maps.png: six test cells, and where the network sees each class in them."""
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    grid = figure.subplots(3, len(EXPLAINED))
+    for column, (kind, cell) in zip(grid.T, EXPLAINED.items()):
+        image = data.read_picture(table.loc[cell, "path"], model.config["image_size"])
+        probabilities = vis.probabilities(model, image[None])[0]
+        column[0].imshow(image, cmap="gray", vmin=0, vmax=255)
+        column[0].set_title(f"{kind}\n{cell}", fontsize=11)
+        for index, (axes, name, p) in enumerate(zip(column[1:], model.classes, probabilities)):
+            shown = vis.overlay(axes, image, vis.class_map(model, image[None], index, vis.SHARP)[0], p)
+            axes.set_title(f"{name} {p:.2f}", fontsize=11)
+    for axes in grid.flat:
+        axes.axis("off")
+    figure.colorbar(shown, ax=grid, shrink=0.5, label="map x probability")
+    figure.savefig(ROOT / "doc" / "class_maps.png", dpi=80)
+
+
+def main(checkpoint=None):
+    """Make labels.png, and with a checkpoint the pictures of what its network sees."""
+    table = cells()
+    labels(table)
+    if checkpoint:
+        model, _ = load_model(checkpoint)
+        class_maps(table, model)
+        image = data.read_picture(table.loc["cell0467", "path"], model.config["image_size"])
+        layers = vis.convolutions(model.network)
+        vis.feature_maps(model, image, "cell0467", layers, ROOT / "doc" / "feature_maps.png", dpi=60)
+
+
 if __name__ == "__main__":
-    labels()
+    main(*sys.argv[1:])
