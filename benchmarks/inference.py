@@ -1,7 +1,7 @@
 """Measure how many cells a second a trained network judges, by each way of running it.
 
 $ python benchmarks/inference.py                  # checkpoints/best.ckp, onnx/best.onnx, onnx/best_int8.onnx
-$ python benchmarks/inference.py --end-to-end     # also predict.py on a folder of PNG files
+$ python benchmarks/inference.py --end-to-end 300 # also predict.py on so many PNG files
 
 All ways take turns in one process, so that a machine whose speed drifts treats them alike; medians are printed.
 """
@@ -113,7 +113,7 @@ def main(argv=None):
     parser.add_argument("--int8", default="onnx/best_int8.onnx", metavar="FILE", help="(%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each way (%(default)s)")
     parser.add_argument("--seconds", type=float, default=2, help="of each turn (%(default)s)")
-    parser.add_argument("--end-to-end", action="store_true", help="also time predict.py on the 2,624 cells")
+    parser.add_argument("--end-to-end", type=int, default=0, metavar="N", help="also time predict.py on N cells")
     parser.add_argument("--out", default="inference.json", metavar="FILE", help="figures (%(default)s)")
     args = parser.parse_args(argv)
     try:
@@ -154,7 +154,7 @@ def main(argv=None):
         for name in list(ways)[1:]:
             engine, kind = name.split()
             bare = speed(ways[name], images, args.seconds)
-            whole = end_to_end(getattr(args, kind), engine, list(table["path"])[:1000], 3)
+            whole = end_to_end(getattr(args, kind), engine, list(table["path"])[: args.end_to_end], 2)
             bare = (bare + speed(ways[name], images, args.seconds)) / 2
             print(f"predict.py, {name:20} {whole:7.1f} pictures/s, {whole / bare:.0%} of the bare network's {bare:.1f}")
             figures["end_to_end"][name] = {"predict": whole, "bare": bare}
