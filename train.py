@@ -3,10 +3,13 @@
 $ python train.py                             # train on all ELPV cells; checkpoints/ and plots/ hold the results
 $ python train.py --limit 100 --epochs 1      # a first try in a minute
 $ python train.py --resume                    # go on after an interruption
+$ torchrun --nproc-per-node 4 train.py        # several GPUs
 $ python train.py --evaluate checkpoints/best.ckp
 """
 
 import argparse
+import contextlib
+import io
 import json
 import platform
 import signal
@@ -23,11 +26,23 @@ from sklearn.metrics import precision_recall_curve
 import data
 from data import CellDataset, InputError, atomic_path
 from model import NETWORKS, build_model, imagenet_file, load_initial_weights, load_model, read_checkpoint
-from trainer import Trainer, bootstrap_mean_f1, evaluate, metrics_table, pick_device, pick_precision
+from trainer import (
+    RECIPES,
+    Trainer,
+    barrier,
+    bootstrap_mean_f1,
+    evaluate,
+    metrics_table,
+    pick_device,
+    pick_precision,
+    processes,
+    rank,
+    world,
+)
 
 # Okabe and Ito's, safe for the colour-blind
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-FIXED = ("model", "width", "classes", "image_size", "split", "test_size", "val_size", "limit", "seed", "batch_size")
+FIXED = ("model", "width", "classes", "image_size", "split", "test_size", "val_size", "limit", "seed", *RECIPES["fast"])
 
 
 # ---------------------------------------------------------------- options
@@ -63,10 +78,38 @@ def options():
         "--image-size", type=int, default=data.IMAGE_SIZE, metavar="PIXELS", help="side of the input (%(default)s)"
     )
 
+    def of_recipes(name):
+        return f"({', '.join(f'{r}: {RECIPES[r][name]}' for r in RECIPES)})"
+
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=int, default=3, metavar="N", help="epochs over the six variants (%(default)s)")
-    group.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures a step (%(default)s)")
-    group.add_argument("--lr", type=float, default=0.01, metavar="RATE", help="SGD's learning rate (%(default)s)")
+    group.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        default="fast",
+        help="what the options named with both below are by default: fast takes the cells in all eight orientations, "
+        "small pictures first, with a one-cycle learning rate; classic is the published recipe, on the six variants "
+        "(%(default)s)",
+    )
+    group.add_argument("--epochs", type=int, metavar="N", help=f"passes over the training part {of_recipes('epochs')}")
+    group.add_argument("--batch-size", type=int, metavar="N", help=f"pictures a step {of_recipes('batch_size')}")
+    group.add_argument("--lr", type=float, metavar="RATE", help=f"SGD's highest learning rate {of_recipes('lr')}")
+    group.add_argument(
+        "--schedule", choices=("one-cycle", "steps"), help=f"of the learning rate {of_recipes('schedule')}"
+    )
+    group.add_argument(
+        "--progressive",
+        action=argparse.BooleanOptionalAction,
+        help=f"small pictures first {of_recipes('progressive')}",
+    )
+    group.add_argument(
+        "--turns", action=argparse.BooleanOptionalAction, help=f"random right-angle turns {of_recipes('turns')}"
+    )
+    group.add_argument(
+        "--label-smoothing", type=float, metavar="S", help=f"targets S and 1 - S {of_recipes('label_smoothing')}"
+    )
+    group.add_argument(
+        "--ema", type=float, metavar="D", help=f"average the weights with decay D a step, 0: don't {of_recipes('ema')}"
+    )
     group.add_argument("--momentum", type=float, default=0.9, metavar="M", help="SGD's momentum (%(default)s)")
     group.add_argument("--weight-decay", type=float, default=1e-4, metavar="D", help="L2 penalty (%(default)s)")
     group.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (%(default)s)")
@@ -96,20 +139,30 @@ def parse(argv):
     """Options as a namespace; with --resume, those of the interrupted run where the command line gives no others."""
     parser = options()
     args = parser.parse_args(argv)
-    for name, least in (("epochs", 1), ("batch_size", 2), ("image_size", 32), ("width", 1), ("keep", 0)):
+    if args.resume is None:
+        for name, value in RECIPES[args.recipe].items():
+            if getattr(args, name) is None:
+                setattr(args, name, value)
+    # oneDNN 3.12 writes out of bounds when it trains 1x1 convolutions of fewer than 16 maps in float32.
+    for name, least in (("epochs", 1), ("batch_size", 2), ("image_size", 32), ("width", 16), ("keep", 0)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
-    if args.lr <= 0:
+    if args.lr is not None and args.lr <= 0:
         raise InputError(f"--lr {args.lr:g}: must be above 0")
+    for name, below in (("label_smoothing", 0.5), ("ema", 1)):
+        if getattr(args, name) is not None and not 0 <= getattr(args, name) < below:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name):g}: must be from 0 to below {below:g}")
     if args.resume is not None:
         args.resume = args.resume or str(Path(args.out) / "checkpoints" / "last.ckp")
         settings = read_checkpoint(args.resume).get("settings")
-        if not isinstance(settings, dict):
+        if not isinstance(settings, dict) or not settings.keys() >= set(FIXED):
             raise InputError(f"{args.resume}: not a checkpoint to go on from; give a last.ckp of `python train.py`")
         parser.set_defaults(**settings)
         resume, args = args.resume, parser.parse_args(argv)
         args.resume = resume
         for name in FIXED:
+            if name == "epochs" and args.schedule == "steps":
+                continue  # more of them change nothing of those that are done
             if getattr(args, name) != settings[name]:
                 raise InputError(f"--{name.replace('_', '-')} can't change on --resume (it was {settings[name]})")
     return args
@@ -137,10 +190,10 @@ def weights_warning(record):
 def progress_line(trainer):
     """The newest epoch as one line aligned under progress_header."""
     row = trainer.history[-1]
-    left = round(row["seconds"] * (trainer.epochs - trainer.epoch))
+    left = round(trainer.seconds_left())
     scores = [row[f"f1_{c}"] for c in (*trainer.model.classes, "mean")]
     return (
-        f"{row['epoch']:5}  {row['train_loss']:10.4f}  {row['val_loss']:8.4f}  "
+        f"{row['epoch']:5}  {row['side']:4}  {row['train_loss']:10.4f}  {row['val_loss']:8.4f}  "
         + "  ".join(f"{v:{max(len(c) + 3, 5)}.3f}" for c, v in zip((*trainer.model.classes, "mean"), scores))
         + f"  {row['cells_per_second']:7.1f}  {left // 3600:2}:{left // 60 % 60:02}:{left % 60:02}"
     )
@@ -149,7 +202,7 @@ def progress_line(trainer):
 def progress_header(classes):
     """Header of the lines of progress_line."""
     names = "  ".join(f"{'F1 ' + c:>{max(len(c) + 3, 5)}}" for c in (*classes, "mean"))
-    return f"epoch  train loss  val loss  {names}  cells/s      left"
+    return f"epoch  side  train loss  val loss  {names}  cells/s      left"
 
 
 def make_report(labels, probabilities, rows, model, by):
@@ -285,7 +338,9 @@ def plot_errors(labels, probabilities, dataset, model, path, columns=8):
 def measure(model, checkpoint, rows, pictures, by, out, prefix, precision):
     """Evaluate a model on test rows; write report, predictions and plots, print the table."""
     dataset = CellDataset(rows, pictures, model.classes)
-    loss, labels, probabilities = evaluate(model, dataset, precision)
+    loss, labels, probabilities = evaluate(model, dataset.to(next(model.parameters()).device), precision)
+    if rank() > 0:
+        return
     report = make_report(labels, probabilities, rows, model, by)
     report.update(
         loss=loss,
@@ -351,21 +406,37 @@ def move_aside(out):
 
 
 def run_training(args):
-    """Train, then measure the best epoch on the test part. Returns the exit code."""
-    out = Path(args.out)
+    """Train, then measure the best epoch on the test part, in one process or torchrun's. Returns the exit code."""
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)
-    table, pictures = load_table(args)
+    with processes(device) as device:
+        if world() * 2 > args.batch_size:
+            raise InputError(f"--batch-size {args.batch_size}: too small for {world()} processes, 2 pictures each")
+        with contextlib.redirect_stdout(sys.stdout if rank() == 0 else io.StringIO()):
+            return train(args, device, precision)
+
+
+def train(args, device, precision):
+    """One process's part of `run_training`."""
+    out, first = Path(args.out), rank() == 0
+    if first:
+        table, pictures = load_table(args)  # the first process fills images/ and the cache for the others
+    barrier()
+    if not first:
+        table, pictures = load_table(args)
     train, val, test = data.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
+    if args.recipe == "fast" and args.split != "row":
+        train = data.originals(train)  # orientations come from the augmentation
 
     torch.manual_seed(args.seed)
     model = build_model(args.model, args.classes, args.width, args.image_size)
     if not args.resume:
         asked = args.weights or ("imagenet" if args.model == "resnet34" else "none")
         record = load_initial_weights(model, asked)
-        if record["used"] != asked and asked != "none":
+        if record["used"] != asked and asked != "none" and first:
             print(weights_warning(record), file=sys.stderr)
-        move_aside(out)
+        if first:
+            move_aside(out)
 
     notes = {
         "settings": {k: v for k, v in vars(args).items() if k not in ("resume", "evaluate", "out", "device")},
@@ -376,9 +447,7 @@ def run_training(args):
         CellDataset(train, pictures, args.classes),
         CellDataset(val, pictures, args.classes),
         out / "checkpoints",
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        lr=args.lr,
+        **{name: getattr(args, name) for name in RECIPES[args.recipe]},
         momentum=args.momentum,
         weight_decay=args.weight_decay,
         device=device,
@@ -395,7 +464,8 @@ def run_training(args):
         f"{test['cell'].nunique()} to test, split by {args.split}\n"
         f"network   {args.model}, {parameters:,} parameters, {args.image_size}x{args.image_size} pixels, "
         f"{describe_weights(model.config['initial_weights'])}\n"
-        f"training  {args.epochs} epochs, batch {args.batch_size}, SGD {args.lr:g}, on {device} in "
+        f"training  {args.recipe} recipe, {args.epochs} epochs, batch {args.batch_size}, SGD {args.lr:g}, on "
+        f"{f'{world()} x ' if world() > 1 else ''}{device.type} in "
         f"{'bfloat16' if precision == torch.bfloat16 else 'float32'}, {torch.get_num_threads()} threads"
     )
     if args.split == "row":
@@ -411,7 +481,8 @@ def run_training(args):
         plot_losses(trainer.history, model.classes, out / "plots" / "losses.png")
 
     def ask_to_stop(signum, frame):
-        print("\nstopping after this step ...", file=sys.stderr)
+        if first:
+            print("\nstopping after this step ...", file=sys.stderr)
         trainer.stop = True
         signal.signal(signum, previous[signum])  # a second Ctrl-C ends at once
 
@@ -430,6 +501,7 @@ def run_training(args):
             f"go on with: python train.py --resume{where}"
         )
         return 130
+    barrier()
     model, checkpoint = load_model(trainer.folder / "best.ckp", device)
     print()
     measure(model, checkpoint, test, pictures, args.split, out, "", precision)

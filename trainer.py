@@ -1,11 +1,13 @@
 """One training run: epochs, steps, evaluation, metrics, checkpoints, and going on after an interruption.
 
->>> trainer = Trainer(model, train_set, val_set, "checkpoints", epochs=3)
+>>> trainer = Trainer(model, train_set, val_set, "checkpoints", **RECIPES["fast"])
 >>> trainer.fit()
 >>> loss, labels, probabilities = trainer.evaluate(test_set)
 """
 
 import contextlib
+import copy
+import math
 import os
 import shutil
 import time
@@ -13,18 +15,117 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data import InputError, atomic_path, augment
+from data import InputError, atomic_path, augment, draw_changes, shrink
 from model import read_checkpoint, save_checkpoint
 
 TENTHS, HALVES = (10, 20, 30, 40), (60, 80, 100, 130)  # epochs at which the learning rate falls, and to which share
 SAVE_SECONDS = 300  # a long epoch leaves last.ckp this often
+STOP_STEPS = 16  # several processes agree this often on whether one was asked to stop
+
+# What `Trainer` takes; doc/results.md has what each part of "fast" is worth.
+RECIPES = {
+    "fast": {
+        "epochs": 21,
+        "batch_size": 16,
+        "lr": 0.02,
+        "schedule": "one-cycle",
+        "progressive": True,
+        "turns": True,
+        "label_smoothing": 0.0,
+        "ema": 0.99,
+    },
+    "classic": {
+        "epochs": 3,
+        "batch_size": 16,
+        "lr": 0.01,
+        "schedule": "steps",
+        "progressive": False,
+        "turns": False,
+        "label_smoothing": 0.0,
+        "ema": 0.0,
+    },
+}
 
 
-# ---------------------------------------------------------------- device and precision
+# ---------------------------------------------------------------- processes, device and precision
+
+
+def rank():
+    """Number of this process, 0 in the only one or the one that writes the files."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world():
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def quiet():
+    """Arguments of tqdm: only process 0 shows bars."""
+    return {"disable": True} if rank() > 0 else {}
+
+
+def barrier():
+    """Wait until all processes are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def processes(device):
+    """Join the processes that `torchrun` started (nccl on GPUs, gloo elsewhere); yields the device of this one."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes, where PyTorch's own SyncBatchNorm can't run (CPU).
+
+    (N, C, H, W) -> the same shape; in evaluation an ordinary batch norm.
+    """
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        x32 = x.to(torch.promote_types(x.dtype, torch.float32))
+        own = torch.tensor(float(x[:, 0].numel()), dtype=x32.dtype)
+        count = dist.nn.functional.all_reduce(own).detach()
+        own_var, own_mean = torch.var_mean(x32, (0, 2, 3), correction=0)
+        mean = dist.nn.functional.all_reduce(own_mean * (own / count))
+        # Not the mean of squares less the squared mean, which loses digits where the mean is large.
+        var = dist.nn.functional.all_reduce((own_var + (own_mean - mean) ** 2) * (own / count))
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        return torch.addcmul((self.bias - mean * scale)[:, None, None], x32, scale[:, None, None]).to(x.dtype)
+
+
+def synchronised(module):
+    """A network's batch norms replaced by ones over the batches of all processes, sharing its weights."""
+    if next(module.parameters()).device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    for child in module.modules():
+        if type(child) is nn.BatchNorm2d:
+            child.__class__ = SyncBatchNorm2d
+    return module
 
 
 def pick_device(name="auto"):
@@ -136,40 +237,83 @@ def autocast(device, precision):
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
+def channels_last(images):
+    """Gray images (N, 1, H, W) with the strides that make the first convolution's output channels_last.
+
+    For one channel `.contiguous(memory_format=torch.channels_last)` leaves the strides alone, the network then runs
+    its costliest layers, stem and max pool, in the other layout: ResNet-34 trains at three quarters of the speed.
+    """
+    return images.squeeze(1).unsqueeze(-1).permute(0, 3, 1, 2)
+
+
 @torch.inference_mode()
-def evaluate(model, dataset, precision=torch.float32, batch_size=32):
+def evaluate(model, dataset, precision=torch.float32, batch_size=32, size=None):
     """Loss and predictions of a model on a CellDataset, without augmentation, on the device that the model is on.
 
-    Returns (mean binary cross entropy, labels (N, C) float32, probabilities (N, C) float32).
+    size: side that the pictures are shrunk to (as they are). Several processes share the work.
+    Returns (mean binary cross entropy, labels (N, C) float32, probabilities (N, C) float32), the same in each.
     """
     model.eval()
     device = next(model.parameters()).device
-    logits, labels = [], []
-    for start in tqdm(range(0, len(dataset), batch_size), "evaluating", unit="batch", leave=False):
-        images, y = dataset.batch(range(start, min(start + batch_size, len(dataset))))
-        images = images.to(device).contiguous(memory_format=torch.channels_last)
+    logits = torch.zeros(len(dataset), len(model.classes), device=device)
+    mine = np.arange(rank(), len(dataset), world())
+    for start in tqdm(range(0, len(mine), batch_size), "evaluating", unit="batch", leave=False, **quiet()):
+        rows = mine[start : start + batch_size]
+        images = channels_last(shrink(dataset.batch(rows)[0].to(device), size))
         with autocast(device, precision):
-            logits.append(model(images).cpu())
-        labels.append(y)
-    logits, labels = torch.cat(logits), torch.cat(labels)
+            logits[torch.from_numpy(rows).to(device)] = model(images)
+    if world() > 1:
+        dist.all_reduce(logits)
+    logits, labels = logits.cpu(), torch.from_numpy(dataset.labels)
     loss = F.binary_cross_entropy_with_logits(logits, labels)
-    return float(loss), labels.numpy(), model.probabilities(logits).numpy()
+    return float(loss), dataset.labels, model.probabilities(logits).numpy()
 
 
-def learning_rate_factor(epoch):
-    """Step decay: x0.1 at epochs 10, 20, 30, 40 and x0.5 at 60, 80, 100, 130."""
+def step_decay(epoch):
+    """Factor of the learning rate: x0.1 at epochs 10, 20, 30, 40 and x0.5 at 60, 80, 100, 130."""
     return 0.1 ** sum(epoch >= e for e in TENTHS) * 0.5 ** sum(epoch >= e for e in HALVES)
+
+
+def one_cycle(progress, warm_up=0.15):
+    """Factor of the learning rate at `progress` (0..1) of a run: linear warm-up, then half a cosine down to 0.
+
+    After Smith and Topin 2018, "Super-convergence"; Loshchilov and Hutter 2017 for the cosine.
+    """
+    if progress < warm_up:
+        return progress / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
+
+
+def side_at(epoch, epochs, size):
+    """Side of the training pictures in an epoch (0...): small for 4/7 of the epochs, middle for 2/7, then full.
+
+    Small sides are multiples of 32, the network's stride (300: 128, 192). After Howard 2018 (DAWNBench) and Touvron et
+    al. 2019.
+    """
+    if epoch < epochs * 4 // 7:
+        share = 0.43
+    elif epoch < epochs * 6 // 7:
+        share = 0.64
+    else:
+        return size
+    return min(size, max(64, round(share * size / 32) * 32))
 
 
 class Trainer:
     """Trains a CellClassifier with SGD and binary cross entropy, and can stop and go on at any step.
 
     model: CellClassifier. train, val: CellDataset. folder: where checkpoints are written.
-    epochs, batch_size, lr, momentum, weight_decay: the recipe.
+    epochs, batch_size (pictures a step, of all processes together), lr, momentum, weight_decay: as in any recipe.
+    schedule: "steps" (`step_decay`) or "one-cycle". progressive: train on small pictures first (`side_at`).
+    turns: right-angle turns among the augmentations. label_smoothing: targets are this far from 0 and 1.
+    ema: decay, a step, of the moving average of the weights that is evaluated and kept (0: none).
     device: torch.device or its name. precision: torch.float32 or torch.bfloat16 (autocast).
     seed: order and augmentation of every step follow from (seed, epoch, step) alone, so a resumed run repeats nothing
         and ends where an uninterrupted one does.
     keep: how many of the newest epoch snapshots stay (None: all). notes: dict stored in every checkpoint.
+
+    Under torchrun each process works on its share of every batch; process 0 writes the files (last.ckp only at the end
+    of epochs and on a stop).
     """
 
     def __init__(
@@ -184,17 +328,33 @@ class Trainer:
         lr=0.01,
         momentum=0.9,
         weight_decay=1e-4,
+        schedule="steps",
+        progressive=False,
+        turns=False,
+        label_smoothing=0.0,
+        ema=0.0,
         device="cpu",
         precision=torch.float32,
         seed=0,
         keep=None,
         notes=None,
     ):
-        self.model = model.to(device, memory_format=torch.channels_last)
-        self.train_set, self.val_set, self.folder = train, val, Path(folder)
-        self.epochs, self.batch_size, self.seed, self.keep = epochs, batch_size, seed, keep
         self.device, self.precision, self.notes = torch.device(device), precision, notes or {}
-        self.optimizer = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay)
+        self.train_set, self.val_set, self.folder = train.to(device), val.to(device), Path(folder)
+        self.epochs, self.batch_size, self.seed, self.keep = epochs, batch_size, seed, keep
+        self.schedule, self.progressive, self.turns = schedule, progressive, turns
+        self.label_smoothing, self.ema = label_smoothing, ema
+        self.model = model.to(device, memory_format=torch.channels_last)  # what is evaluated and kept
+        self.trained = self.model  # what SGD changes
+        if ema:
+            self.trained = copy.deepcopy(self.model)
+            for p in self.model.parameters():
+                p.requires_grad_(False)
+        self.parallel = self.trained
+        if world() > 1:
+            self.trained = synchronised(self.trained)
+            self.parallel = DistributedDataParallel(self.trained)
+        self.optimizer = torch.optim.SGD(self.trained.parameters(), lr, momentum, weight_decay=weight_decay)
         self.epoch = self.step = 0  # epochs completed, steps done in the one that is under way
         self.loss_sum = torch.zeros((), device=device)
         self.seconds = 0.0  # of the epoch under way
@@ -206,49 +366,98 @@ class Trainer:
         """Optimiser steps an epoch."""
         return -(-len(self.train_set) // self.batch_size)
 
+    @property
+    def side(self):
+        """Side of the pictures, in pixels, in the epoch under way."""
+        full = self.train_set.pictures.shape[-1]
+        return side_at(self.epoch, self.epochs, full) if self.progressive else full
+
+    def seconds_left(self):
+        """Estimate, from the newest epoch's time, of what the epochs to come will take."""
+        full, done = self.train_set.pictures.shape[-1], self.history[-1]
+        epochs = range(self.epoch, self.epochs)
+        pixels = sum(side_at(e, self.epochs, full) ** 2 if self.progressive else full**2 for e in epochs)
+        return done["seconds"] * pixels / done["side"] ** 2
+
     def _generator(self, *counter):
         state = np.random.SeedSequence([self.seed, *counter]).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(state >> 1))
 
-    def train_step(self, images, labels, generator):
-        """One optimiser step on uint8 images (B, 1, S, S) and labels (B, C); returns the loss (0-d tensor)."""
+    def _learning_rate(self):
+        if self.schedule == "steps":
+            factor = step_decay(self.epoch)
+        else:
+            factor = one_cycle((self.epoch * self.steps + self.step + 0.5) / (self.epochs * self.steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.optimizer.defaults["lr"] * factor
+
+    def train_step(self, images, labels, changes, share=1.0):
+        """One optimiser step; returns the sum of the pictures' losses (0-d tensor).
+
+        images: uint8 (B, 1, S, S), labels (B, C) and changes (B, 2, 3) of this process. share: B over the mean B of
+        all processes.
+        """
         images, labels = images.to(self.device), labels.to(self.device)
         with autocast(self.device, self.precision):
-            logits = self.model(augment(images, generator).contiguous(memory_format=torch.channels_last))
-        loss = F.binary_cross_entropy_with_logits(logits, labels)
+            logits = self.parallel(channels_last(augment(images, changes, self.side)))
+        targets = labels * (1 - 2 * self.label_smoothing) + self.label_smoothing
+        loss = F.binary_cross_entropy_with_logits(logits, targets)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * share).backward()
         self.optimizer.step()
-        return loss.detach()
+        if self.ema:
+            self._average()
+        return loss.detach() * len(images)
+
+    @torch.no_grad()
+    def _average(self):
+        steps = self.epoch * self.steps + self.step
+        towards = 1 - min(self.ema, (1 + steps) / (10 + steps))  # the first weights are soon forgotten
+        new, mean = (list(m.network.state_dict().values()) for m in (self.trained, self.model))
+        torch._foreach_lerp_(
+            [a for a in mean if a.is_floating_point()], [b for b in new if b.is_floating_point()], towards
+        )
 
     def _train_epoch(self):
-        self.model.train()
+        self.parallel.train()
         order = torch.randperm(len(self.train_set), generator=self._generator(self.epoch)).numpy()
+        batches = np.array_split(order, self.steps)  # of equal size, so that none is too small for batch norm
         started = saved = time.monotonic()
         before = self.seconds
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.optimizer.defaults["lr"] * learning_rate_factor(self.epoch)
         with tqdm(
             total=len(order),
-            initial=min(self.step * self.batch_size, len(order)),
+            initial=sum(map(len, batches[: self.step])),
             desc=f"epoch {self.epoch + 1}/{self.epochs}",
             unit="cell",
             leave=False,
             mininterval=1,
+            **quiet(),
         ) as bar:
-            while self.step < self.steps and not self.stop:
-                rows = order[self.step * self.batch_size : (self.step + 1) * self.batch_size]
-                images, labels = self.train_set.batch(rows)
-                loss = self.train_step(images, labels, self._generator(self.epoch, self.step))
-                self.loss_sum += loss * len(rows)
+            while self.step < self.steps and not self._asked_to_stop():
+                rows = batches[self.step]
+                changes = draw_changes(len(rows), self._generator(self.epoch, self.step), self.turns)
+                mine = slice(rank(), None, world())
+                images, labels = self.train_set.batch(rows[mine])
+                self._learning_rate()
+                loss = self.train_step(images, labels, changes[mine], len(images) * world() / len(rows))
+                self.loss_sum += loss
                 self.step += 1
                 self.seconds = before + time.monotonic() - started
                 if bar.update(len(rows)):
-                    bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                if time.monotonic() - saved > SAVE_SECONDS:
+                    bar.set_postfix(loss=f"{loss / len(images):.3f}", refresh=False)
+                if time.monotonic() - saved > SAVE_SECONDS and world() == 1:
                     self.save(self.folder / "last.ckp")
                     saved = time.monotonic()
         self._check_finite()
+
+    def _asked_to_stop(self):
+        if world() == 1:
+            return self.stop
+        if self.step % STOP_STEPS:
+            return False
+        stop = torch.tensor(float(self.stop), device=self.device)
+        dist.all_reduce(stop)
+        return bool(stop)
 
     def _check_finite(self):
         if not self.loss_sum.isfinite():
@@ -257,24 +466,33 @@ class Trainer:
                 f"in {self.folder} are from before)"
             )
 
-    def fit(self, on_epoch=None):
-        """Train until `epochs` are done or `stop` is set; on_epoch(self) is called after each epoch.
+    def _summed(self, value):
+        """A tensor's sum over the processes (in place)."""
+        if world() > 1:
+            dist.all_reduce(value)
+        return value
 
-        Writes checkpoint_NNN.ckp, best.ckp (highest mean F1 at 0.5 on the validation part, then lowest loss) and
-        last.ckp. Returns True when all epochs are done. Raises InputError when the loss is no longer a number.
+    def fit(self, on_epoch=None):
+        """Train until `epochs` are done or `stop` is set; on_epoch(self) is called after each epoch (in process 0).
+
+        Writes checkpoint_NNN.ckp, best.ckp (`best_epoch`) and last.ckp. Returns True when all epochs are done.
+        Raises InputError when the loss is no longer a number.
         """
         while self.epoch < self.epochs:
             self._train_epoch()
+            self.loss_sum = self._summed(self.loss_sum)
             if self.step < self.steps:
-                self.save(self.folder / "last.ckp")
+                if rank() == 0:
+                    self.save(self.folder / "last.ckp")
                 return False
             train_loss = float(self.loss_sum) / len(self.train_set)
-            val_loss, labels, probabilities = self.evaluate(self.val_set)
+            val_loss, labels, probabilities = self.evaluate(self.val_set, self.side)
             f1 = f1_scores(labels, probabilities)
             self.model.config["thresholds"] = best_thresholds(labels, probabilities)
             self.history.append(
                 {
                     "epoch": self.epoch + 1,
+                    "side": self.side,
                     "train_loss": train_loss,
                     "val_loss": val_loss,
                     **{f"f1_{c}": float(v) for c, v in zip(self.model.classes, f1)},
@@ -286,28 +504,35 @@ class Trainer:
             )
             self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
             self.loss_sum.zero_()
-            self._save_epoch()
-            if on_epoch:
-                on_epoch(self)
-            if self.stop and self.epoch < self.epochs:
+            if rank() == 0:
+                self._save_epoch()
+                if on_epoch:
+                    on_epoch(self)
+            if self.epoch < self.epochs and self._asked_to_stop():
                 return False
         return True
 
     def best_epoch(self):
-        """Index into history of the best epoch so far."""
-        return max(range(len(self.history)), key=lambda i: (self.history[i]["f1_mean"], -self.history[i]["val_loss"]))
+        """Index into history of the best epoch so far: of those on the largest pictures the highest mean F1 at 0.5 on
+        the validation part, then the lowest loss."""
+        return max(
+            range(len(self.history)),
+            key=lambda i: (self.history[i]["side"], self.history[i]["f1_mean"], -self.history[i]["val_loss"]),
+        )
 
-    def evaluate(self, dataset):
+    def evaluate(self, dataset, size=None):
         """`evaluate` of this run's model in this run's precision."""
-        return evaluate(self.model, dataset, self.precision)
+        return evaluate(self.model, dataset, self.precision, size=size)
 
     def save(self, path):
-        """Write a checkpoint from which `resume` goes on exactly here."""
+        """Write a checkpoint from which `resume` goes on exactly here (only process 0 should)."""
         self._check_finite()
+        own = {"trained": self.trained.network.state_dict()} if self.ema else {}
         save_checkpoint(
             path,
             self.model,
             **self.notes,
+            **own,
             optimizer=self.optimizer.state_dict(),
             epoch=self.epoch,
             step=self.step,
@@ -344,10 +569,12 @@ class Trainer:
                     f"are {len(self.train_set)} with seed {self.seed}; give the same table and options"
                 )
             self.model.network.load_state_dict(checkpoint["model"])
+            if self.ema:
+                self.trained.network.load_state_dict(checkpoint["trained"])
             self.model.config.update(checkpoint["config"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.epoch, self.step, self.seconds = checkpoint["epoch"], checkpoint["step"], checkpoint["seconds"]
-            self.loss_sum = checkpoint["loss_sum"].to(self.device)
+            self.loss_sum = checkpoint["loss_sum"].to(self.device) * (rank() == 0)
             self.history = checkpoint["history"]
             torch.set_rng_state(checkpoint["rng"])
         except (KeyError, RuntimeError) as error:

@@ -277,7 +277,8 @@ def test_the_cache_is_mapped_and_follows_the_pictures(elpv, tmp_path):
 def test_augmentation_is_small_and_follows_from_its_generator(small):
     cells, pictures = small
     images, _ = data.CellDataset(cells, pictures).batch(range(16))
-    one, two, other = (data.augment(images, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    changes = [data.draw_changes(16, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    one, two, other = (data.augment(images, c) for c in changes)
     assert torch.equal(one, two) and not torch.equal(one, other)
     assert one.shape == images.shape and one.dtype == torch.float32 and 0 <= one.min() and one.max() <= 1
     flips = [images / 255, images.flip(-1) / 255, images.flip(-2) / 255, images.flip(-1, -2) / 255]
@@ -285,11 +286,51 @@ def test_augmentation_is_small_and_follows_from_its_generator(small):
     assert nearest.max() < 0.06
 
 
+def test_with_turns_all_eight_symmetries_come_equally_often_and_exactly(small):
+    cells, pictures = small
+    image = torch.from_numpy(pictures[:1].copy())
+    changes = data.draw_changes(800, torch.Generator().manual_seed(0), turns=True)
+    exact = changes.clone()
+    exact[:, :, :2] = exact[:, :, :2].round()
+    exact[:, :, 2] = 0
+    turned, count = [image.rot90(k, (-2, -1)) for k in range(4)], torch.zeros(8)
+    symmetries = torch.cat([*turned, *(t.flip(-1) for t in turned)])
+    for one in data.augment(image.expand(800, -1, -1, -1), exact):
+        same = (one - symmetries / 255).abs().amax((1, 2, 3)) < 1e-4
+        assert same.sum() == 1
+        count += same
+    assert count.min() > 70 and count.max() < 130
+    plain = data.draw_changes(800, torch.Generator().manual_seed(0))[:, :, :2].round()
+    assert (plain[:, 0, 1] == 0).all()
+
+
+def test_smaller_pictures_are_shrunk_with_antialiasing(small):
+    cells, pictures = small
+    images, _ = data.CellDataset(cells, pictures).batch(range(8))
+    changes = data.draw_changes(8, torch.Generator().manual_seed(0))
+    assert data.augment(images, changes, 32).shape == (8, 1, 32, 32)
+    fine = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
+    fine[..., ::2] = 255  # stripes that plain sampling would show as black or white
+    assert (data.shrink(fine, 16)[..., 1:-1] - 0.5).abs().max() < 0.05
+    assert torch.equal(data.shrink(images, 64), images / 255) and torch.equal(data.shrink(images), images / 255)
+
+
+def test_pictures_on_a_device_are_served_like_those_on_disk(small):
+    cells, pictures = small
+    turned = data.expand_variants(cells.head(4))
+    there = data.CellDataset(turned, torch.from_numpy(pictures.copy()))
+    rows = np.arange(24)[::-1].copy()
+    for a, b in zip(data.CellDataset(turned, pictures).batch(rows), there.batch(rows)):
+        assert torch.equal(a, b)
+    rotated = np.rot90(pictures[turned["picture"][4], 0], 1)
+    assert np.array_equal(there.batch([4])[0][0, 0].numpy(), rotated) and turned["turn"][4] == "rot_"
+
+
 def test_augmentation_moves_no_more_than_promised():
     images = torch.zeros(400, 1, 101, 101, dtype=torch.uint8)
     images[:, :, 50, 50] = 255  # the centre stays within shift (2 %) and crop (0.5 %)
     images[:, :, 50, 95] = 255
-    out = data.augment(images, torch.Generator().manual_seed(0))[:, 0]
+    out = data.augment(images, data.draw_changes(400, torch.Generator().manual_seed(0)))[:, 0]
     y, x = np.meshgrid(np.arange(101) - 50, np.arange(101) - 50, indexing="ij")
     centre = out * torch.from_numpy(np.hypot(x, y) < 20)
     mass = centre.sum((1, 2))

@@ -139,5 +139,5 @@ def test_bad_input_gets_one_sentence(elpv, tmp_path, capsys, what, complaint):
 
 def test_own_network_without_record_of_a_split_is_checked_on_the_default_one(elpv, tmp_path):
     torch.manual_seed(0)
-    save_checkpoint(tmp_path / "a.ckp", build_model("resnet", width=8, image_size=64))
+    save_checkpoint(tmp_path / "a.ckp", build_model("resnet", width=16, image_size=64))
     assert export(elpv, tmp_path, tmp_path / "a.ckp") == 0

@@ -119,7 +119,7 @@ def test_initial_weights_from_a_checkpoint(tmp_path):
 
 
 def test_a_checkpoint_is_all_that_it_takes_to_use_the_network(small, tmp_path):
-    model = build_model("resnet", ("finger", "crack"), width=8, image_size=64).eval()
+    model = build_model("resnet", ("finger", "crack"), width=16, image_size=64).eval()
     model.config["thresholds"] = [0.25, 0.75]
     save_checkpoint(tmp_path / "a.ckp", model, epoch=3)
     loaded, checkpoint = load_model(tmp_path / "a.ckp")

@@ -44,7 +44,7 @@ def test_the_report_is_complete_and_agrees_with_the_predictions(finished):
     assert sum(part["cells"] for part in report["by_type"].values()) == len(rows)
     low, high = report["mean_f1_interval_95"]
     assert low <= report["at_threshold"]["mean"]["f1"] <= high
-    assert report["initial_weights"]["used"] == "random" and report["settings"]["lr"] == 0.01
+    assert report["initial_weights"]["used"] == "random" and report["settings"]["lr"] == 0.02
 
 
 def test_the_test_cells_were_never_trained_on(finished, elpv):
@@ -52,7 +52,7 @@ def test_the_test_cells_were_never_trained_on(finished, elpv):
     rows = pd.read_csv(finished / "checkpoints" / "test_predictions.csv", sep=";")
     assert {f"images/{c.split('/')[-1]}.png" for c in checkpoint["split"]["test"]} == set(rows["filename"])
     assert not set(checkpoint["split"]["test"]) & set(checkpoint["split"]["val"])
-    assert checkpoint["rows"] == 6 * (48 - len(checkpoint["split"]["test"]) - len(checkpoint["split"]["val"]))
+    assert checkpoint["rows"] == 48 - len(checkpoint["split"]["test"]) - len(checkpoint["split"]["val"])
 
 
 def test_evaluate_gives_the_same_figures_again(finished, elpv, tmp_path, capsys):
@@ -129,6 +129,48 @@ def test_resnet34_without_imagenet_weights_says_so(elpv, tmp_path, capsys):
     assert report["initial_weights"]["used"] == "random"
 
 
+def torchrun(processes, *options, script=ROOT / "train.py"):
+    """Run a script in several processes on the CPU, a thread each."""
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "29517"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *command, str(script), *map(str, options)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def test_two_processes_train_as_one_does_and_one_goes_on_from_them(elpv, tmp_path):
+    options = ["--data", str(elpv), *SMALL, "--precision", "fp32", "--lr", "0.005"]
+    runs = {}
+    for name, processes in (("one", 1), ("two", 2)):
+        done = torchrun(processes, *options, "--epochs", "3", "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        runs[name] = pd.read_csv(tmp_path / name / "checkpoints" / "metrics.csv", sep=";").drop(
+            columns=["seconds", "cells_per_second"]
+        )
+        assert done.stdout.count("Mean F1") == 1
+    # float32's rounding grows from step to step; that the sums are the same is tested below in float64.
+    one, two = (r[["train_loss", "val_loss"]].to_numpy() for r in runs.values())
+    assert one == pytest.approx(two, rel=0.1)
+    reports = [json.loads((tmp_path / n / "checkpoints" / "report.json").read_text()) for n in runs]
+    assert reports[0]["cells"] == reports[1]["cells"]
+
+    # One process takes over after the second epoch of two.
+    (tmp_path / "three" / "checkpoints").mkdir(parents=True)
+    last = tmp_path / "three" / "checkpoints" / "last.ckp"
+    last.write_bytes((tmp_path / "two" / "checkpoints" / "checkpoint_001.ckp").read_bytes())
+    assert train.main(["--resume", "--out", str(tmp_path / "three")]) == 0
+    third = pd.read_csv(tmp_path / "three" / "checkpoints" / "metrics.csv", sep=";")
+    assert third["train_loss"].tolist() == pytest.approx(runs["two"]["train_loss"].tolist(), rel=0.02)
+
+
+def test_each_step_of_two_processes_is_the_step_of_one_exactly_in_float64(elpv):
+    losses = []
+    for n in (1, 2):
+        done = torchrun(n, elpv, script=ROOT / "tests" / "steps_in_float64.py")
+        assert done.returncode == 0, done.stderr
+        losses.append([float(line) for line in done.stdout.split()])
+    assert len(losses[0]) == 5 and losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_exits_130_and_ends_as_an_uninterrupted_one(finished, elpv, tmp_path, number):
     options = ["--data", str(elpv), "--out", str(tmp_path), *SMALL, "--epochs", "2"]
@@ -161,6 +203,9 @@ def test_a_stopped_run_exits_130_and_ends_as_an_uninterrupted_one(finished, elpv
         (["--limit", "3"], "--limit 3: too few"),
         (["--epochs", "0"], "--epochs 0: must be at least 1"),
         (["--lr", "-1"], "--lr -1: must be above 0"),
+        (["--width", "8"], "--width 8: must be at least 16"),
+        (["--label-smoothing", "0.5"], "--label-smoothing 0.5: must be from 0 to below 0.5"),
+        (["--ema", "1"], "--ema 1: must be from 0 to below 1"),
         (["--evaluate", "nowhere.ckp"], "nowhere.ckp: no such checkpoint"),
         (["--resume"], "last.ckp: no such checkpoint"),
     ],
@@ -175,3 +220,14 @@ def test_bad_options_get_one_sentence_and_exit_code_2(elpv, tmp_path, capsys, op
 def test_resume_refuses_other_options(finished, capsys):
     assert train.main(["--resume", "--out", str(finished), "--seed", "7"]) == 2
     assert "--seed can't change on --resume (it was 0)" in capsys.readouterr().err
+    assert train.main(["--resume", "--out", str(finished), "--epochs", "9"]) == 2
+    assert "--epochs can't change on --resume (it was 2)" in capsys.readouterr().err
+
+
+def test_the_classic_recipe_trains_on_the_six_variants_and_can_be_lengthened(elpv, tmp_path):
+    assert run(elpv, tmp_path, "--recipe", "classic", "--epochs", "1", "--lr", "0.005") == 0
+    checkpoint = read_checkpoint(tmp_path / "checkpoints" / "last.ckp")
+    assert checkpoint["rows"] == 6 * (48 - len(checkpoint["split"]["test"]) - len(checkpoint["split"]["val"]))
+    assert checkpoint["metrics"]["lr"] == 0.005 and checkpoint["settings"]["batch_size"] == 8
+    assert train.main(["--resume", "--out", str(tmp_path), "--epochs", "2"]) == 0
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckp")["epoch"] == 2

@@ -10,11 +10,14 @@ from trainer import (
     Trainer,
     best_thresholds,
     bootstrap_mean_f1,
+    channels_last,
     f1_scores,
-    learning_rate_factor,
     metrics_table,
+    one_cycle,
     pick_device,
     pick_precision,
+    side_at,
+    step_decay,
 )
 
 
@@ -22,7 +25,7 @@ def make_trainer(small, folder, rows=40, **options):
     """A trainer of a tiny network on real cells at 64x64 pixels."""
     cells, pictures = small
     torch.manual_seed(options.get("seed", 0))
-    model = build_model("resnet", width=8, image_size=64)
+    model = build_model("resnet", width=16, image_size=64)
     train, val = CellDataset(cells.head(rows), pictures), CellDataset(cells.tail(8), pictures)
     return Trainer(model, train, val, folder, **{"batch_size": 8, "epochs": 2, **options})
 
@@ -134,9 +137,77 @@ def test_evaluation_takes_every_cell_once_and_changes_nothing(small, tmp_path):
     assert loss == pytest.approx(float(bce), rel=1e-4)
 
 
+def test_a_smaller_share_of_the_steps_trains_on_full_pictures_and_the_last_do(small, tmp_path):
+    sides = [side_at(e, 21, 300) for e in range(21)]
+    assert sides == sorted(sides) and sides[0] < sides[-1] == 300
+    assert side_at(0, 1, 300) == 300 and all(side_at(e, 9, 64) <= 64 for e in range(9))
+    trainer = make_trainer(small, tmp_path, epochs=4, progressive=True, keep=0)
+    trainer.train_set.pictures = trainer.val_set.pictures = np.repeat(np.repeat(small[1], 2, 2), 2, 3)
+    trainer.fit()
+    assert [e["side"] for e in trainer.history] == [side_at(e, 4, 128) for e in range(4)]
+    assert trainer.history[trainer.best_epoch()]["side"] == 128
+    assert load_model(tmp_path / "best.ckp")[1]["metrics"]["side"] == 128
+
+
+def test_one_cycle_warms_up_and_ends_at_nothing(small, tmp_path):
+    factors = [one_cycle(p) for p in np.linspace(0, 1, 101)]
+    assert factors[0] == 0 and max(factors) == pytest.approx(1) and factors[-1] == pytest.approx(0)
+    assert np.all(np.diff(factors[:15]) > 0) and np.all(np.diff(factors[16:]) < 0)
+    trainer = make_trainer(small, tmp_path, schedule="one-cycle", lr=0.1)
+    trainer.fit()
+    assert trainer.history[-1]["lr"] == pytest.approx(0.1 * one_cycle(9.5 / 10))
+
+
+def test_the_kept_weights_are_the_moving_average(small, tmp_path):
+    trainer = make_trainer(small, tmp_path, ema=0.6, rows=16)
+    mean, step = weights(trainer), trainer.train_step
+
+    def followed(*args):
+        loss = step(*args)
+        new, t = trainer.trained.network.state_dict(), len(means) - 1
+        decay = min(0.6, (1 + t) / (10 + t))
+        means.append({k: v * (1 - decay) + means[-1][k] * decay for k, v in new.items()})
+        return loss
+
+    means, trainer.train_step = [mean], followed
+    trainer.fit()
+    expected, kept = means[-1], load_model(tmp_path / "last.ckp")[0].network.state_dict()
+    for name, value in kept.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
+    assert not equal(kept, trainer.trained.network.state_dict())
+
+
+def test_smoothed_labels_are_only_the_targets(small, tmp_path):
+    losses = []
+    for smoothing in (0.0, 0.1):
+        trainer = make_trainer(small, tmp_path, label_smoothing=smoothing)
+        with torch.no_grad():
+            trainer.model.network.fc.weight.zero_()
+            trainer.model.network.fc.bias.fill_(4)
+        images, labels = trainer.train_set.batch(range(8))
+        labels.fill_(1)
+        loss = trainer.train_step(images, labels, data.draw_changes(8, torch.Generator().manual_seed(0)))
+        losses.append(float(loss) / 8)
+    logit = torch.tensor(4.0)
+    for loss, target in zip(losses, (1.0, 0.9)):
+        expected = torch.nn.functional.binary_cross_entropy_with_logits(logit, torch.tensor(target))
+        assert loss == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_gray_stem_is_computed_in_channels_last():
+    images = channels_last(torch.rand(2, 1, 64, 64))
+    for name in ("resnet34", "resnet"):
+        network = build_model(name, width=16).to(memory_format=torch.channels_last).network
+        first = network.conv1 if name == "resnet34" else network.stem[0]
+        assert first(images).stride()[1] == 1
+        plain = first(images.contiguous().clone(memory_format=torch.contiguous_format))
+        torch.testing.assert_close(first(images), plain)
+
+
 def test_the_learning_rate_falls_in_steps():
     expected = {0: 1, 9: 1, 10: 0.1, 39: 1e-3, 40: 1e-4, 60: 5e-5, 130: 1e-4 / 16}
-    assert {e: learning_rate_factor(e) for e in expected} == pytest.approx(expected)
+    assert {e: step_decay(e) for e in expected} == pytest.approx(expected)
 
 
 # ---------------------------------------------------------------- metrics

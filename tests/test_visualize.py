@@ -117,7 +117,7 @@ def test_the_check_measures_every_method_for_every_class(elpv, best, tmp_path, c
 def test_a_map_that_marks_what_decides_makes_the_probability_fall():
     """A network that calls a picture cracked by the darkness of one corner: its map must mark that corner."""
     torch.manual_seed(0)
-    model = build_model("resnet", width=8, image_size=64).eval()
+    model = build_model("resnet", width=16, image_size=64).eval()
     images = np.full((40, 64, 64), 180, np.uint8)
     images[::2, :16, :16] = 20
     labels = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).repeat(20, 1)
