@@ -548,7 +548,8 @@ class Trainer:
     def _save_epoch(self):
         snapshot = self.folder / f"checkpoint_{self.epoch - 1:03}.ckp"
         self.save(snapshot)
-        for name in ["last.ckp"] + ["best.ckp"] * (self.best_epoch() == self.epoch - 1):
+        best = self.folder / "best.ckp"  # not there: the run goes on in another folder, or somebody removed it
+        for name in ["last.ckp"] + ["best.ckp"] * (self.best_epoch() == self.epoch - 1 or not best.exists()):
             with atomic_path(self.folder / name) as temporary:
                 try:
                     os.link(snapshot, temporary)

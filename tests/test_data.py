@@ -287,7 +287,7 @@ def test_augmentation_is_small_and_follows_from_its_generator(small):
 
 
 def test_with_turns_all_eight_symmetries_come_equally_often_and_exactly(small):
-    cells, pictures = small
+    _, pictures = small
     image = torch.from_numpy(pictures[:1].copy())
     changes = data.draw_changes(800, torch.Generator().manual_seed(0), turns=True)
     exact = changes.clone()
