@@ -3,12 +3,14 @@
 $ python predict.py images/                                  # rows on the screen, with onnx/best.onnx
 $ python predict.py line1/ 'line2/**/*.png' --csv out.csv --report out.html
 $ find . -name '*.tif' | python predict.py - --model checkpoints/best.ckp --csv out.csv --resume
+$ torchrun --nproc-per-node 4 predict.py images/ --csv out.csv   # shared out to several processes
 """
 
 import argparse
 import base64
 import contextlib
 import csv
+import datetime
 import glob
 import heapq
 import html
@@ -87,6 +89,56 @@ def read_done(path, classes):
     if header is not None and header != columns(classes):
         raise InputError(f"{path}: is no output of this model (its columns are others); give another --csv")
     return {row[0] for row in rows}, header is not None
+
+
+def gather_parts(path, classes):
+    """Append the rows that the processes of a (perhaps interrupted) run left in `path`.part* to `path`, in turn.
+
+    Rows that `path` holds already are left out; the parts are removed when all are in.
+    """
+    parts = sorted(Path(path).parent.glob(f"{glob.escape(Path(path).name)}.part*"))
+    done, has_header = read_done(path, classes) if Path(path).exists() else (set(), False)
+    with contextlib.ExitStack() as stack:
+        readers = []
+        for part in parts:
+            read_done(part, classes)  # cuts it behind its last complete row
+            readers.append(csv.reader(stack.enter_context(open(part, encoding="utf-8", newline="")), delimiter=";"))
+        writer = csv.writer(
+            stack.enter_context(open(path, "a", encoding="utf-8", newline="")), delimiter=";", lineterminator="\n"
+        )
+        if not has_header:
+            writer.writerow(columns(classes))
+        for reader in readers:
+            next(reader, None)
+        for turn in itertools.zip_longest(*readers):
+            writer.writerows(row for row in turn if row and row[0] not in done)
+    for part in parts:
+        part.unlink()
+
+
+@contextlib.contextmanager
+def processes():
+    """Yield (number of this process, how many there are, add): add(numbers) sums a list over all, and waits for all.
+
+    Under torchrun they are its processes, which PyTorch connects; else this is the only one.
+    """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1:
+        yield 0, 1, list
+        return
+    import torch
+    import torch.distributed as dist
+
+    def add(numbers):
+        total = torch.tensor([float(n) for n in numbers])
+        dist.all_reduce(total)
+        return [int(n) for n in total]
+
+    dist.init_process_group("gloo", timeout=datetime.timedelta(days=7))  # the first to be done waits for the last
+    try:
+        yield dist.get_rank(), world, add
+    finally:
+        dist.destroy_process_group()
 
 
 def read_or_error(path, size):
@@ -272,29 +324,40 @@ def run(args):
         args.csv = str(Path(args.report).with_suffix(".csv"))
     model = args.model or default_model()
     engine = open_model(model, args.engine, args.threads)
-    done, has_header = set(), False
-    if args.csv and Path(args.csv).exists():
-        if not args.resume:
-            raise InputError(f"{args.csv}: is there already; add --resume to go on with it, or give another --csv")
-        done, has_header = read_done(args.csv, engine.classes)
-    elif args.resume and not args.csv:
+    if args.csv and Path(args.csv).exists() and not args.resume:
+        raise InputError(f"{args.csv}: is there already; add --resume to go on with it, or give another --csv")
+    if args.resume and not args.csv:
         raise InputError("--resume: needs --csv, the file to go on with")
+    with processes() as (rank, world, add):
+        if world > 1 and (not args.csv or "-" in args.inputs):
+            raise InputError("torchrun: several processes need --csv FILE, and folders or files instead of -")
+        return run_share(args, engine, model, rank, world, add)
+
+
+def run_share(args, engine, model, rank, world, add):
+    """One process's part of `run`: every world-th picture, from the rank-th on."""
+    done, target, has_header = set(), args.csv, False
+    if args.csv:
+        Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
+        if rank == 0 and (args.resume or world > 1):
+            gather_parts(args.csv, engine.classes)
+        add([])
+        if Path(args.csv).exists():
+            done, has_header = read_done(args.csv, engine.classes)
+        if world > 1:
+            target, has_header = f"{args.csv}.part{rank}", False
 
     paths = find_pictures(args.inputs)
     first = next(paths, None)
     if first is None:
         raise InputError(f"{' '.join(args.inputs)}: no pictures there ({' '.join(sorted(SUFFIXES))})")
-    paths = [p for p in itertools.chain([first], paths) if p not in done]
+    paths = [p for p in itertools.chain([first], paths) if p not in done][rank::world]
     with contextlib.ExitStack() as stack:
-        if args.csv:
-            Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(args.csv, "a", encoding="utf-8", newline=""))
-        else:
-            file = sys.stdout
+        file = stack.enter_context(open(target, "a", encoding="utf-8", newline="")) if target else sys.stdout
         writer = csv.writer(file, delimiter=";", lineterminator="\n")
         if not has_header:
             writer.writerow(columns(engine.classes))
-        bar = stack.enter_context(tqdm(total=len(paths), unit="picture", leave=False))
+        bar = stack.enter_context(tqdm(total=len(paths), unit="picture", leave=False, position=rank))
         flushed = time.monotonic()
 
         def write(row):
@@ -308,6 +371,11 @@ def run(args):
         started = time.monotonic()
         pictures, failed, positives = predict(engine, paths, write, args.batch_size)
         seconds = time.monotonic() - started
+    pictures, failed, *positives = add([pictures, failed, *positives])
+    if rank > 0:
+        return 0
+    if world > 1:
+        gather_parts(args.csv, engine.classes)
     speed = f"{pictures / seconds:.1f} pictures/s with {engine.name}" if pictures else "nothing left to do"
     found = ", ".join(f"{n} {c}" for c, n in zip(engine.classes, positives))
     print(f"{pictures} pictures: {found}, {failed} unreadable; {speed}", file=sys.stderr)

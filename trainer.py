@@ -354,7 +354,7 @@ class Trainer:
         if world() > 1:
             self.trained = synchronised(self.trained)
             self.parallel = DistributedDataParallel(self.trained)
-        self.optimizer = torch.optim.SGD(self.trained.parameters(), lr, momentum, weight_decay=weight_decay)
+        self.optimizer = torch.optim.SGD(self.trained.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
         self.epoch = self.step = 0  # epochs completed, steps done in the one that is under way
         self.loss_sum = torch.zeros((), device=device)
         self.seconds = 0.0  # of the epoch under way

@@ -193,3 +193,29 @@ def test_bad_options_get_one_sentence_and_exit_code_2(exported, capsys, monkeypa
     assert run(exported, *options) == 2
     err = capsys.readouterr().err
     assert complaint in err and err.count("\n") == 1
+
+
+def share_out(processes, *options):
+    """predict.py under torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port"]
+    command += ["29519", str(ROOT / "predict.py"), *map(str, options), "--engine", "onnxruntime"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+def test_two_processes_share_the_pictures_and_leave_one_table(exported, folder, tmp_path):
+    assert run(exported, folder, "--csv", tmp_path / "one.csv") == 0
+    done = share_out(2, folder, "--csv", tmp_path / "two.csv", "--model", exported)
+    assert done.returncode == 0 and "20 pictures: " in done.stderr, done.stderr
+    assert (tmp_path / "two.csv").read_text() == (tmp_path / "one.csv").read_text()
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_parts_of_an_interrupted_run_are_gone_on_with(exported, folder, tmp_path):
+    assert run(exported, folder, "--csv", tmp_path / "whole.csv") == 0
+    whole = (tmp_path / "whole.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "out.csv").write_text("".join(whole[:3]))
+    (tmp_path / "out.csv.part0").write_text("".join(whole[:1] + whole[2:5]))  # row 2 was gathered already
+    (tmp_path / "out.csv.part1").write_text("".join(whole[:1] + whole[6:9]) + whole[9][:7])
+    assert run(exported, folder, "--csv", tmp_path / "out.csv", "--resume") == 0
+    assert sorted((tmp_path / "out.csv").read_text().splitlines(keepends=True)) == sorted(whole)
+    assert not list(tmp_path.glob("*.part*"))

@@ -1,0 +1,444 @@
+"""Measure training against the classic recipe: data pipeline, step, evaluation, time to a score, cost of more cells.
+
+$ python benchmarks/training.py                             # pictures/s and cells/s of both, turn by turn
+$ python benchmarks/training.py --to-f1 0.7 --seeds 0 1 2   # wall time until the validation part is judged so well
+$ python benchmarks/training.py --scale 1 10 50             # time and memory with so many times the cells
+
+All ways take turns in one process, so that a machine whose speed drifts treats them alike; medians are printed.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from skimage.color import gray2rgb
+from skimage.io import imread
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.models import resnet34
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import data
+from data import CellDataset, InputError, atomic_path
+from model import build_model
+from trainer import RECIPES, Trainer, autocast, f1_scores, pick_device, pick_precision
+
+# ---------------------------------------------------------------- the classic recipe
+
+
+CLASSIC_AUGMENTATION = [
+    transforms.RandomHorizontalFlip(),
+    transforms.RandomVerticalFlip(),
+    transforms.RandomAffine(3, translate=(0.02, 0.02)),
+    transforms.RandomResizedCrop(data.IMAGE_SIZE, scale=(0.98, 1), ratio=(1, 1)),
+]
+
+
+class ClassicDataset(Dataset):
+    """Picture files, read and changed one at a time: float (3, 300, 300), and labels (2,)."""
+
+    def __init__(self, table, augmentation=()):
+        self.paths, self.labels = list(table["path"]), table[list(data.CLASSES)].to_numpy(np.float32)
+        normalise = transforms.Normalize([data.MEAN] * 3, [data.STD] * 3)
+        self.transform = transforms.Compose([transforms.ToPILImage(), *augmentation, transforms.ToTensor(), normalise])
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i):
+        return self.transform(gray2rgb(imread(self.paths[i]))), self.labels[i]
+
+
+class Classic:
+    """ResNet-34 with three input channels, float32, Sigmoid and BCELoss, SGD.
+
+    start: state dict of our ResNet-34, whose weights it takes over.
+    """
+
+    def __init__(self, start):
+        self.network = resnet34()
+        self.network.fc = torch.nn.Linear(512, len(data.CLASSES))
+        self.network.load_state_dict(start)
+        self.network.fc = torch.nn.Sequential(self.network.fc, torch.nn.Sigmoid())
+        self.loss = torch.nn.BCELoss()
+        self.optimizer = torch.optim.SGD(self.network.parameters(), 0.01, 0.9, weight_decay=1e-4)
+
+    def step(self, images, labels):
+        self.network.train()
+        self.optimizer.zero_grad()
+        self.loss(self.network(images), labels).backward()
+        self.optimizer.step()
+
+    def evaluate(self, table):
+        self.network.eval()
+        with torch.no_grad():
+            p = [self.network(images).numpy() for images, _ in DataLoader(ClassicDataset(table), batch_size=1)]
+        return np.concatenate(p)
+
+
+class CheapClassic(Classic):
+    """The same recipe on our pictures in memory, in our precision and layout: the same course of training (but for
+    rounding) in a third of the time, to learn how many pictures it needs."""
+
+    def __init__(self, start, precision):
+        super().__init__(start)
+        self.network.to(memory_format=torch.channels_last)
+        self.precision = precision
+
+    def step(self, images, labels):
+        self.network.train()
+        self.optimizer.zero_grad()
+        with autocast(torch.device("cpu"), self.precision):
+            logits = self.network.fc[0](self.features(images))
+        torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), labels).backward()
+        self.optimizer.step()
+
+    def features(self, images):
+        body, images = self.network, ((images - data.MEAN) / data.STD).expand(-1, 3, -1, -1)
+        x = body.maxpool(body.relu(body.bn1(body.conv1(images.contiguous(memory_format=torch.channels_last)))))
+        return body.avgpool(body.layer4(body.layer3(body.layer2(body.layer1(x))))).flatten(1)
+
+    def evaluate(self, dataset):
+        self.network.eval()
+        parts = []
+        with torch.no_grad(), autocast(torch.device("cpu"), self.precision):
+            for start in range(0, len(dataset), 32):
+                images = dataset.batch(range(start, min(start + 32, len(dataset))))[0].float() / 255
+                parts.append(self.network.fc(self.features(images)).float().numpy())
+        return np.concatenate(parts)
+
+
+# ---------------------------------------------------------------- turn by turn
+
+
+def rate(run, count, seconds):
+    """Pictures a second of run(), which works on `count` of them, from its median time within `seconds`."""
+    run()
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 2 or time.perf_counter() < end:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return count / float(np.median(times))
+
+
+def turns(ways, repeats, seconds):
+    """{name: median rate} of ways {name: (function, pictures)}, which take turns."""
+    rates = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, (run, count) in ways.items():
+            rates[name].append(rate(run, count, seconds))
+    return {name: float(np.median(r)) for name, r in rates.items()}
+
+
+def ways_of(args, table, precision, folder):
+    """What is measured: {part: {name: (function, pictures)}}, the classic way first."""
+    torch.manual_seed(0)
+    model = build_model()
+    classic = Classic(model.network.state_dict())
+    handful = data.limit_cells(table, 64)
+    data.write_variants(handful, folder)
+    files = data.read_table(folder / "data.csv")
+    files = files.sample(args.cells, random_state=0).reset_index(drop=True)
+    pictures, handful["picture"] = data.load_pictures(handful)
+    ours = CellDataset(handful, pictures)
+    trainer = Trainer(model, ours, ours, folder, **RECIPES["fast"] | {"progressive": False}, precision=precision)
+    b = trainer.batch_size
+    rows = np.resize(np.random.default_rng(0).permutation(len(ours)), args.cells)
+
+    def classic_pictures(augmentation):
+        for _ in DataLoader(ClassicDataset(files, augmentation), batch_size=16, shuffle=True):
+            pass
+
+    def our_pictures():
+        for start in range(0, args.cells, b):
+            images, _ = ours.batch(rows[start : start + b])
+            data.augment(images, data.draw_changes(len(images), turns=True))
+
+    images, labels = ours.batch(rows[:b])
+    normalised = model.normalise(images).expand(-1, 3, -1, -1).contiguous()
+    steps = {
+        "classic": (lambda: classic.step(normalised, labels), b),
+        "ours, with augmentation": (lambda: trainer.train_step(images, labels, data.draw_changes(b, turns=True)), b),
+    }
+    try:
+        import timm
+    except ImportError:
+        print("no timm: its ResNet-34 is left out (`pip install timm`)", file=sys.stderr)
+    else:
+        other = timm.create_model("resnet34", num_classes=2).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(other.parameters(), 0.01, 0.9, weight_decay=1e-4)
+        batch = normalised.contiguous(memory_format=torch.channels_last)
+
+        def timm_step():
+            optimizer.zero_grad()
+            with autocast(torch.device("cpu"), precision):
+                logits = other(batch)
+            torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), labels).backward()
+            optimizer.step()
+
+        steps["timm, our precision, channels_last"] = (timm_step, b)
+    return {
+        "data pipeline, pictures/s": {
+            "classic": (lambda: classic_pictures(CLASSIC_AUGMENTATION), args.cells),
+            "classic without augmentation": (lambda: classic_pictures([]), args.cells),
+            "ours": (our_pictures, args.cells),
+        },
+        "training step, cells/s": steps,
+        "evaluation, cells/s": {
+            "classic": (lambda: classic.evaluate(handful), len(handful)),
+            "ours": (lambda: trainer.evaluate(ours), len(ours)),
+        },
+    }
+
+
+def measure_rates(args, table, precision):
+    """Measure and print the speeds of both; returns {part: {name: rate}}."""
+    print(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, ResNet-34 at 300x300, ours "
+        f"in {str(precision).removeprefix('torch.')}; {args.repeats} turns of {args.seconds:g} s, medians\n"
+    )
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for part, ways in ways_of(args, table, precision, Path(folder)).items():
+            figures[part] = turns(ways, args.repeats, args.seconds)
+            for name, value in figures[part].items():
+                print(f"{part:28}{name:36}{value:9.1f}{value / figures[part]['classic']:8.2f} x")
+    share = figures["training step, cells/s"]["ours, with augmentation"] / figures["data pipeline, pictures/s"]["ours"]
+    print(f"our data pipeline takes {share:.1%} of a step")
+    return {**figures, "pipeline_share": share}
+
+
+# ---------------------------------------------------------------- time to a score
+
+
+def classic_race(run, take, labels, evaluate, goal, passes):
+    """Train in the classic way until the mean F1 reaches goal; returns [F1 after each sixth of an epoch].
+
+    run: Classic. take: generator of batches, without end, that says after which to evaluate.
+    """
+    scores = []
+    for images, targets, at_end in take:
+        run.step(images, targets)
+        if at_end:
+            scores.append(float(f1_scores(labels, evaluate()).mean()))
+            print(f"    after {len(scores)}/6 epochs: mean F1 {scores[-1]:.3f}", flush=True)
+            if scores[-1] >= goal or len(scores) == passes:
+                return scores
+    return scores
+
+
+def endless(rows, batch_size, sixth, seed, load):
+    """Batches of load(rows), reshuffled when all were seen; the third value tells the end of each sixth."""
+    rng, done = np.random.default_rng(seed), 0
+    while True:
+        order = rng.permutation(rows)
+        for start in range(0, rows, batch_size):
+            chosen = order[start : start + batch_size]
+            before, done = done // sixth, done + len(chosen)
+            yield *load(chosen), done // sixth > before
+
+
+def race_ours(args, model, train, val, precision, seed):
+    """Our recipe in args.epochs epochs, ended where an epoch on full pictures reaches the goal."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = RECIPES["fast"] | {"epochs": args.epochs}
+        began = time.monotonic()
+        trainer = Trainer(model, train, val, folder, **settings, precision=precision, seed=seed, keep=0)
+
+        def tell(trainer):
+            last = trainer.history[-1]
+            print(f"    {last['side']:3} pixels: mean F1 {last['f1_mean']:.3f}", flush=True)
+            trainer.stop = last["side"] == data.IMAGE_SIZE and last["f1_mean"] >= args.to_f1
+
+        trainer.fit(tell)
+        return {"seconds": time.monotonic() - began, "f1": trainer.history[-1]["f1_mean"]}
+
+
+def race_classic(args, start, train, val, seed):
+    """The classic recipe as it is. train, val: tables of the six variants and of the validation cells."""
+    files = ClassicDataset(train, CLASSIC_AUGMENTATION)
+    run = Classic(start)
+
+    def load(rows):
+        images, targets = zip(*(files[r] for r in rows))
+        return torch.stack(images), torch.from_numpy(np.stack(targets))
+
+    began = time.monotonic()
+    take = endless(len(files), 16, len(files) // 6, seed, load)
+    labels = val[list(data.CLASSES)].to_numpy()
+    scores = classic_race(run, take, labels, lambda: run.evaluate(val), args.to_f1, args.passes)
+    return {"seconds": time.monotonic() - began, "f1": scores[-1], "scores": scores}
+
+
+def race_cheap_classic(args, start, six, val, precision, rates, seed):
+    """The classic recipe's course by CheapClassic, its time reckoned from the measured rates of Classic."""
+    run = CheapClassic(start, precision)
+
+    def load(rows):
+        images, targets = six.batch(rows)
+        return data.augment(images, data.draw_changes(len(images))), targets
+
+    take = endless(len(six), 16, len(six) // 6, seed, load)
+    scores = classic_race(run, take, val.labels, lambda: run.evaluate(val), args.to_f1, args.passes)
+    step, pipeline, evaluation = (part["classic"] for part in rates.values())
+    seconds = len(scores) * (len(six) / 6 * (1 / step + 1 / pipeline) + len(val) / evaluation)
+    return {"seconds": seconds, "f1": scores[-1], "scores": scores}
+
+
+def race(args, table, precision, rates):
+    """Wall time of both until the validation part's mean F1 (at 0.5) first reaches args.to_f1, for every seed."""
+    pictures, table["picture"] = data.load_pictures(table)
+    train, val, _ = data.split_parts(table)
+    ours_train, six, ours_val = (CellDataset(t, pictures) for t in (data.originals(train), train, val))
+    if not args.cheap_classic and not args.ours_only:
+        data.write_variants(table, args.variants)
+        files = data.read_table(Path(args.variants) / "data.csv")
+        train = files[files["cell"].isin(train["cell"])].reset_index(drop=True)
+    figures = []
+    for seed in args.seeds:
+        torch.manual_seed(seed)
+        model = build_model()
+        start = {k: v.clone() for k, v in model.network.state_dict().items()}
+        print(f"\nseed {seed}, ours in {args.epochs} epochs", flush=True)
+        f = {"seed": seed, "ours": race_ours(args, model, ours_train, ours_val, precision, seed)}
+        if not args.ours_only:
+            print(f"seed {seed}, classic", flush=True)
+            if args.cheap_classic:
+                f["classic"] = race_cheap_classic(args, start, six, ours_val, precision, rates, seed)
+            else:
+                f["classic"] = race_classic(args, start, train, val, seed)
+            f["ratio"] = f["classic"]["seconds"] / f["ours"]["seconds"]
+        figures.append(f)
+    print(f"\nto mean F1 {args.to_f1:g} on {len(val)} cells" + " (classic's time is reckoned)" * args.cheap_classic)
+    for f in figures:
+        line = f"seed {f['seed']}   ours {f['ours']['seconds']:6.0f} s (F1 {f['ours']['f1']:.3f})"
+        if "classic" in f:
+            line += f"   classic {f['classic']['seconds']:6.0f} s (F1 {f['classic']['f1']:.3f})   {f['ratio']:5.1f} x"
+        print(line)
+    return figures
+
+
+# ---------------------------------------------------------------- more cells
+
+SCALE = """
+import os, resource, sys, time
+started = time.monotonic()
+sys.path.insert(0, {root!r})
+import numpy as np, torch
+import data
+from model import build_model
+from trainer import RECIPES, Trainer, pick_precision
+table = data.read_table({table!r})
+read = time.monotonic()
+pictures, table["picture"] = data.load_pictures(table, {size})
+loaded = time.monotonic()
+train, val, test = data.split_parts(table)
+sets = [data.CellDataset(data.originals(t), pictures) for t in (train, val)]
+model = build_model("resnet", width=16, image_size={size})
+settings = RECIPES["fast"] | {{"progressive": False}}
+trainer = Trainer(model, *sets, {folder!r}, precision=pick_precision("auto", torch.device("cpu")), **settings)
+order = torch.randperm(len(sets[0])).numpy()
+times = []
+for start in range(0, 200 * 16, 16):
+    rows = np.resize(order, start + 16)[start:]
+    before = time.monotonic()
+    images, labels = sets[0].batch(rows)
+    trainer.train_step(images, labels, data.draw_changes(len(images)))
+    times.append(time.monotonic() - before)
+    if not start:
+        first = time.monotonic()
+status = dict(line.split(":") for line in open("/proc/self/status") if ":" in line)
+print(read - started, loaded - read, first - started, np.median(times), int(status["RssAnon"].split()[0]) / 1024,
+      resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def measure_scale(args, table):
+    """Time and memory of a run's start and of 200 steps with 1, 10, ... times the cells, all read from disk."""
+    print("times  cells     cache, s  start with cache, s  step, ms  memory, MB  with mapped pictures")
+    figures = []
+    for times in args.scale:
+        with tempfile.TemporaryDirectory() as folder:
+            many = data.pd.concat([table] * times, ignore_index=True)
+            copy = np.repeat(np.arange(times), len(table))
+            many["filename"] = [f"{c:02}/{p.name}" for c, p in zip(copy, many["path"])]
+            for name, path in zip(many["filename"], many["path"]):
+                target = Path(folder) / name
+                target.parent.mkdir(exist_ok=True)
+                os.link(path, target) if os.stat(path).st_dev == os.stat(folder).st_dev else target.symlink_to(path)
+            many[["filename", *data.CLASSES]].to_csv(f"{folder}/data.csv", sep=";", index=False)
+            text = SCALE.format(root=str(ROOT), table=f"{folder}/data.csv", folder=folder, size=args.size)
+            runs = []
+            for _ in range(2):  # the first builds the cache
+                done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+                if done.returncode:
+                    raise InputError(done.stderr.strip().splitlines()[-1])
+                runs.append([float(v) for v in done.stdout.split()])
+        f = {"times": times, "cells": len(many), "cache": runs[0][1], "start": runs[1][2], "step": runs[1][3]}
+        f |= {"memory": runs[1][4], "memory_mapped": runs[1][5]}
+        figures.append(f)
+        print(
+            f"{times:5}{len(many):7}{f['cache']:13.1f}{f['start']:21.1f}{1000 * f['step']:10.1f}"
+            f"{f['memory']:12.0f}{f['memory_mapped']:12.0f}",
+            flush=True,
+        )
+    return figures
+
+
+# ---------------------------------------------------------------- command
+
+
+def main(argv=None):
+    """Command line of this file; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each way (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=2, help="of each turn (%(default)s)")
+    parser.add_argument("--cells", type=int, default=128, help="pictures of the pipeline's turn (%(default)s)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of ours (%(default)s)")
+    parser.add_argument("--to-f1", type=float, metavar="F1", help="also train both until this validation mean F1")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of --to-f1 (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=7, help="our run's length for --to-f1 (%(default)s)")
+    parser.add_argument(
+        "--passes", type=int, default=18, help="sixths of an epoch after which classic gives up (%(default)s)"
+    )
+    parser.add_argument(
+        "--cheap-classic",
+        action="store_true",
+        help="let classic learn in our precision and from our array, and charge it its own steps' measured time",
+    )
+    parser.add_argument("--ours-only", action="store_true", help="leave classic out of --to-f1")
+    parser.add_argument("--variants", default="images/variants", metavar="DIR", help="classic's files (%(default)s)")
+    parser.add_argument("--scale", type=int, nargs="+", metavar="N", help="instead: cost with N times the cells")
+    parser.add_argument("--size", type=int, default=data.IMAGE_SIZE, help="side of --scale's pictures (%(default)s)")
+    parser.add_argument("--out", default="training.json", metavar="FILE", help="figures (%(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        table = data.read_table(ROOT / "data.csv")
+        data.fill_images(table)
+        if args.scale:
+            figures = {"scale": measure_scale(args, table)}
+        else:
+            precision = pick_precision(args.precision, pick_device("cpu"))
+            figures = measure_rates(args, table, precision)
+            if args.to_f1:
+                figures["race"] = race(args, table, precision, figures)
+    except InputError as error:
+        print(f"training.py: {error}", file=sys.stderr)
+        return 2
+    with atomic_path(args.out) as temporary:
+        temporary.write_text(json.dumps(figures, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
