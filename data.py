@@ -211,6 +211,22 @@ def groups(table, by):
     return table[by].astype(str)
 
 
+def stratified_folds(labels, keys, folds, seed=SPLIT_SEED):
+    """Rows of each of `folds` parts, which together are all rows (scikit-learn's StratifiedGroupKFold).
+
+    labels: Series, whose values keep their shares in every part. keys: Series, whose groups stay together.
+    Returns a list of int arrays. Raises InputError when there are fewer groups than folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if keys.nunique() < folds:
+        raise InputError(f"{keys.nunique()} groups are too few for {folds} parts; take fewer parts or split by cell")
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():  # about combinations rarer than the folds
+        warnings.simplefilter("ignore", UserWarning)
+        return [test for _, test in splitter.split(labels, labels, keys)]
+
+
 def split_cells(table, test_size=0.1, by="cell", seed=SPLIT_SEED, classes=CLASSES):
     """Stratified split into training and test rows.
 
@@ -232,15 +248,7 @@ def split_cells(table, test_size=0.1, by="cell", seed=SPLIT_SEED, classes=CLASSE
     labels = combination(table, classes)
     keys = groups(table, by)
     if by == "module":
-        from sklearn.model_selection import StratifiedGroupKFold
-
-        folds = max(2, round(1 / test_size))
-        if keys.nunique() < folds:
-            raise InputError(f"{keys.nunique()} modules are too few for a part of {test_size:g}; split by cell")
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        with warnings.catch_warnings():  # rare combinations are checked below, in our words
-            warnings.simplefilter("ignore", UserWarning)
-            parts = [test for _, test in splitter.split(labels, labels, keys)]
+        parts = stratified_folds(labels, keys, max(2, round(1 / test_size)), seed)
         shares = labels.value_counts(normalize=True)
 
         def distance(rows):
@@ -279,6 +287,17 @@ def split_parts(table, by="cell", test_size=0.1, val_size=0.1, seed=SPLIT_SEED, 
     if by == "row":
         return train, val, test
     return expand_variants(train), originals(val), originals(test)
+
+
+def fold_parts(table, folds, fold, by="cell", val_size=0.1, seed=SPLIT_SEED, classes=CLASSES):
+    """`split_parts` for cross-validation: every picture is in the test part of one of the folds 0 ... folds - 1."""
+    rows = expand_variants(table) if by == "row" else originals(table)
+    in_test = np.zeros(len(rows), bool)
+    in_test[stratified_folds(combination(rows, classes), groups(rows, by), folds, seed)[fold]] = True
+    train, val = split_cells(rows[~in_test].reset_index(drop=True), val_size, by, seed, classes)
+    if by != "row":  # a table's own variants of the training cells belong to training
+        train = expand_variants(table[table["cell"].isin(train["cell"])].reset_index(drop=True))
+    return train, val, rows[in_test].reset_index(drop=True)
 
 
 def record_split(val, test, by, seed=SPLIT_SEED):

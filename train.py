@@ -26,6 +26,7 @@ from sklearn.metrics import precision_recall_curve
 import data
 from data import CellDataset, InputError, atomic_path
 from model import NETWORKS, build_model, imagenet_file, load_initial_weights, load_model, read_checkpoint
+from synthetic import SyntheticDefects
 from trainer import (
     RECIPES,
     Trainer,
@@ -42,7 +43,19 @@ from trainer import (
 
 # Okabe and Ito's, safe for the colour-blind
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-FIXED = ("model", "width", "classes", "image_size", "split", "test_size", "val_size", "limit", "seed", *RECIPES["fast"])
+FIXED = (
+    "model",
+    "width",
+    "classes",
+    "image_size",
+    "split",
+    "folds",
+    "test_size",
+    "val_size",
+    "limit",
+    "seed",
+    *RECIPES["fast"],
+)
 
 
 # ---------------------------------------------------------------- options
@@ -62,6 +75,13 @@ def options():
         default="cell",
         help="what never stands on both sides of a split: a cell with its variants, a whole module, or just a picture, "
         "which leaks variants of test cells into training and claims too much (%(default)s)",
+    )
+    group.add_argument(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="cross-validation: train K times, so that every cell is in the test part once; checkpoints/oof.csv holds "
+        "its probabilities (just one split)",
     )
     group.add_argument("--test-size", type=float, default=0.1, metavar="SHARE", help="test part (%(default)s)")
     group.add_argument(
@@ -110,6 +130,13 @@ def options():
     group.add_argument(
         "--ema", type=float, metavar="D", help=f"average the weights with decay D a step, 0: don't {of_recipes('ema')}"
     )
+    group.add_argument(
+        "--synthetic",
+        type=float,
+        metavar="SHARE",
+        help="draw defects into sound cells in this share of the epochs, the first ones; 0: never "
+        f"{of_recipes('synthetic')}",
+    )
     group.add_argument("--momentum", type=float, default=0.9, metavar="M", help="SGD's momentum (%(default)s)")
     group.add_argument("--weight-decay", type=float, default=1e-4, metavar="D", help="L2 penalty (%(default)s)")
     group.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (%(default)s)")
@@ -142,19 +169,24 @@ def parse(argv):
     if args.resume is None:
         for name, value in RECIPES[args.recipe].items():
             if getattr(args, name) is None:
-                setattr(args, name, value)
+                setattr(args, name, value if name != "synthetic" or set(data.CLASSES) <= set(args.classes) else 0.0)
     # oneDNN 3.12 writes out of bounds when it trains 1x1 convolutions of fewer than 16 maps in float32.
-    for name, least in (("epochs", 1), ("batch_size", 2), ("image_size", 32), ("width", 16), ("keep", 0)):
+    for name, least in (("epochs", 1), ("batch_size", 2), ("image_size", 32), ("width", 16), ("keep", 0), ("folds", 2)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
     if args.lr is not None and args.lr <= 0:
         raise InputError(f"--lr {args.lr:g}: must be above 0")
-    for name, below in (("label_smoothing", 0.5), ("ema", 1)):
+    for name, below in (("label_smoothing", 0.5), ("ema", 1), ("synthetic", 1)):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) < below:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name):g}: must be from 0 to below {below:g}")
     if args.resume is not None:
-        args.resume = args.resume or str(Path(args.out) / "checkpoints" / "last.ckp")
-        settings = read_checkpoint(args.resume).get("settings")
+        cross_validation = Path(args.out) / "checkpoints" / "folds.json"
+        if not args.resume and cross_validation.exists():
+            args.resume = str(cross_validation)
+            settings = json.loads(cross_validation.read_text())
+        else:
+            args.resume = args.resume or str(Path(args.out) / "checkpoints" / "last.ckp")
+            settings = read_checkpoint(args.resume).get("settings")
         if not isinstance(settings, dict) or not settings.keys() >= set(FIXED):
             raise InputError(f"{args.resume}: not a checkpoint to go on from; give a last.ckp of `python train.py`")
         parser.set_defaults(**settings)
@@ -205,31 +237,35 @@ def progress_header(classes):
     return f"epoch  side  train loss  val loss  {names}  cells/s      left"
 
 
-def make_report(labels, probabilities, rows, model, by):
-    """The test part's figures as a dict that JSON can hold.
+def make_report(labels, probabilities, thresholds, rows, classes, by):
+    """The figures of a test part as a dict that JSON can hold.
 
-    labels, probabilities: (N, C). rows: DataFrame of the N pictures. by: what the split kept together.
+    labels, probabilities: (N, C). thresholds: (C,), or (N, C) where each picture has its own. rows: DataFrame of the N
+    pictures. by: what the split kept together.
     """
+    thresholds = np.broadcast_to(thresholds, labels.shape)
 
     def figures(chosen):
         y, p = labels[chosen], probabilities[chosen]
         return {
             "cells": int(rows["cell"][chosen].nunique()),
             "pictures": int(chosen.sum()),
-            "at_threshold": metrics_table(y, p, model.config["thresholds"], model.classes),
-            "at_0.5": metrics_table(y, p, [0.5] * len(model.classes), model.classes),
+            "at_threshold": metrics_table(y, p, thresholds[chosen], classes),
+            "at_0.5": metrics_table(y, p, np.full(y.shape, 0.5), classes),
         }
+
+    def by_column(name):
+        values = sorted(rows[name].unique()) if name in rows else []
+        return {str(v): figures((rows[name] == v).to_numpy()) for v in values}
 
     everything = np.ones(len(rows), bool)
     group = rows["module"] if by == "module" else rows["cell"]
     report = {
         "split_by": by,
         **figures(everything),
-        "mean_f1_interval_95": bootstrap_mean_f1(labels, probabilities, model.config["thresholds"], group),
-        "by_type": {str(t): figures((rows["type"] == t).to_numpy()) for t in sorted(rows["type"].unique())}
-        if "type" in rows
-        else {},
-        "initial_weights": model.config["initial_weights"],
+        "mean_f1_interval_95": bootstrap_mean_f1(labels, probabilities, thresholds, group),
+        "by_type": by_column("type"),
+        "by_module": by_column("module"),
     }
     if by == "row":
         report["leak"] = "variants of these cells were trained on: the figures claim more than new cells will give"
@@ -290,17 +326,18 @@ def plot_losses(history, classes, path):
     save(figure, path)
 
 
-def plot_precision_recall(labels, probabilities, model, path):
+def plot_precision_recall(labels, probabilities, thresholds, classes, path):
     """Precision against recall of each class on the test part, with the thresholds in use marked."""
     figure = Figure(figsize=(5.5, 5), layout="constrained")
     axes = figure.subplots()
-    for i, (name, threshold) in enumerate(zip(model.classes, model.config["thresholds"])):
+    table = metrics_table(labels, probabilities, thresholds, classes)
+    for i, name in enumerate(classes):
         if not 0 < labels[:, i].sum() < len(labels):
             continue
+        m, colour = table[name], COLOURS[i % 7]
         precision, recall, _ = precision_recall_curve(labels[:, i], probabilities[:, i])
-        m = metrics_table(labels, probabilities, model.config["thresholds"], model.classes)[name]
-        axes.step(recall, precision, where="post", color=COLOURS[i % 7], label=f"{name}: {m['average_precision']:.3f}")
-        axes.plot(m["recall"], m["precision"], "o", color=COLOURS[i % 7], label=f"threshold {threshold:.2f}")
+        axes.step(recall, precision, where="post", color=colour, label=f"{name}: {m['average_precision']:.3f}")
+        axes.plot(m["recall"], m["precision"], "o", color=colour, label=f"threshold {m['threshold']:.2f}")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.set_title("Test part: precision and recall (average precision)")
     axes.grid(alpha=0.3)
@@ -308,11 +345,11 @@ def plot_precision_recall(labels, probabilities, model, path):
     save(figure, path)
 
 
-def plot_errors(labels, probabilities, dataset, model, path, columns=8):
+def plot_errors(labels, probabilities, thresholds, dataset, classes, path, columns=8):
     """Contact sheet: per class the worst misses and the worst false alarms at its threshold, most certain first."""
     kinds = []
-    for i, (name, threshold) in enumerate(zip(model.classes, model.config["thresholds"])):
-        y, p = labels[:, i] > 0.5, probabilities[:, i]
+    for i, name in enumerate(classes):
+        y, p, threshold = labels[:, i] > 0.5, probabilities[:, i], np.broadcast_to(thresholds, labels.shape)[:, i]
         for kind, wrong, order in (("missed", y & (p < threshold), p), ("false alarm", ~y & (p >= threshold), -p)):
             rows = np.flatnonzero(wrong)
             rows = rows[np.argsort(order[rows], kind="stable")]
@@ -335,34 +372,68 @@ def plot_errors(labels, probabilities, dataset, model, path, columns=8):
 # ---------------------------------------------------------------- commands
 
 
-def measure(model, checkpoint, rows, pictures, by, out, prefix, precision):
-    """Evaluate a model on test rows; write report, predictions and plots, print the table."""
+def judge(model, rows, pictures, precision):
+    """Rows of a table with the model's probability (p_...) and threshold (threshold_...) of each class added."""
     dataset = CellDataset(rows, pictures, model.classes)
-    loss, labels, probabilities = evaluate(model, dataset.to(next(model.parameters()).device), precision)
-    if rank() > 0:
-        return
-    report = make_report(labels, probabilities, rows, model, by)
-    report.update(
-        loss=loss,
-        best_epoch=checkpoint.get("epoch"),
-        config={k: model.config[k] for k in ("network", "width", "classes", "mean", "std", "image_size")},
-        settings=checkpoint.get("settings", {}),
-        history=checkpoint.get("history", []),
-        machine={"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        versions=checkpoint.get("versions", {}),
+    _, _, probabilities = evaluate(model, dataset.to(next(model.parameters()).device), precision)
+    judged = rows.copy()
+    for i, name in enumerate(model.classes):
+        judged[f"p_{name}"] = probabilities[:, i].round(6)
+    for name, threshold in zip(model.classes, model.config["thresholds"]):
+        judged[f"threshold_{name}"] = round(threshold, 6)
+    return judged
+
+
+def write_predictions(judged, classes, path, extra=()):
+    """A judged table as CSV: file name, extra columns, labels, probabilities, thresholds."""
+    columns = ["filename", "turn", *extra, *classes, *(f"{k}_{c}" for k in ("p", "threshold") for c in classes)]
+    columns.remove("turn") if (judged["turn"] == "").all() else None
+    with atomic_path(path) as temporary:
+        judged[columns].to_csv(temporary, sep=";", index=False)
+
+
+def write_results(judged, classes, pictures, by, out, prefix, name, more):
+    """Report, plots, and the table on the screen, of a judged test part (or of all cells, out of fold).
+
+    by: what the split kept together. prefix: of the files' names. name: what was judged, for the table. more: dict to
+    add to the report.
+    """
+    labels, probabilities, thresholds = (
+        judged[[f"{k}{c}" for c in classes]].to_numpy(np.float64) for k in ("", "p_", "threshold_")
     )
+    report = {**make_report(labels, probabilities, thresholds, judged, classes, by), **more}
     with atomic_path(out / "checkpoints" / f"{prefix}report.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1))
-    predictions = rows[["filename", "turn", *model.classes]].copy()
-    for i, name in enumerate(model.classes):
-        predictions[f"p_{name}"] = probabilities[:, i].round(6)
-    with atomic_path(out / "checkpoints" / f"{prefix}test_predictions.csv") as temporary:
-        predictions.to_csv(temporary, sep=";", index=False)
-    plot_precision_recall(labels, probabilities, model, out / "plots" / f"{prefix}precision_recall.png")
-    plot_errors(labels, probabilities, dataset, model, out / "plots" / f"{prefix}errors.png")
+    plots = out / "plots"
+    plot_precision_recall(labels, probabilities, thresholds, classes, plots / f"{prefix}precision_recall.png")
+    dataset = CellDataset(judged, pictures, classes)
+    plot_errors(labels, probabilities, thresholds, dataset, classes, plots / f"{prefix}errors.png")
+    print(report_text(report, name))
+    print(f"\n{out / 'checkpoints' / f'{prefix}report.json'} has all figures, {plots} the pictures.")
+
+
+def about(model, checkpoint):
+    """What a report says of the network and its training, as a dict."""
+    return {
+        "initial_weights": model.config["initial_weights"],
+        "best_epoch": checkpoint.get("epoch"),
+        "config": {k: model.config[k] for k in ("network", "width", "classes", "mean", "std", "image_size")},
+        "settings": checkpoint.get("settings", {}),
+        "history": checkpoint.get("history", []),
+        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "versions": checkpoint.get("versions", {}),
+    }
+
+
+def measure(model, checkpoint, rows, pictures, by, out, prefix, precision):
+    """Evaluate a model on test rows; write report, predictions and plots, print the table."""
+    judged = judge(model, rows, pictures, precision)
+    if rank() > 0:
+        return
+    write_predictions(judged, model.classes, out / "checkpoints" / f"{prefix}test_predictions.csv")
     epoch = f"epoch {checkpoint['epoch']}" if "epoch" in checkpoint else "no epoch recorded"
-    print(report_text(report, f"{epoch}, {describe_weights(report['initial_weights'])} at the start"))
-    print(f"\n{out / 'checkpoints' / f'{prefix}report.json'} has all figures, {out / 'plots'} the pictures.")
+    name = f"{epoch}, {describe_weights(model.config['initial_weights'])} at the start"
+    write_results(judged, model.classes, pictures, by, out, prefix, name, about(model, checkpoint))
 
 
 def load_table(args):
@@ -396,7 +467,7 @@ def run_evaluate(args):
 
 def move_aside(out):
     """Rename an earlier run's checkpoints/ and plots/ in `out`, so that a new run overwrites nothing."""
-    if not (out / "checkpoints" / "last.ckp").exists():
+    if not any((out / "checkpoints" / name).exists() for name in ("last.ckp", "folds.json")):
         return
     number = next(n for n in range(1, 10**6) if not (out / f"checkpoints_{n}").exists())
     for name in ("checkpoints", "plots"):
@@ -405,59 +476,115 @@ def move_aside(out):
     print(f"An earlier run's checkpoints/ and plots/ are now checkpoints_{number}/ and plots_{number}/.")
 
 
+def settings_of(args):
+    """The options that a run is made again from, as a dict that JSON can hold."""
+    return {k: v for k, v in vars(args).items() if k not in ("resume", "evaluate", "out", "device")}
+
+
 def run_training(args):
-    """Train, then measure the best epoch on the test part, in one process or torchrun's. Returns the exit code."""
+    """Train in one process or torchrun's, then measure the best epoch on the test part. Returns the exit code."""
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)
     with processes(device) as device:
         if world() * 2 > args.batch_size:
             raise InputError(f"--batch-size {args.batch_size}: too small for {world()} processes, 2 pictures each")
         with contextlib.redirect_stdout(sys.stdout if rank() == 0 else io.StringIO()):
-            return train(args, device, precision)
+            if rank() == 0:
+                table, pictures = load_table(args)  # the first process fills images/ and the cache for the others
+            barrier()
+            if rank() > 0:
+                table, pictures = load_table(args)
+            if not args.resume and rank() == 0:
+                move_aside(Path(args.out))
+            if args.folds:
+                return cross_validate(args, table, pictures, device, precision)
+            parts = data.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
+            out = Path(args.out)
+            trained = train(args, parts, pictures, out / "checkpoints", out / "plots", device, precision, args.resume)
+            if trained is None:
+                return 130
+            print()
+            measure(*trained, parts[2], pictures, args.split, out, "", precision)
+            return 0
 
 
-def train(args, device, precision):
-    """One process's part of `run_training`."""
-    out, first = Path(args.out), rank() == 0
-    if first:
-        table, pictures = load_table(args)  # the first process fills images/ and the cache for the others
-    barrier()
-    if not first:
-        table, pictures = load_table(args)
-    train, val, test = data.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
+def cross_validate(args, table, pictures, device, precision):
+    """`--folds`: train once for every fold, and report on all cells as they were judged out of fold.
+
+    A fold that has its predictions is done; with --resume the others go on where they were.
+    """
+    out = Path(args.out)
+    checkpoints = out / "checkpoints"
+    if rank() == 0:
+        with atomic_path(checkpoints / "folds.json") as temporary:
+            temporary.write_text(json.dumps(settings_of(args), indent=1))
+    judged = []
+    for fold in range(args.folds):
+        folder = checkpoints / f"fold_{fold}"
+        parts = data.fold_parts(table, args.folds, fold, args.split, args.val_size, classes=args.classes)
+        done = folder / "predictions.csv"
+        if not done.exists():
+            print(f"\nfold {fold + 1} of {args.folds}")
+            last = folder / "last.ckp"
+            resume = str(last) if last.exists() else None
+            trained = train(args, parts, pictures, folder, out / "plots" / folder.name, device, precision, resume)
+            if trained is None:
+                return 130
+            found = judge(trained[0], parts[2], pictures, precision)
+            if rank() == 0:
+                write_predictions(found, args.classes, done)
+            barrier()
+        found = pd.read_csv(done, sep=";")
+        if found["filename"].tolist() != parts[2]["filename"].tolist():
+            raise InputError(f"{done}: is of another table or split; remove the folder {folder} to train it anew")
+        columns = [f"{k}_{c}" for k in ("p", "threshold") for c in args.classes]
+        judged.append(pd.concat([parts[2], found[columns]], axis=1).assign(fold=fold))
+    if rank() > 0:
+        return 0
+    judged = pd.concat(judged, ignore_index=True)
+    write_predictions(judged, args.classes, checkpoints / "oof.csv", ["fold"])
+    model, checkpoint = load_model(checkpoints / "fold_0" / "best.ckp")
+    name = f"{args.folds} folds, {describe_weights(model.config['initial_weights'])} at the start"
+    print()
+    write_results(judged, args.classes, pictures, args.split, out, "", name, about(model, checkpoint))
+    return 0
+
+
+def train(args, parts, pictures, folder, plots, device, precision, resume):
+    """One training run; returns (best model, its checkpoint), or None when it was asked to stop.
+
+    parts: tables of the training, validation and test part. folder, plots: for checkpoints and pictures. resume: path
+    of a checkpoint to go on from, or None.
+    """
+    first, (train, val, test) = rank() == 0, parts
     if args.recipe == "fast" and args.split != "row":
         train = data.originals(train)  # orientations come from the augmentation
 
     torch.manual_seed(args.seed)
     model = build_model(args.model, args.classes, args.width, args.image_size)
-    if not args.resume:
+    if not resume:
         asked = args.weights or ("imagenet" if args.model == "resnet34" else "none")
         record = load_initial_weights(model, asked)
         if record["used"] != asked and asked != "none" and first:
             print(weights_warning(record), file=sys.stderr)
-        if first:
-            move_aside(out)
 
-    notes = {
-        "settings": {k: v for k, v in vars(args).items() if k not in ("resume", "evaluate", "out", "device")},
-        "split": data.record_split(val, test, args.split),
-    }
     trainer = Trainer(
         model,
         CellDataset(train, pictures, args.classes),
         CellDataset(val, pictures, args.classes),
-        out / "checkpoints",
+        folder,
         **{name: getattr(args, name) for name in RECIPES[args.recipe]},
+        defects=SyntheticDefects(args.classes, args.image_size, args.seed, device) if args.synthetic else None,
         momentum=args.momentum,
         weight_decay=args.weight_decay,
         device=device,
         precision=precision,
         seed=args.seed,
         keep=args.keep,
-        notes=notes,
+        notes={"settings": settings_of(args), "split": data.record_split(val, test, args.split)},
     )
-    if args.resume:
-        trainer.resume(args.resume)
+    if resume:
+        trainer.resume(resume)
     parameters = sum(p.numel() for p in model.parameters())
     print(
         f"cells     {train['cell'].nunique()} to train ({len(train)} pictures), {val['cell'].nunique()} to validate, "
@@ -478,7 +605,7 @@ def train(args, device, precision):
         print(progress_line(trainer), flush=True)
         with atomic_path(trainer.folder / "metrics.csv") as temporary:
             pd.DataFrame(trainer.history).to_csv(temporary, sep=";", index=False, float_format="%.6g")
-        plot_losses(trainer.history, model.classes, out / "plots" / "losses.png")
+        plot_losses(trainer.history, model.classes, plots / "losses.png")
 
     def ask_to_stop(signum, frame):
         if first:
@@ -500,12 +627,9 @@ def train(args, device, precision):
             f"Stopped in epoch {min(trainer.epoch + 1, args.epochs)} after step {trainer.step} of {trainer.steps}; "
             f"go on with: python train.py --resume{where}"
         )
-        return 130
+        return None
     barrier()
-    model, checkpoint = load_model(trainer.folder / "best.ckp", device)
-    print()
-    measure(model, checkpoint, test, pictures, args.split, out, "", precision)
-    return 0
+    return load_model(folder / "best.ckp", device)
 
 
 def main(argv=None):

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from data import InputError, atomic_path, augment, draw_changes, shrink
 from model import read_checkpoint, save_checkpoint
+from synthetic import NUMBERS
 
 TENTHS, HALVES = (10, 20, 30, 40), (60, 80, 100, 130)  # epochs at which the learning rate falls, and to which share
 SAVE_SECONDS = 300  # a long epoch leaves last.ckp this often
@@ -40,6 +41,7 @@ RECIPES = {
         "turns": True,
         "label_smoothing": 0.0,
         "ema": 0.99,
+        "synthetic": 0.85,
     },
     "classic": {
         "epochs": 3,
@@ -50,6 +52,7 @@ RECIPES = {
         "turns": False,
         "label_smoothing": 0.0,
         "ema": 0.0,
+        "synthetic": 0.0,
     },
 }
 
@@ -183,13 +186,14 @@ def f1_scores(labels, probabilities, thresholds=0.5):
 def class_metrics(labels, probabilities, threshold):
     """Precision, recall, F1, confusion counts, average precision and ROC AUC of one class.
 
-    labels (N,), probabilities (N,). The two ranking figures are None where only one kind of label is there.
+    labels (N,), probabilities (N,), threshold (N,) or one for all (their mean is reported). The two ranking figures are
+    None where only one kind of label is there.
     """
     y, called = np.asarray(labels) > 0.5, np.asarray(probabilities) >= threshold
     tp, fp, fn = int((y & called).sum()), int((~y & called).sum()), int((y & ~called).sum())
     both = 0 < y.sum() < len(y)
     return {
-        "threshold": float(threshold),
+        "threshold": float(np.mean(threshold)),
         "precision": tp / max(tp + fp, 1),
         "recall": tp / max(tp + fn, 1),
         "f1": 2 * tp / max(2 * tp + fp + fn, 1),
@@ -203,9 +207,13 @@ def class_metrics(labels, probabilities, threshold):
 
 
 def metrics_table(labels, probabilities, thresholds, classes):
-    """{class: class_metrics at the threshold, ..., "mean": their plain mean without thresholds and counts}."""
+    """{class: class_metrics at the threshold, ..., "mean": their plain mean without thresholds and counts}.
+
+    labels, probabilities (N, C); thresholds (C,), or (N, C) where each picture has its own.
+    """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
-    table = {c: class_metrics(labels[:, i], probabilities[:, i], thresholds[i]) for i, c in enumerate(classes)}
+    thresholds = np.broadcast_to(thresholds, labels.shape)
+    table = {c: class_metrics(labels[:, i], probabilities[:, i], thresholds[:, i]) for i, c in enumerate(classes)}
     mean = {}
     for name in ("precision", "recall", "f1", "average_precision", "roc_auc"):
         values = [m[name] for m in table.values() if m[name] is not None]
@@ -307,6 +315,7 @@ class Trainer:
     schedule: "steps" (`step_decay`) or "one-cycle". progressive: train on small pictures first (`side_at`).
     turns: right-angle turns among the augmentations. label_smoothing: targets are this far from 0 and 1.
     ema: decay, a step, of the moving average of the weights that is evaluated and kept (0: none).
+    synthetic: share of the epochs, from the first on, in which `defects` (SyntheticDefects) draws into sound cells.
     device: torch.device or its name. precision: torch.float32 or torch.bfloat16 (autocast).
     seed: order and augmentation of every step follow from (seed, epoch, step) alone, so a resumed run repeats nothing
         and ends where an uninterrupted one does.
@@ -333,6 +342,8 @@ class Trainer:
         turns=False,
         label_smoothing=0.0,
         ema=0.0,
+        synthetic=0.0,
+        defects=None,
         device="cpu",
         precision=torch.float32,
         seed=0,
@@ -344,6 +355,7 @@ class Trainer:
         self.epochs, self.batch_size, self.seed, self.keep = epochs, batch_size, seed, keep
         self.schedule, self.progressive, self.turns = schedule, progressive, turns
         self.label_smoothing, self.ema = label_smoothing, ema
+        self.synthetic, self.defects = synthetic, defects
         self.model = model.to(device, memory_format=torch.channels_last)  # what is evaluated and kept
         self.trained = self.model  # what SGD changes
         if ema:
@@ -438,6 +450,9 @@ class Trainer:
                 changes = draw_changes(len(rows), self._generator(self.epoch, self.step), self.turns)
                 mine = slice(rank(), None, world())
                 images, labels = self.train_set.batch(rows[mine])
+                if self.epoch < self.synthetic * self.epochs:
+                    u = torch.rand(NUMBERS, len(rows), generator=self._generator(self.epoch, self.step, 1))
+                    images, labels = self.defects.draw(images, labels, u[:, mine])
                 self._learning_rate()
                 loss = self.train_step(images, labels, changes[mine], len(images) * world() / len(rows))
                 self.loss_sum += loss
@@ -497,6 +512,9 @@ class Trainer:
                     "val_loss": val_loss,
                     **{f"f1_{c}": float(v) for c, v in zip(self.model.classes, f1)},
                     "f1_mean": float(f1.mean()),
+                    "average_precision": metrics_table(labels, probabilities, [0.5] * len(f1), self.model.classes)[
+                        "mean"
+                    ]["average_precision"],
                     "lr": self.optimizer.param_groups[0]["lr"],
                     "cells_per_second": len(self.train_set) / max(self.seconds, 1e-9),
                     "seconds": self.seconds,

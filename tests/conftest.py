@@ -12,7 +12,7 @@ import torch
 import data
 
 matplotlib.use("Agg")
-SMALL = ["--model", "resnet", "--width", "16", "--image-size", "64", "--batch-size", "8"]
+SMALL = ["--model", "resnet", "--width", "16", "--image-size", "64", "--batch-size", "8", "--synthetic", "0"]
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -132,6 +132,18 @@ def test_the_split_is_stratified(table, by, tolerance):
     assert len(test) == pytest.approx(262, abs=40)
 
 
+@pytest.mark.parametrize("by", ["cell", "module", "row"])
+def test_every_picture_is_tested_in_one_fold_and_no_group_crosses(table, by):
+    tested = []
+    for fold in range(5):
+        train, val, test = data.fold_parts(table, 5, fold, by)
+        keys = [set(data.groups(part, by)) for part in (train, val, test)]
+        assert not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
+        tested += list(test["filename"] + test["turn"])
+        assert abs(test["crack"].mean() - table["crack"].mean()) < (0.05 if by == "module" else 0.002)
+    assert len(tested) == len(set(tested)) == (6 if by == "row" else 1) * len(table)
+
+
 def test_the_split_follows_from_its_seed(table):
     first, again, other = (data.split_cells(table, seed=s)[1]["cell"].tolist() for s in (2, 2, 3))
     assert first == again != other

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +128,45 @@ def test_resnet34_without_imagenet_weights_says_so(elpv, tmp_path, capsys):
     assert str(imagenet_file()) in captured.err and "random weights (imagenet asked for)" in captured.out
     report = json.loads((tmp_path / "checkpoints" / "report.json").read_text())
     assert report["initial_weights"]["used"] == "random"
+
+
+def test_cross_validation_judges_every_cell_by_a_network_that_never_saw_it_and_goes_on(elpv, tmp_path, capsys):
+    options = [*SMALL, "--epochs", "1", "--folds", "3", "--out", str(tmp_path)]
+    assert train.main(["--data", str(elpv), *options]) == 0
+    checkpoints = tmp_path / "checkpoints"
+    oof = pd.read_csv(checkpoints / "oof.csv", sep=";")
+    table = pd.read_csv(elpv, sep=";")
+    assert sorted(oof["filename"]) == sorted(table["filename"]) and oof["fold"].nunique() == 3
+    for fold, rows in oof.groupby("fold"):
+        split = read_checkpoint(checkpoints / f"fold_{fold}" / "best.ckp")["split"]
+        assert {c.split("/")[-1] for c in split["test"]} == {f[7:-4] for f in rows["filename"]}
+        assert not set(split["test"]) & set(split["val"])
+        metrics = pd.read_csv(checkpoints / f"fold_{fold}" / "metrics.csv", sep=";")
+        assert len(metrics) == 1
+    report = json.loads((checkpoints / "report.json").read_text())
+    called = oof["p_crack"] >= oof["threshold_crack"]
+    assert report["at_threshold"]["crack"]["tp"] == (called & (oof["crack"] == 1)).sum() and report["cells"] == 48
+
+    # One fold lost its predictions, one was never begun: only these are made anew.
+    (checkpoints / "fold_1" / "predictions.csv").unlink()
+    shutil.rmtree(checkpoints / "fold_2")
+    kept = (checkpoints / "fold_0" / "best.ckp").stat().st_mtime_ns
+    capsys.readouterr()
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "fold 1 of 3" not in text and "fold 2 of 3" in text and "fold 3 of 3" in text
+    assert (checkpoints / "fold_0" / "best.ckp").stat().st_mtime_ns == kept
+    pd.testing.assert_frame_equal(pd.read_csv(checkpoints / "oof.csv", sep=";"), oof)
+    assert train.main(["--resume", "--out", str(tmp_path), "--epochs", "2"]) == 2
+    assert "--epochs can't change on --resume (it was 1)" in capsys.readouterr().err
+
+
+def test_by_default_defects_are_drawn_where_the_labels_know_them(elpv, tmp_path):
+    options = train.parse(["--classes", "crack", "finger"])
+    assert options.synthetic == 0 and train.parse([]).synthetic > 0 == train.parse(["--recipe", "classic"]).synthetic
+    small = [o for o in SMALL if o not in ("--synthetic", "0")]
+    assert train.main(["--data", str(elpv), "--out", str(tmp_path), *small, "--epochs", "1"]) == 0
+    assert read_checkpoint(tmp_path / "checkpoints" / "best.ckp")["settings"]["synthetic"] > 0
 
 
 def torchrun(processes, *options, script=ROOT / "train.py"):

@@ -6,6 +6,7 @@ import torch
 import data
 from data import CellDataset, InputError
 from model import build_model, load_model
+from synthetic import SyntheticDefects
 from trainer import (
     Trainer,
     best_thresholds,
@@ -176,6 +177,32 @@ def test_the_kept_weights_are_the_moving_average(small, tmp_path):
         if value.is_floating_point():
             torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
     assert not equal(kept, trainer.trained.network.state_dict())
+
+
+def test_defects_are_drawn_in_the_first_epochs_only_and_a_resumed_run_draws_the_same(small, tmp_path):
+    defects = SyntheticDefects(size=64, counts={"crack": 9, "inactive": 9, "harmless": 9})
+    drawn = []
+
+    class Recorded:
+        def draw(self, images, labels, u):
+            drawn.append(trainer.epoch)
+            return defects.draw(images, labels, u)
+
+    options = {"epochs": 3, "synthetic": 0.7, "defects": Recorded()}
+    trainer = whole = make_trainer(small, tmp_path / "whole", **options)
+    trainer.fit()
+    assert drawn == [0] * 5 + [1] * 5 + [2] * 5  # 0.7 of 3 epochs is more than 2
+    trainer = make_trainer(small, tmp_path / "none", **options | {"synthetic": 0.6})
+    drawn.clear()
+    trainer.fit()
+    assert drawn == [0] * 5 + [1] * 5
+    trainer = make_trainer(small, tmp_path / "parts", **options)
+    stop_after(trainer, 8)
+    trainer.fit()
+    trainer = make_trainer(small, tmp_path / "parts", **options)
+    trainer.resume(tmp_path / "parts" / "last.ckp")
+    trainer.fit()
+    assert equal(weights(trainer), weights(whole))
 
 
 def test_smoothed_labels_are_only_the_targets(small, tmp_path):

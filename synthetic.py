@@ -1,0 +1,239 @@
+"""Draw cracks, inactive regions and harmless marks into sound cells, as additional training pictures.
+
+$ python synthetic.py                      # plots/synthetic.png: sound cells, and what is drawn into them
+
+>>> defects = SyntheticDefects()
+>>> images, labels = defects.draw(images, labels, torch.rand(NUMBERS, len(images)))
+
+What cracks and dead regions look like, and how dark they are, follows real ones (doc/results.md); the drawings are
+masks, drawn once and then laid over cells in ever new combinations, orientations and strengths.
+"""
+
+import argparse
+import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+from tqdm import tqdm
+
+import data
+from data import CLASSES, InputError, atomic_path
+
+SHARE = 0.5  # of the sound cells that get a defect
+KINDS = (0.6, 0.12, 0.28)  # of these: crack only, inactive only, both
+HARMLESS = 0.4  # share of all sound cells that get harmless marks, with or without a defect
+STRENGTHS = {"crack": (0.15, 0.65), "inactive": (0.72, 0.96), "harmless": (0.08, 0.5)}  # share of light taken away
+COUNTS = {"crack": 1500, "inactive": 700, "harmless": 500}
+UNIT = 300  # the drawings' coordinates are pixels of a cell of this side
+NUMBERS = 3 + 3 * 5  # random numbers that a cell takes
+FINE = 2  # lines are drawn so many times larger and averaged down
+
+
+# ---------------------------------------------------------------- drawing one mask
+
+
+def walk(rng, start, angle, length, wobble, step=6):
+    """Points of a line that starts at `start` and wanders, until it is long enough or leaves the cell."""
+    points = [start]
+    for _ in range(max(2, int(length / step))):
+        angle += rng.normal() * wobble
+        start = (start[0] + step * math.cos(angle), start[1] + step * math.sin(angle))
+        points.append(start)
+        if not (-5 < start[0] < UNIT + 5 and -5 < start[1] < UNIT + 5):
+            break
+    return points
+
+
+def crack_angle(rng):
+    """Mostly near the diagonals, along which silicon of this orientation cleaves."""
+    return rng.choice([1, 3, 5, 7]) * math.pi / 4 + rng.normal() * 0.15 if rng.random() < 0.6 else rng.random() * 7
+
+
+def log_uniform(rng, low, high, size=None):
+    return np.exp(rng.uniform(math.log(low), math.log(high), size))
+
+
+def lines_mask(lines, width, blur, size):
+    """float (size, size) in 0..1 of lines of `width` pixels (of UNIT), softened by `blur`."""
+    scale = size / UNIT
+    image = Image.new("L", (size * FINE, size * FINE))
+    draw = ImageDraw.Draw(image)
+    for line in lines:
+        draw.line(
+            [(x * scale * FINE, y * scale * FINE) for x, y in line], fill=255, width=max(1, round(width * scale * FINE))
+        )
+    image = image.reduce(FINE).filter(ImageFilter.GaussianBlur(float(blur * scale)))
+    mask = np.asarray(image, np.float32) / 255
+    return mask / max(mask.max(), 1e-3)
+
+
+def polygon_mask(points, blur, size):
+    """float (size, size) in 0..1 of a filled polygon with a soft edge."""
+    scale, image = size / UNIT, Image.new("L", (size, size))
+    ImageDraw.Draw(image).polygon([(float(x) * scale, float(y) * scale) for x, y in points], fill=255)
+    return np.asarray(image.filter(ImageFilter.GaussianBlur(float(blur * scale))), np.float32) / 255
+
+
+def crack(rng, size):
+    """One to three lines, straight to wandering, with branches and stars; sometimes one side is darker."""
+    lines = []
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        start = tuple(rng.uniform(15, UNIT - 15, 2))
+        if rng.random() < 0.35:  # from an edge
+            along = rng.uniform(10, UNIT - 10)
+            start = [(along, 8), (along, UNIT - 8), (8, along), (UNIT - 8, along)][rng.integers(4)]
+        length, angle, wobble = log_uniform(rng, 18, 420), crack_angle(rng), rng.choice([0.02, 0.06, 0.2])
+        line = walk(rng, start, angle, length, wobble)
+        lines.append(line)
+        if rng.random() < 0.5 and length > 40:  # a branch
+            start_of_branch = line[rng.integers(len(line))]
+            lines.append(walk(rng, start_of_branch, crack_angle(rng), length * rng.uniform(0.2, 0.7), wobble))
+        if rng.random() < 0.3:  # on in the other direction, which makes a star of a start within the cell
+            lines.append(walk(rng, start, angle + math.pi + rng.normal() * 0.2, length * 0.6, wobble))
+    mask = lines_mask(lines, rng.uniform(1, 2.6), rng.uniform(0.6, 1.3), size)
+    if rng.random() < 0.3 and len(lines[0]) > 4:
+        depth = rng.choice([-1, 1]) * rng.uniform(20, 95)
+        side = polygon_mask([*lines[0], *((x, y + depth) for x, y in lines[0][::-1])], 1.2, size)
+        mask = np.maximum(mask, rng.uniform(0.15, 0.6) * side)
+    return mask
+
+
+def inactive(rng, size):
+    """A wedge in a corner, a bite at an edge, or a polygon anywhere."""
+    kind = rng.integers(4)
+    if kind == 0:
+        a, b = log_uniform(rng, 22, 150, 2)
+        points = [(0, 0), (a, 0), (0, b)]
+    elif kind == 1:
+        at, width, depth = rng.uniform(30, UNIT - 30), log_uniform(rng, 14, 120), log_uniform(rng, 12, 90)
+        points = [
+            (at - width / 2, 0),
+            (at + width / 2 * rng.uniform(0.5, 1), depth * rng.uniform(0.3, 1)),
+            (at + rng.uniform(-width / 3, width / 3), depth),
+            (at + width / 2, 0),
+        ]
+    else:
+        x, y = rng.uniform(40, UNIT - 40, 2)
+        radius, corners = log_uniform(rng, 10, 75), rng.integers(3, 8)
+        points = [
+            (
+                x + radius * rng.uniform(0.4, 2.2) * math.cos(t),
+                y + radius * rng.uniform(0.5, 1.2) * math.sin(t),
+            )
+            for t in np.sort(rng.random(corners)) * 2 * math.pi
+        ]
+    return polygon_mask(points, rng.uniform(0.7, 2.5), size)
+
+
+def harmless(rng, size):
+    """What must not be called a defect: interrupted fingers (upright streaks), soft blobs, stains."""
+    if rng.random() < 0.6:
+        lines = []
+        for _ in range(rng.integers(1, 5)):
+            x, y, length = rng.uniform(10, UNIT - 10), rng.choice([20, 60, 110, 160, 210]), rng.uniform(20, 95)
+            lines.append([(x, y), (x, min(y + length, UNIT - 5))])
+        return lines_mask(lines, rng.uniform(1, 4), 1.0, size)
+    mask = np.zeros((size, size), np.float32)
+    for _ in range(rng.integers(1, 4)):
+        x, y, r = *rng.uniform(20, UNIT - 20, 2), log_uniform(rng, 6, 40)
+        t = np.linspace(0, 2 * math.pi, 12)
+        points = zip(x + r * rng.uniform(0.6, 1.4, 12) * np.cos(t), y + r * rng.uniform(0.6, 1.4, 12) * np.sin(t))
+        mask = np.maximum(mask, polygon_mask(list(points), r * rng.uniform(0.3, 0.8), size))
+    return mask / max(mask.max(), 1e-3)
+
+
+# ---------------------------------------------------------------- into batches
+
+
+class SyntheticDefects:
+    """Masks of defects, and how they are laid over batches of cells.
+
+    classes: of the labels; only those among "crack" and "inactive" are drawn. size: side of the cells in pixels.
+    seed: of the masks. device: where the batches are.
+    """
+
+    def __init__(self, classes=CLASSES, size=data.IMAGE_SIZE, seed=0, device="cpu", counts=COUNTS):
+        if not set(CLASSES) <= set(classes):
+            raise InputError(f"--synthetic: draws {' and '.join(CLASSES)}, which the labels lack; leave it out")
+        self.column = {c: list(classes).index(c) for c in CLASSES}
+        draw = {"crack": crack, "inactive": inactive, "harmless": harmless}
+        self.masks = {}
+        with ThreadPoolExecutor(data.THREADS) as pool:
+            for number, (kind, count) in enumerate(counts.items()):
+
+                def one(i, kind=kind, number=number):
+                    mask = draw[kind](np.random.default_rng([seed, number, i]), size)
+                    return torch.from_numpy((255 * mask).astype(np.uint8))
+
+                masks = pool.map(one, range(count))
+                bar = tqdm(masks, f"drawing {kind}", count, unit="mask", leave=False, disable=None)
+                self.masks[kind] = torch.stack(list(bar)).to(device)
+
+    def draw(self, images, labels, u):
+        """Draw into the sound cells of a batch.
+
+        images: uint8 (B, 1, S, S). labels: float (B, C). u: float (NUMBERS, B) in 0..1, random numbers on the CPU from
+            which all that is drawn follows.
+        Returns (images, labels), new tensors; the labels say what was drawn. Cells with a label are left alone.
+        """
+        sound = labels.amax(1).cpu() == 0
+        cracked = sound & (u[0] < SHARE) & ((u[1] < KINDS[0]) | (u[1] >= KINDS[0] + KINDS[1]))
+        dead = sound & (u[0] < SHARE) & (u[1] >= KINDS[0])
+        images, labels = images.clone(), labels.clone()
+        chosen = {"harmless": sound & (u[2] < HARMLESS), "crack": cracked, "inactive": dead}
+        for (kind, cells), v in zip(chosen.items(), u[3:].split(5)):
+            rows = cells.nonzero()[:, 0]
+            v, (low, high) = v[:, rows], STRENGTHS[kind]
+            masks = self.masks[kind][(v[0] * len(self.masks[kind])).long().to(images.device)]
+            v[4] += kind == "harmless"  # fingers run upright
+            for i, (x, y, transpose) in enumerate((v[2:] < 0.5).T.tolist()):
+                mask = masks[i].T if transpose else masks[i]
+                masks[i] = mask.flip([-1] * x + [-2] * y) if x or y else mask.clone()
+            strength = (low + (high - low) * v[1]).to(images.device)[:, None, None]
+            rows = rows.to(images.device)
+            images[rows, 0] = (images[rows, 0] * (1 - strength / 255 * masks)).to(torch.uint8)
+            if kind in self.column:
+                labels[rows, self.column[kind]] = 1
+        return images, labels
+
+
+# ---------------------------------------------------------------- a look at them
+
+
+def main(argv=None):
+    """Command line of this file; returns the exit code."""
+    from matplotlib.figure import Figure
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data.add_table_options(parser)
+    parser.add_argument("--out", default="plots/synthetic.png", metavar="FILE", help="picture to write (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of cells and drawings (%(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        table = data.read_table(args.data, args.classes, args.images)
+        table = table[table[args.classes].sum(axis=1) == 0].sample(24, random_state=args.seed).reset_index(drop=True)
+        data.fill_images(table)
+        pictures, table["picture"] = data.load_pictures(table)
+        images, labels = data.CellDataset(table, pictures, args.classes).batch(range(24))
+        defects = SyntheticDefects(args.classes, counts={k: 64 for k in COUNTS}, seed=args.seed)
+        u = torch.rand(NUMBERS, 24, generator=torch.Generator().manual_seed(args.seed))
+        images, labels = defects.draw(images, labels, u)
+    except (InputError, OSError, ValueError) as error:
+        print(f"synthetic.py: {error}", file=sys.stderr)
+        return 2
+    figure = Figure(figsize=(16, 6.6), layout="constrained")
+    for axes, image, label in zip(figure.subplots(3, 8).flat, images, labels):
+        axes.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=255)
+        axes.set_title(" and ".join(c for c, y in zip(args.classes, label) if y) or "neither", fontsize=10)
+        axes.axis("off")
+    with atomic_path(args.out) as temporary:
+        figure.savefig(temporary, dpi=80, format="png")
+    print(f"{args.out}: sound cells with drawn defects")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

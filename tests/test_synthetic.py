@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+
+import data
+import synthetic
+from data import InputError
+from synthetic import NUMBERS, SyntheticDefects
+
+
+@pytest.fixture(scope="module")
+def defects():
+    return SyntheticDefects(size=64, counts={"crack": 20, "inactive": 20, "harmless": 20})
+
+
+@pytest.fixture(scope="module")
+def sound(elpv):
+    """Real sound cells many times over: images uint8 (240, 1, 64, 64), labels all zero."""
+    cells = data.read_table(elpv)
+    cells = cells[(cells["crack"] == 0) & (cells["inactive"] == 0)].head(24).reset_index(drop=True)
+    pictures, cells["picture"] = data.load_pictures(cells, 64)
+    images, labels = data.CellDataset(cells, pictures).batch(np.arange(240) % len(cells))
+    return images, labels
+
+
+def numbers(count, seed=0):
+    return torch.rand(NUMBERS, count, generator=torch.Generator().manual_seed(seed))
+
+
+def test_drawn_cells_are_labelled_with_what_was_drawn(defects, sound):
+    images, labels = sound
+    before = images.clone()
+    drawn, new = defects.draw(images, labels, numbers(240))
+    assert torch.equal(images, before) and labels.sum() == 0 and drawn.dtype == torch.uint8
+    darkened = (before.int() - drawn.int()).amax((1, 2, 3))
+    assert (darkened[new.amax(1) == 1] > 5).all() and (drawn.int() <= before.int()).all()
+    shares = new.mean(0)
+    assert 0.3 < shares[0] < 0.6 and 0.1 < shares[1] < 0.35  # 0.44 and 0.2 are meant
+    untouched = (drawn == before).flatten(1).all(1)
+    assert 0.15 < untouched.float().mean() < 0.45 and (new[untouched] == 0).all()
+    marked = ~untouched & (new.amax(1) == 0)  # harmless marks alone
+    assert marked.any()
+
+
+def test_cells_with_a_label_are_left_alone(defects, sound):
+    images, labels = sound
+    labels = labels.clone()
+    labels[::2, 1] = 1
+    drawn, new = defects.draw(images, labels, numbers(240))
+    assert torch.equal(drawn[::2], images[::2]) and torch.equal(new[::2], labels[::2])
+
+
+def test_a_dead_region_is_much_darker_than_a_crack(defects):
+    white = torch.full((400, 1, 64, 64), 255, dtype=torch.uint8)
+    drawn, labels = defects.draw(white, torch.zeros(400, 2), numbers(400))
+    darkest = drawn.amin((1, 2, 3)) / 255
+    assert darkest[labels[:, 1] == 1].max() < 0.35 and darkest[labels[:, 1] == 0].median() > 0.5
+
+
+def test_drawings_follow_from_seed_and_numbers_and_a_share_of_the_batch_gets_its_own(defects, sound):
+    images, labels = sound
+    again = SyntheticDefects(size=64, counts={"crack": 20, "inactive": 20, "harmless": 20})
+    u = numbers(240)
+    (a, la), (b, lb) = (d.draw(images, labels, u) for d in (defects, again))
+    assert torch.equal(a, b) and torch.equal(la, lb)
+    part, labels_of_part = defects.draw(images[1::3], labels[1::3], u[:, 1::3])
+    assert torch.equal(part, a[1::3]) and torch.equal(labels_of_part, la[1::3])
+
+
+def test_labels_are_written_into_the_columns_of_their_classes(sound):
+    images, _ = sound
+    some = SyntheticDefects(("finger", "inactive", "crack"), 64, counts={"crack": 9, "inactive": 9, "harmless": 9})
+    _, labels = some.draw(images, torch.zeros(240, 3), numbers(240))
+    assert labels[:, 0].sum() == 0 and labels[:, 2].sum() > labels[:, 1].sum() > 0
+    with pytest.raises(InputError, match="--synthetic: draws crack and inactive"):
+        SyntheticDefects(("finger",))
+
+
+def test_the_sheet_of_drawings_is_written(elpv, tmp_path, capsys):
+    assert synthetic.main(["--data", str(elpv), "--out", str(tmp_path / "sheet.png")]) == 0
+    assert (tmp_path / "sheet.png").stat().st_size > 10_000
+    assert synthetic.main(["--data", str(tmp_path / "none.csv")]) == 2
+    assert "none.csv: can't be read" in capsys.readouterr().err
