@@ -21,12 +21,18 @@ class Engine:
     """Called with uint8 gray images (B, 1, S, S), returns float32 probabilities (B, C).
 
     classes: tuple of str. thresholds: float32 (C,), probabilities from which a cell counts as positive.
-    image_size: S in pixels. name: what runs it.
+    operating_points: dict of other such thresholds. image_size: S in pixels. name: what runs it.
     """
 
-    def __init__(self, run, classes, thresholds, image_size, name):
+    def __init__(self, run, classes, thresholds, image_size, name, operating_points):
         self._run, self.classes, self.image_size, self.name = run, tuple(classes), int(image_size), name
-        self.thresholds = np.asarray(thresholds, np.float32)
+        self.thresholds, self.operating_points = np.asarray(thresholds, np.float32), operating_points
+
+    def set_operating_point(self, name):
+        """Take the thresholds of an operating point; raises InputError, listing them, where there is none such."""
+        if name not in self.operating_points:
+            raise InputError(f"--operating-point {name}: the model has {', '.join(self.operating_points)}")
+        self.thresholds = np.asarray(self.operating_points[name], np.float32)
 
     def __call__(self, images):
         return self._run(images)
@@ -110,7 +116,8 @@ def open_model(path, engine="auto", threads=0):
         def call(images):
             return run(np.repeat((images.astype(np.float32) / 255 - mean) / std, 3, axis=1))
 
-    return Engine(call, about["classes"], about["thresholds"], about["image_size"], engine)
+    points = about.get("operating_points", {"f1": about["thresholds"]})
+    return Engine(call, about["classes"], about["thresholds"], about["image_size"], engine, points)
 
 
 def _open_checkpoint(path):
@@ -125,4 +132,6 @@ def _open_checkpoint(path):
     def run(images):
         return model.probabilities(model(torch.from_numpy(images))).numpy()
 
-    return Engine(run, model.classes, model.config["thresholds"], model.config["image_size"], "pytorch")
+    config = model.config
+    points = config["operating_points"]
+    return Engine(run, model.classes, config["thresholds"], config["image_size"], "pytorch", points)

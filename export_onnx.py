@@ -52,9 +52,10 @@ class GrayInput(nn.Module):
             network.conv1.weight = nn.Parameter(old.weight.detach().sum(1, keepdim=True))
         self.network, self.scale = network, 1 / (255 * model.config["std"])
         self.offset = model.config["mean"] / model.config["std"]
+        self.probabilities = model.probabilities
 
     def forward(self, images):
-        return torch.sigmoid(self.network(images.float() * self.scale - self.offset))
+        return self.probabilities(self.network(images.float() * self.scale - self.offset))
 
 
 class RawInput(nn.Module):
@@ -65,9 +66,10 @@ class RawInput(nn.Module):
         self.gray = isinstance(model.network, ResNet)
         self.network = build_network(model.config["network"], len(model.classes), model.config["width"], gray=self.gray)
         self.network.load_state_dict(model.network.state_dict())
+        self.probabilities = model.probabilities
 
     def forward(self, images):
-        return torch.sigmoid(self.network(images[:, :1] if self.gray else images))
+        return self.probabilities(self.network(images[:, :1] if self.gray else images))
 
 
 def write_onnx(module, example, path, opset):
@@ -236,7 +238,7 @@ def halve(source, target):
 
 def metadata_of(model, checkpoint, path, raw):
     """What travels inside the ONNX file, as a dict of things that JSON can hold."""
-    keys = ("network", "classes", "thresholds", "mean", "std", "image_size", "initial_weights")
+    keys = ("network", "classes", "thresholds", "operating_points", "mean", "std", "image_size", "initial_weights")
     return {
         **{k: model.config[k] for k in keys},
         "input": "raw" if raw else "uint8",

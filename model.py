@@ -106,13 +106,16 @@ class CellClassifier(nn.Module):
     """A network with all that it takes to use it: normalisation, classes and their thresholds.
 
     config: dict with network, width, classes (list of str), mean, std (of pixels in 0..1), image_size (pixels),
-    thresholds (list of float, one a class, probabilities from which a cell counts as positive) and initial_weights
-    (what load_initial_weights reports).
+    thresholds (list of float, one a class, probabilities from which a cell counts as positive), temperatures (list of
+    float, one a class, by which logits are divided), operating_points (dict of other lists of thresholds, by name) and
+    initial_weights (what load_initial_weights reports).
     """
 
     def __init__(self, network, config):
         super().__init__()
         self.network, self.config = network, config
+        config.setdefault("temperatures", [1.0] * len(config["classes"]))
+        config.setdefault("operating_points", {"f1": config["thresholds"]})
 
     @property
     def classes(self):
@@ -130,8 +133,15 @@ class CellClassifier(nn.Module):
         return self.network(self.normalise(images)).float()
 
     def probabilities(self, logits):
-        """Probabilities (N, C) of logits (N, C): the one place where the sigmoid is applied."""
-        return torch.sigmoid(logits)
+        """Probabilities (N, C) of logits (N, C), calibrated: the one place where the sigmoid is applied."""
+        return torch.sigmoid(logits / torch.tensor(self.config["temperatures"], device=logits.device))
+
+    def set_operating_point(self, name):
+        """Take the thresholds of an operating point; raises InputError, listing them, where there is none such."""
+        points = self.config["operating_points"]
+        if name not in points:
+            raise InputError(f"--operating-point {name}: the checkpoint has {', '.join(points)}")
+        self.config["thresholds"] = points[name]
 
 
 def build_model(name="resnet34", classes=CLASSES, width=64, image_size=IMAGE_SIZE):

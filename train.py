@@ -32,12 +32,14 @@ from trainer import (
     Trainer,
     barrier,
     bootstrap_mean_f1,
+    calibration_error,
     evaluate,
     metrics_table,
     pick_device,
     pick_precision,
     processes,
     rank,
+    reliability,
     world,
 )
 
@@ -159,6 +161,13 @@ def options():
         help="go on from a checkpoint with its options (checkpoints/last.ckp)",
     )
     group.add_argument("--evaluate", metavar="CKP", help="only measure a checkpoint on its test part")
+    group.add_argument(
+        "--operating-point",
+        default="f1",
+        metavar="NAME",
+        help="thresholds of the report: f1 (the best F1), or recall (no more than 5 %% of each defect missed), both as "
+        "found on the validation part (%(default)s)",
+    )
     return parser
 
 
@@ -277,7 +286,7 @@ def report_text(report, name):
     low, high = report["mean_f1_interval_95"]
     lines = [
         f"Test part: {report['cells']} cells, {report['pictures']} pictures, split by {report['split_by']}, {name}",
-        f"{'':18}precision  recall     F1  (at)    F1 at 0.5  av. precision  ROC AUC    TP   FP   FN    TN",
+        f"{'':18}precision  recall     F1  (at)    F1 at 0.5  av. precision  ROC AUC    ECE    TP   FP   FN    TN",
     ]
 
     def number(value, width):
@@ -287,10 +296,10 @@ def report_text(report, name):
         for c, m in figures["at_threshold"].items():
             counts = f"{m['tp']:6}{m['fp']:5}{m['fn']:5}{m['tn']:6}" if "tp" in m else ""
             at = f"({m['threshold']:.2f})" if "threshold" in m else ""
+            ranking = number(m["average_precision"], 15) + number(m["roc_auc"], 9) + number(m["calibration_error"], 7)
             lines.append(
                 f"{part + ' ' * bool(part) + c:18}{number(m['precision'], 9)}{number(m['recall'], 8)}"
-                f"{number(m['f1'], 7)}  {at:6}{number(figures['at_0.5'][c]['f1'], 11)}"
-                f"{number(m['average_precision'], 15)}{number(m['roc_auc'], 9)}{counts}"
+                f"{number(m['f1'], 7)}  {at:6}{number(figures['at_0.5'][c]['f1'], 11)}{ranking}{counts}"
             )
     lines.append(f"Mean F1 {report['at_threshold']['mean']['f1']:.3f}, 95 % interval {low:.3f} to {high:.3f}")
     if "leak" in report:
@@ -345,6 +354,24 @@ def plot_precision_recall(labels, probabilities, thresholds, classes, path):
     save(figure, path)
 
 
+def plot_reliability(labels, probabilities, classes, path):
+    """Share of positives against the probability, in tenths, of each class, with how many cells each tenth has."""
+    figure = Figure(figsize=(5 * len(classes), 5), layout="constrained")
+    grid = figure.subplots(2, len(classes), squeeze=False, height_ratios=(3, 1), sharex=True)
+    for i, (name, (above, below)) in enumerate(zip(classes, grid.T)):
+        count, p, share = reliability(labels[:, i], probabilities[:, i]).T
+        error = calibration_error(labels[:, i], probabilities[:, i])
+        above.plot([0, 1], [0, 1], color="gray", linestyle="--", label="perfect")
+        above.plot(p, share, "o-", color=COLOURS[i % 7], label="measured")
+        above.set(ylabel="share of positives", xlim=(0, 1), ylim=(0, 1.02))
+        above.set_title(f"{name}: expected calibration error {error:.3f}")
+        above.grid(alpha=0.3)
+        above.legend(loc="upper left")
+        below.bar((np.arange(len(count)) + 0.5) / len(count), count, 0.9 / len(count), color=COLOURS[i % 7])
+        below.set(xlabel="probability", ylabel="cells", yscale="log")
+    save(figure, path)
+
+
 def plot_errors(labels, probabilities, thresholds, dataset, classes, path, columns=8):
     """Contact sheet: per class the worst misses and the worst false alarms at its threshold, most certain first."""
     kinds = []
@@ -372,8 +399,9 @@ def plot_errors(labels, probabilities, thresholds, dataset, classes, path, colum
 # ---------------------------------------------------------------- commands
 
 
-def judge(model, rows, pictures, precision):
+def judge(model, rows, pictures, precision, operating_point):
     """Rows of a table with the model's probability (p_...) and threshold (threshold_...) of each class added."""
+    model.set_operating_point(operating_point)
     dataset = CellDataset(rows, pictures, model.classes)
     _, _, probabilities = evaluate(model, dataset.to(next(model.parameters()).device), precision)
     judged = rows.copy()
@@ -406,6 +434,7 @@ def write_results(judged, classes, pictures, by, out, prefix, name, more):
         temporary.write_text(json.dumps(report, indent=1))
     plots = out / "plots"
     plot_precision_recall(labels, probabilities, thresholds, classes, plots / f"{prefix}precision_recall.png")
+    plot_reliability(labels, probabilities, classes, plots / f"{prefix}reliability.png")
     dataset = CellDataset(judged, pictures, classes)
     plot_errors(labels, probabilities, thresholds, dataset, classes, plots / f"{prefix}errors.png")
     print(report_text(report, name))
@@ -425,9 +454,9 @@ def about(model, checkpoint):
     }
 
 
-def measure(model, checkpoint, rows, pictures, by, out, prefix, precision):
+def measure(model, checkpoint, rows, pictures, by, out, prefix, precision, operating_point):
     """Evaluate a model on test rows; write report, predictions and plots, print the table."""
-    judged = judge(model, rows, pictures, precision)
+    judged = judge(model, rows, pictures, precision, operating_point)
     if rank() > 0:
         return
     write_predictions(judged, model.classes, out / "checkpoints" / f"{prefix}test_predictions.csv")
@@ -461,7 +490,8 @@ def run_evaluate(args):
         split = data.record_split(val, test, args.split)
     rows, precision = data.recorded_part(table, split, "test"), pick_precision(args.precision, device)
     prefix = f"{Path(args.evaluate).stem}_"
-    measure(model, checkpoint, rows, pictures, split["by"], Path(args.out), prefix, precision)
+    out = Path(args.out)
+    measure(model, checkpoint, rows, pictures, split["by"], out, prefix, precision, args.operating_point)
     return 0
 
 
@@ -504,7 +534,7 @@ def run_training(args):
             if trained is None:
                 return 130
             print()
-            measure(*trained, parts[2], pictures, args.split, out, "", precision)
+            measure(*trained, parts[2], pictures, args.split, out, "", precision, args.operating_point)
             return 0
 
 
@@ -530,7 +560,7 @@ def cross_validate(args, table, pictures, device, precision):
             trained = train(args, parts, pictures, folder, out / "plots" / folder.name, device, precision, resume)
             if trained is None:
                 return 130
-            found = judge(trained[0], parts[2], pictures, precision)
+            found = judge(trained[0], parts[2], pictures, precision, args.operating_point)
             if rank() == 0:
                 write_predictions(found, args.classes, done)
             barrier()

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from torch import nn
 from torch.nn import functional as F
@@ -175,6 +177,65 @@ def best_thresholds(labels, probabilities):
     return thresholds
 
 
+def recall_thresholds(labels, probabilities, recall=0.95):
+    """Per class the highest threshold that misses no more than 1 - recall of the positives; 0.5 without positives.
+
+    labels 0/1 and probabilities: (N, C). Returns a list of C floats, each in the middle of the gap below.
+    """
+    thresholds = []
+    for y, p in zip(np.asarray(labels).T > 0.5, np.asarray(probabilities, np.float64).T):
+        if not y.any():
+            thresholds.append(0.5)
+            continue
+        positives = np.sort(p[y])
+        least = positives[int((1 - recall) * len(positives) + 1e-9)]
+        thresholds.append(float((least + p[p < least].max(initial=0)) / 2))
+    return thresholds
+
+
+def fit_temperatures(labels, probabilities):
+    """Per class the number that logits are divided by for the lowest cross entropy (Guo et al. 2017).
+
+    labels 0/1 and probabilities (uncalibrated): (N, C). Returns a list of C floats in 0.2..5; 1 for a class that has
+    but one kind of label.
+    """
+    temperatures = []
+    for y, p in zip(np.asarray(labels, np.float64).T, np.asarray(probabilities, np.float64).T):
+        z = logit(p.clip(1e-7, 1 - 1e-7))
+
+        def cross_entropy(log_t, y=y, z=z):
+            x = z / np.exp(log_t)
+            return (np.logaddexp(0, x) - y * x).mean()
+
+        found = minimize_scalar(cross_entropy, bounds=(-math.log(5), math.log(5)), method="bounded")
+        temperatures.append(float(np.exp(found.x)) if 0 < y.mean() < 1 else 1.0)
+    return temperatures
+
+
+def calibrated(probabilities, temperatures):
+    """Probabilities (N, C) after dividing their logits by the temperatures (C,)."""
+    return expit(logit(np.asarray(probabilities, np.float64).clip(1e-7, 1 - 1e-7)) / np.asarray(temperatures))
+
+
+def reliability(labels, probabilities, bins=10):
+    """Of one class, for each of `bins` equal ranges of the probability: (cells, mean probability, share of positives).
+
+    labels, probabilities (N,). Returns float (bins, 3), the last two NaN where there is no cell.
+    """
+    y, p = np.asarray(labels, np.float64), np.asarray(probabilities, np.float64)
+    place = np.minimum((p * bins).astype(int), bins - 1)
+    count = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        sums = (np.bincount(place, values, bins) / count for values in (p, y))
+        return np.stack([count, *sums], 1)
+
+
+def calibration_error(labels, probabilities):
+    """Expected calibration error of one class: mean distance of probability and share of positives in `reliability`."""
+    count, p, y = reliability(labels, probabilities).T
+    return float(np.nansum(count * np.abs(p - y)) / count.sum())
+
+
 def f1_scores(labels, probabilities, thresholds=0.5):
     """F1 of each class (C,), in 0..1; 0 where nothing is positive and nothing is called so."""
     called = np.asarray(probabilities) >= np.asarray(thresholds)
@@ -199,6 +260,7 @@ def class_metrics(labels, probabilities, threshold):
         "f1": 2 * tp / max(2 * tp + fp + fn, 1),
         "average_precision": float(average_precision_score(y, probabilities)) if both else None,
         "roc_auc": float(roc_auc_score(y, probabilities)) if both else None,
+        "calibration_error": calibration_error(y, probabilities),
         "tp": tp,
         "fp": fp,
         "fn": fn,
@@ -215,7 +277,7 @@ def metrics_table(labels, probabilities, thresholds, classes):
     thresholds = np.broadcast_to(thresholds, labels.shape)
     table = {c: class_metrics(labels[:, i], probabilities[:, i], thresholds[:, i]) for i, c in enumerate(classes)}
     mean = {}
-    for name in ("precision", "recall", "f1", "average_precision", "roc_auc"):
+    for name in ("precision", "recall", "f1", "average_precision", "roc_auc", "calibration_error"):
         values = [m[name] for m in table.values() if m[name] is not None]
         mean[name] = float(np.mean(values)) if values else None
     return {**table, "mean": mean}
@@ -501,9 +563,17 @@ class Trainer:
                     self.save(self.folder / "last.ckp")
                 return False
             train_loss = float(self.loss_sum) / len(self.train_set)
+            config = self.model.config
+            config["temperatures"] = [1.0] * len(self.model.classes)
             val_loss, labels, probabilities = self.evaluate(self.val_set, self.side)
             f1 = f1_scores(labels, probabilities)
-            self.model.config["thresholds"] = best_thresholds(labels, probabilities)
+            config["temperatures"] = fit_temperatures(labels, probabilities)
+            probabilities = calibrated(probabilities, config["temperatures"])
+            config["thresholds"] = best_thresholds(labels, probabilities)
+            config["operating_points"] = {
+                "f1": config["thresholds"],
+                "recall": recall_thresholds(labels, probabilities),
+            }
             self.history.append(
                 {
                     "epoch": self.epoch + 1,

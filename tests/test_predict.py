@@ -69,6 +69,21 @@ def test_the_output_is_a_table_that_training_reads(exported, folder, tmp_path):
     assert len(data.read_table(tmp_path / "out.csv", images="/")) == 20
 
 
+def test_an_operating_point_changes_the_labels_but_no_probability(exported, best, folder, tmp_path, capsys):
+    for model, name in ((exported, "onnx"), (best, "ckp")):
+        for point in ("f1", "recall"):
+            target = tmp_path / f"{name}_{point}.csv"
+            assert run(model, folder, "--csv", target, "--operating-point", point) == 0
+    engine = open_model(exported, "onnxruntime")
+    for point in ("f1", "recall"):
+        for row in rows(tmp_path / f"onnx_{point}.csv"):
+            assert int(row["crack"]) == (float(row["p_crack"]) >= engine.operating_points[point][0] - 1e-4)
+    points = [[r["p_crack"] for r in rows(tmp_path / f"onnx_{p}.csv")] for p in ("f1", "recall")]
+    assert points[0] == points[1]
+    assert run(exported, folder, "--operating-point", "best") == 2
+    assert "--operating-point best: the model has f1, recall" in capsys.readouterr().err
+
+
 def test_an_unreadable_picture_gets_a_row_and_the_run_goes_on(exported, folder, tmp_path, capsys):
     names = sorted(p.name for p in folder.glob("*.png"))
     (folder / names[0]).write_bytes(b"")

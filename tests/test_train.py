@@ -26,7 +26,7 @@ def test_a_run_leaves_checkpoints_a_report_and_plots(finished):
     assert names == {
         *(f"checkpoints/{n}.ckp" for n in ("checkpoint_000", "checkpoint_001", "best", "last")),
         *(f"checkpoints/{n}" for n in ("metrics.csv", "report.json", "test_predictions.csv")),
-        *(f"plots/{n}.png" for n in ("losses", "precision_recall", "errors")),
+        *(f"plots/{n}.png" for n in ("losses", "precision_recall", "reliability", "errors")),
     }
     metrics = pd.read_csv(finished / "checkpoints" / "metrics.csv", sep=";")
     assert metrics["epoch"].tolist() == [1, 2]

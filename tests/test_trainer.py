@@ -11,12 +11,17 @@ from trainer import (
     Trainer,
     best_thresholds,
     bootstrap_mean_f1,
+    calibrated,
+    calibration_error,
     channels_last,
     f1_scores,
+    fit_temperatures,
     metrics_table,
     one_cycle,
     pick_device,
     pick_precision,
+    recall_thresholds,
+    reliability,
     side_at,
     step_decay,
 )
@@ -265,6 +270,53 @@ def test_the_threshold_is_the_one_of_the_best_f1(predictions):
     everything = np.array([f1_scores(labels, p, t) for t in np.linspace(0, 1, 1001)])
     assert (chosen >= everything.max(0) - 1e-12).all()
     assert best_thresholds(np.zeros((4, 1)), np.ones((4, 1))) == [0.5]
+
+
+def test_the_recall_threshold_misses_no_more_than_one_in_twenty(predictions):
+    labels, p = predictions
+    thresholds = np.array(recall_thresholds(labels, p))
+    for t, slack in ((thresholds, 0), (thresholds + 0.02, 1)):
+        missed = ((p < t) & (labels == 1)).sum(0) / labels.sum(0)
+        assert (missed <= 0.05).all() if not slack else (missed > 0.03).all()
+    assert recall_thresholds(np.zeros((4, 1)), np.ones((4, 1))) == [0.5]
+
+
+def test_temperatures_calibrate_and_change_no_decision_at_one_half():
+    rng = np.random.default_rng(0)
+    true = rng.random((20000, 1))
+    labels = (rng.random(true.shape) < true).astype(np.float32)
+    sure = calibrated(true, [1 / 2.5])  # logits 2.5 times too large
+    (temperature,) = fit_temperatures(labels, sure)
+    assert temperature == pytest.approx(2.5, rel=0.05)
+    better = calibrated(sure, [temperature])
+    assert calibration_error(labels[:, 0], better[:, 0]) < 0.015 < 0.1 < calibration_error(labels[:, 0], sure[:, 0])
+    assert ((better >= 0.5) == (sure >= 0.5)).all()
+    assert fit_temperatures(np.zeros((4, 1)), np.full((4, 1), 0.3)) == [1.0]
+
+
+def test_reliability_counts_every_cell_once():
+    table = reliability([0, 1, 1, 0], [0.0, 1.0, 0.95, 0.31])
+    assert table[:, 0].tolist() == [1, 0, 0, 1, 0, 0, 0, 0, 0, 2]
+    assert table[9, 1:].tolist() == pytest.approx([0.975, 1]) and np.isnan(table[1, 1:]).all()
+    assert calibration_error([0, 1, 1, 0], [0.0, 1.0, 0.95, 0.31]) == pytest.approx((0.31 + 0.05) / 4)
+
+
+def test_the_checkpoint_carries_temperatures_and_operating_points_of_its_validation_part(small, tmp_path):
+    trainer = make_trainer(small, tmp_path)
+    trainer.fit()
+    model, _ = load_model(tmp_path / "last.ckp")
+    _, labels, probabilities = trainer.evaluate(trainer.val_set)
+    assert (
+        model.config["temperatures"] != [1, 1] and model.config["thresholds"] == model.config["operating_points"]["f1"]
+    )
+    assert model.config["operating_points"]["f1"] == pytest.approx(best_thresholds(labels, probabilities), abs=1e-5)
+    assert model.config["operating_points"]["recall"] == pytest.approx(
+        recall_thresholds(labels, probabilities), abs=1e-5
+    )
+    model.set_operating_point("recall")
+    assert model.config["thresholds"] == model.config["operating_points"]["recall"]
+    with pytest.raises(InputError, match="--operating-point best: the checkpoint has f1, recall"):
+        model.set_operating_point("best")
 
 
 def test_a_part_without_positives_has_no_ranking_figures():
