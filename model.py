@@ -58,10 +58,11 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Our own residual network: a 7x7/2 stem, eight pre-activation blocks, global average pooling, a linear layer.
+    """Our own residual network: a 7x7/2 stem, eight pre-activation blocks, global pooling, a linear layer.
 
     Input (N, 1, H, W), output logits (N, classes). width: maps after the stem (64 by default; the last blocks have
-    eight times as many).
+    eight times as many). The linear layer sees mean and maximum of every map side by side: a fine crack is a strong
+    response at few places, which the mean alone all but loses.
     """
 
     def __init__(self, classes=2, width=64):
@@ -75,14 +76,16 @@ class ResNet(nn.Module):
         maps = [width * k for k in (1, 1, 1, 2, 2, 4, 4, 8, 8)]
         strides = (1, 1, 2, 1, 2, 1, 2, 1)
         self.blocks = nn.Sequential(*(ResidualBlock(maps[i], maps[i + 1], strides[i]) for i in range(8)))
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(maps[-1], classes)
+        self.last = nn.Sequential(nn.BatchNorm2d(maps[-1]), nn.ReLU(inplace=True))
+        self.mean, self.maximum = nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)
+        self.fc = nn.Linear(2 * maps[-1], classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x):
-        return self.fc(self.pool(self.blocks(self.stem(x))).flatten(1))
+        x = self.last(self.blocks(self.stem(x)))
+        return self.fc(torch.cat([self.mean(x), self.maximum(x)], 1).flatten(1))
 
 
 def build_network(name, classes=2, width=64, gray=True):

@@ -9,12 +9,15 @@ $ python train.py --evaluate checkpoints/best.ckp
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import platform
+import re
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +66,13 @@ FIXED = (
 # ---------------------------------------------------------------- options
 
 
+def duration(text):
+    """Seconds of a time such as 90s, 15m or 1.5h."""
+    if not re.fullmatch(r"\d+(\.\d+)?[smh]", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a time such as 90s, 15m or 1.5h")
+    return float(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1]]
+
+
 def options():
     """The parser of this script's command line."""
     parser = argparse.ArgumentParser(
@@ -109,12 +119,20 @@ def options():
         choices=RECIPES,
         default="fast",
         help="what the options named with both below are by default: fast takes the cells in all eight orientations, "
-        "small pictures first, with a one-cycle learning rate; classic is the published recipe, on the six variants "
-        "(%(default)s)",
+        "small pictures first, with AdamW and a one-cycle learning rate; classic is the published recipe, on the six "
+        "variants (%(default)s)",
     )
     group.add_argument("--epochs", type=int, metavar="N", help=f"passes over the training part {of_recipes('epochs')}")
+    group.add_argument(
+        "--budget",
+        type=duration,
+        metavar="TIME",
+        help="as many epochs as fit into 90s, 15m or 1.5h, from a few steps timed first (--epochs)",
+    )
     group.add_argument("--batch-size", type=int, metavar="N", help=f"pictures a step {of_recipes('batch_size')}")
-    group.add_argument("--lr", type=float, metavar="RATE", help=f"SGD's highest learning rate {of_recipes('lr')}")
+    group.add_argument("--optimizer", choices=("adamw", "sgd"), help=f"{of_recipes('optimizer')}")
+    group.add_argument("--lr", type=float, metavar="RATE", help=f"highest learning rate {of_recipes('lr')}")
+    group.add_argument("--weight-decay", type=float, metavar="D", help=f"of all weights {of_recipes('weight_decay')}")
     group.add_argument(
         "--schedule", choices=("one-cycle", "steps"), help=f"of the learning rate {of_recipes('schedule')}"
     )
@@ -125,6 +143,12 @@ def options():
     )
     group.add_argument(
         "--turns", action=argparse.BooleanOptionalAction, help=f"random right-angle turns {of_recipes('turns')}"
+    )
+    group.add_argument(
+        "--defective",
+        type=int,
+        metavar="N",
+        help=f"draw cells with a label N times as often as others {of_recipes('defective')}",
     )
     group.add_argument(
         "--label-smoothing", type=float, metavar="S", help=f"targets S and 1 - S {of_recipes('label_smoothing')}"
@@ -140,7 +164,6 @@ def options():
         f"{of_recipes('synthetic')}",
     )
     group.add_argument("--momentum", type=float, default=0.9, metavar="M", help="SGD's momentum (%(default)s)")
-    group.add_argument("--weight-decay", type=float, default=1e-4, metavar="D", help="L2 penalty (%(default)s)")
     group.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (%(default)s)")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
     group.add_argument(
@@ -180,7 +203,15 @@ def parse(argv):
             if getattr(args, name) is None:
                 setattr(args, name, value if name != "synthetic" or set(data.CLASSES) <= set(args.classes) else 0.0)
     # oneDNN 3.12 writes out of bounds when it trains 1x1 convolutions of fewer than 16 maps in float32.
-    for name, least in (("epochs", 1), ("batch_size", 2), ("image_size", 32), ("width", 16), ("keep", 0), ("folds", 2)):
+    for name, least in (
+        ("epochs", 1),
+        ("batch_size", 2),
+        ("image_size", 32),
+        ("width", 16),
+        ("keep", 0),
+        ("folds", 2),
+        ("defective", 1),
+    ):
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
     if args.lr is not None and args.lr <= 0:
@@ -580,6 +611,35 @@ def cross_validate(args, table, pictures, device, precision):
     return 0
 
 
+def epochs_within(trainer, seconds, share=0.9):
+    """How many epochs (1 or more) of a Trainer that has not begun fit into so many seconds.
+
+    A few steps on full pictures are timed, and undone. share: of the time that is for training; the rest
+    is for evaluation and checkpoints.
+    """
+    full = trainer.train_set.pictures.shape[-1]
+    networks = [m.network for m in (trainer.model, trainer.trained)]
+    before = [copy.deepcopy(network.state_dict()) for network in networks]
+    trainer.epoch, times = trainer.epochs - 1, []
+    rows = np.arange(rank(), min(trainer.batch_size, len(trainer.train_set)), world())
+    trainer.parallel.train()
+    for _ in range(6):
+        started = time.monotonic()
+        images, labels = trainer.train_set.batch(rows)
+        trainer.train_step(images, labels, data.draw_changes(len(rows)))
+        times.append(time.monotonic() - started)
+    for network, state in zip(networks, before):
+        network.load_state_dict(state)
+    trainer.optimizer.state.clear()
+    trainer.epoch = 0
+    step = trainer.summed(torch.tensor(float(np.median(times[1:])), device=trainer.device)).item() / world()
+    epoch = trainer.steps * step
+    epochs = 1
+    while trainer.pixels(0, epochs + 1) / full**2 * epoch <= share * seconds:
+        epochs += 1
+    return epochs
+
+
 def train(args, parts, pictures, folder, plots, device, precision, resume):
     """One training run; returns (best model, its checkpoint), or None when it was asked to stop.
 
@@ -606,7 +666,6 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
         **{name: getattr(args, name) for name in RECIPES[args.recipe]},
         defects=SyntheticDefects(args.classes, args.image_size, args.seed, device) if args.synthetic else None,
         momentum=args.momentum,
-        weight_decay=args.weight_decay,
         device=device,
         precision=precision,
         seed=args.seed,
@@ -615,14 +674,18 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
     )
     if resume:
         trainer.resume(resume)
+        if args.budget:  # the number that was found then
+            trainer.epochs = trainer.notes["settings"]["epochs"] = read_checkpoint(resume)["settings"]["epochs"]
+    elif args.budget:
+        trainer.epochs = trainer.notes["settings"]["epochs"] = epochs_within(trainer, args.budget / (args.folds or 1))
     parameters = sum(p.numel() for p in model.parameters())
     print(
         f"cells     {train['cell'].nunique()} to train ({len(train)} pictures), {val['cell'].nunique()} to validate, "
         f"{test['cell'].nunique()} to test, split by {args.split}\n"
         f"network   {args.model}, {parameters:,} parameters, {args.image_size}x{args.image_size} pixels, "
         f"{describe_weights(model.config['initial_weights'])}\n"
-        f"training  {args.recipe} recipe, {args.epochs} epochs, batch {args.batch_size}, SGD {args.lr:g}, on "
-        f"{f'{world()} x ' if world() > 1 else ''}{device.type} in "
+        f"training  {args.recipe} recipe, {trainer.epochs} epochs, batch {args.batch_size}, {args.optimizer} "
+        f"{args.lr:g}, on {f'{world()} x ' if world() > 1 else ''}{device.type} in "
         f"{'bfloat16' if precision == torch.bfloat16 else 'float32'}, {torch.get_num_threads()} threads"
     )
     if args.split == "row":
@@ -654,7 +717,7 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
     if not finished:
         where = "" if args.out == "." else f" --out {args.out}"
         print(
-            f"Stopped in epoch {min(trainer.epoch + 1, args.epochs)} after step {trainer.step} of {trainer.steps}; "
+            f"Stopped in epoch {min(trainer.epoch + 1, trainer.epochs)} after step {trainer.step} of {trainer.steps}; "
             f"go on with: python train.py --resume{where}"
         )
         return None

@@ -35,23 +35,29 @@ STOP_STEPS = 16  # several processes agree this often on whether one was asked t
 # What `Trainer` takes; doc/results.md has what each part of "fast" is worth.
 RECIPES = {
     "fast": {
-        "epochs": 21,
+        "epochs": 10,
         "batch_size": 16,
-        "lr": 0.02,
+        "optimizer": "adamw",
+        "lr": 0.001,
+        "weight_decay": 0.05,
         "schedule": "one-cycle",
         "progressive": True,
         "turns": True,
+        "defective": 2,
         "label_smoothing": 0.0,
         "ema": 0.99,
-        "synthetic": 0.85,
+        "synthetic": 0.0,
     },
     "classic": {
         "epochs": 3,
         "batch_size": 16,
+        "optimizer": "sgd",
         "lr": 0.01,
+        "weight_decay": 1e-4,
         "schedule": "steps",
         "progressive": False,
         "turns": False,
+        "defective": 1,
         "label_smoothing": 0.0,
         "ema": 0.0,
         "synthetic": 0.0,
@@ -355,26 +361,25 @@ def one_cycle(progress, warm_up=0.15):
 
 
 def side_at(epoch, epochs, size):
-    """Side of the training pictures in an epoch (0...): small for 4/7 of the epochs, middle for 2/7, then full.
+    """Side of the training pictures in an epoch (0...): about 0.64 `size` in the first half of them, then `size`.
 
-    Small sides are multiples of 32, the network's stride (300: 128, 192). After Howard 2018 (DAWNBench) and Touvron et
+    The small side is a multiple of 32, the network's stride (300: 192). After Howard 2018 (DAWNBench) and Touvron et
     al. 2019.
     """
-    if epoch < epochs * 4 // 7:
-        share = 0.43
-    elif epoch < epochs * 6 // 7:
-        share = 0.64
-    else:
+    if epoch >= epochs // 2:
         return size
-    return min(size, max(64, round(share * size / 32) * 32))
+    return min(size, max(64, round(0.64 * size / 32) * 32))
 
 
 class Trainer:
-    """Trains a CellClassifier with SGD and binary cross entropy, and can stop and go on at any step.
+    """Trains a CellClassifier with binary cross entropy, and can stop and go on at any step.
 
     model: CellClassifier. train, val: CellDataset. folder: where checkpoints are written.
-    epochs, batch_size (pictures a step, of all processes together), lr, momentum, weight_decay: as in any recipe.
+    epochs, batch_size (pictures a step, of all processes together), lr, weight_decay: as in any recipe.
+    optimizer: "sgd" (with `momentum`) or "adamw" (Loshchilov and Hutter 2019).
     schedule: "steps" (`step_decay`) or "one-cycle". progressive: train on small pictures first (`side_at`).
+    defective: how many times more often than a sound cell one with a label is drawn (1: every cell once an epoch; an
+        epoch's length stays).
     turns: right-angle turns among the augmentations. label_smoothing: targets are this far from 0 and 1.
     ema: decay, a step, of the moving average of the weights that is evaluated and kept (0: none).
     synthetic: share of the epochs, from the first on, in which `defects` (SyntheticDefects) draws into sound cells.
@@ -396,12 +401,14 @@ class Trainer:
         *,
         epochs=3,
         batch_size=16,
+        optimizer="sgd",
         lr=0.01,
         momentum=0.9,
         weight_decay=1e-4,
         schedule="steps",
         progressive=False,
         turns=False,
+        defective=1,
         label_smoothing=0.0,
         ema=0.0,
         synthetic=0.0,
@@ -415,7 +422,7 @@ class Trainer:
         self.device, self.precision, self.notes = torch.device(device), precision, notes or {}
         self.train_set, self.val_set, self.folder = train.to(device), val.to(device), Path(folder)
         self.epochs, self.batch_size, self.seed, self.keep = epochs, batch_size, seed, keep
-        self.schedule, self.progressive, self.turns = schedule, progressive, turns
+        self.schedule, self.progressive, self.turns, self.defective = schedule, progressive, turns, defective
         self.label_smoothing, self.ema = label_smoothing, ema
         self.synthetic, self.defects = synthetic, defects
         self.model = model.to(device, memory_format=torch.channels_last)  # what is evaluated and kept
@@ -428,7 +435,11 @@ class Trainer:
         if world() > 1:
             self.trained = synchronised(self.trained)
             self.parallel = DistributedDataParallel(self.trained)
-        self.optimizer = torch.optim.SGD(self.trained.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
+        settings = {"lr": lr, "weight_decay": weight_decay, "fused": True}
+        if optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(self.trained.parameters(), momentum=momentum, **settings)
+        else:
+            self.optimizer = torch.optim.AdamW(self.trained.parameters(), **settings)
         self.epoch = self.step = 0  # epochs completed, steps done in the one that is under way
         self.loss_sum = torch.zeros((), device=device)
         self.seconds = 0.0  # of the epoch under way
@@ -446,12 +457,14 @@ class Trainer:
         full = self.train_set.pictures.shape[-1]
         return side_at(self.epoch, self.epochs, full) if self.progressive else full
 
+    def pixels(self, first, epochs):
+        """Pixels of one cell in the epochs from `first` on of a run of `epochs`; their time is proportional to it."""
+        full = self.train_set.pictures.shape[-1]
+        return sum(side_at(e, epochs, full) ** 2 if self.progressive else full**2 for e in range(first, epochs))
+
     def seconds_left(self):
         """Estimate, from the newest epoch's time, of what the epochs to come will take."""
-        full, done = self.train_set.pictures.shape[-1], self.history[-1]
-        epochs = range(self.epoch, self.epochs)
-        pixels = sum(side_at(e, self.epochs, full) ** 2 if self.progressive else full**2 for e in epochs)
-        return done["seconds"] * pixels / done["side"] ** 2
+        return self.history[-1]["seconds"] * self.pixels(self.epoch, self.epochs) / self.history[-1]["side"] ** 2
 
     def _generator(self, *counter):
         state = np.random.SeedSequence([self.seed, *counter]).generate_state(1, np.uint64)[0]
@@ -492,9 +505,15 @@ class Trainer:
             [a for a in mean if a.is_floating_point()], [b for b in new if b.is_floating_point()], towards
         )
 
+    def _order(self):
+        """Rows of an epoch (as many as there are), in order; those with a label stand `defective` times in the pot."""
+        rows = np.arange(len(self.train_set))
+        pot = np.concatenate([rows, *[rows[self.train_set.labels.any(1)]] * (self.defective - 1)])
+        return pot[torch.randperm(len(pot), generator=self._generator(self.epoch)).numpy()][: len(rows)]
+
     def _train_epoch(self):
         self.parallel.train()
-        order = torch.randperm(len(self.train_set), generator=self._generator(self.epoch)).numpy()
+        order = self._order()
         batches = np.array_split(order, self.steps)  # of equal size, so that none is too small for batch norm
         started = saved = time.monotonic()
         before = self.seconds
@@ -543,7 +562,7 @@ class Trainer:
                 f"in {self.folder} are from before)"
             )
 
-    def _summed(self, value):
+    def summed(self, value):
         """A tensor's sum over the processes (in place)."""
         if world() > 1:
             dist.all_reduce(value)
@@ -557,7 +576,7 @@ class Trainer:
         """
         while self.epoch < self.epochs:
             self._train_epoch()
-            self.loss_sum = self._summed(self.loss_sum)
+            self.loss_sum = self.summed(self.loss_sum)
             if self.step < self.steps:
                 if rank() == 0:
                     self.save(self.folder / "last.ckp")

@@ -45,7 +45,8 @@ def convolutions(network):
 
 def stages(network):
     """Names of a network's four stages, each a halving of the resolution (stride 4, 8, 16, 32)."""
-    return [f"blocks.{i}" for i in (1, 3, 5, 7)] if isinstance(network, ResNet) else [f"layer{i}" for i in (1, 2, 3, 4)]
+    ours = ["blocks.1", "blocks.3", "blocks.5", "last"]
+    return ours if isinstance(network, ResNet) else [f"layer{i}" for i in (1, 2, 3, 4)]
 
 
 def check_layers(network, names):
@@ -83,8 +84,8 @@ def stage_gradients(model, images, names):
 def grad_cam(outputs, gradients):
     """Selvaraju et al. 2017: channels weighted by their mean gradient. (N, K, h, w) twice -> (N, 1, h, w).
 
-    On the last stage of a network that ends in average pooling and a linear layer, this is the exact class activation
-    map of Zhou et al. 2016, without its constant.
+    On the last stage of a network that ends in average pooling and a linear layer (ResNet-34), this is the exact class
+    activation map of Zhou et al. 2016, without its constant.
     """
     return F.relu((gradients.mean((2, 3), keepdim=True) * outputs).sum(1, keepdim=True))
 

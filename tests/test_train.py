@@ -18,7 +18,7 @@ HANDFUL = ["--image-size", "32", "--epochs", "1", "--limit", "16", "--keep", "0"
 
 
 def run(elpv, out, *more):
-    return train.main(["--data", str(elpv), "--out", str(out), *SMALL, *more])
+    return train.main(["--data", str(elpv), "--out", str(out), *SMALL, *map(str, more)])
 
 
 def test_a_run_leaves_checkpoints_a_report_and_plots(finished):
@@ -45,7 +45,7 @@ def test_the_report_is_complete_and_agrees_with_the_predictions(finished):
     assert sum(part["cells"] for part in report["by_type"].values()) == len(rows)
     low, high = report["mean_f1_interval_95"]
     assert low <= report["at_threshold"]["mean"]["f1"] <= high
-    assert report["initial_weights"]["used"] == "random" and report["settings"]["lr"] == 0.02
+    assert report["initial_weights"]["used"] == "random" and report["settings"]["lr"] == 0.001
 
 
 def test_the_test_cells_were_never_trained_on(finished, elpv):
@@ -161,9 +161,25 @@ def test_cross_validation_judges_every_cell_by_a_network_that_never_saw_it_and_g
     assert "--epochs can't change on --resume (it was 1)" in capsys.readouterr().err
 
 
+def test_a_budget_of_time_sets_the_epochs_and_the_timing_leaves_no_trace(elpv, tmp_path, capsys):
+    assert run(elpv, tmp_path / "a", "--budget", "6s") == 0
+    metrics = pd.read_csv(tmp_path / "a" / "checkpoints" / "metrics.csv", sep=";")
+    epochs = len(metrics)
+    assert epochs > 1
+    assert run(elpv, tmp_path / "b", "--epochs", epochs) == 0
+    a, b = (load_model(tmp_path / n / "checkpoints" / "last.ckp")[0].network.state_dict() for n in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert run(elpv, tmp_path / "c", "--budget", "1s", "--folds", 3) == 0
+    for command, complaint in ((["--budget", "soon"], "expected a time such as 90s"), (["--budget", "-1s"], "")):
+        with pytest.raises(SystemExit) as stopped:
+            train.main(command)
+        assert stopped.value.code == 2 and complaint in capsys.readouterr().err
+
+
 def test_by_default_defects_are_drawn_where_the_labels_know_them(elpv, tmp_path):
-    options = train.parse(["--classes", "crack", "finger"])
-    assert options.synthetic == 0 and train.parse([]).synthetic > 0 == train.parse(["--recipe", "classic"]).synthetic
+    assert (
+        train.parse(["--classes", "crack", "finger"]).synthetic == train.parse(["--recipe", "classic"]).synthetic == 0
+    )
     small = [o for o in SMALL if o not in ("--synthetic", "0")]
     assert train.main(["--data", str(elpv), "--out", str(tmp_path), *small, "--epochs", "1"]) == 0
     assert read_checkpoint(tmp_path / "checkpoints" / "best.ckp")["settings"]["synthetic"] > 0
@@ -178,7 +194,7 @@ def torchrun(processes, *options, script=ROOT / "train.py"):
 
 
 def test_two_processes_train_as_one_does_and_one_goes_on_from_them(elpv, tmp_path):
-    options = ["--data", str(elpv), *SMALL, "--precision", "fp32", "--lr", "0.005"]
+    options = ["--data", str(elpv), *SMALL, "--precision", "fp32", "--lr", "0.0002"]
     runs = {}
     for name, processes in (("one", 1), ("two", 2)):
         done = torchrun(processes, *options, "--epochs", "3", "--out", tmp_path / name)

@@ -8,6 +8,7 @@ from data import CellDataset, InputError
 from model import build_model, load_model
 from synthetic import SyntheticDefects
 from trainer import (
+    RECIPES,
     Trainer,
     best_thresholds,
     bootstrap_mean_f1,
@@ -56,15 +57,19 @@ def stop_after(trainer, steps):
     trainer.train_step = counted
 
 
+FAST = {k: v for k, v in RECIPES["fast"].items() if k not in ("epochs", "batch_size")}
+
+
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("recipe", [{}, FAST], ids=["classic", "fast"])
 @pytest.mark.parametrize("steps", [2, 5, 8])
-def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(small, tmp_path, precision, steps):
-    whole = make_trainer(small, tmp_path / "whole", precision=precision)
+def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(small, tmp_path, precision, recipe, steps):
+    whole = make_trainer(small, tmp_path / "whole", precision=precision, **recipe)
     assert whole.fit()
-    first = make_trainer(small, tmp_path / "parts", precision=precision)
+    first = make_trainer(small, tmp_path / "parts", precision=precision, **recipe)
     stop_after(first, steps)
     assert not first.fit()
-    second = make_trainer(small, tmp_path / "parts", precision=precision, seed=0)
+    second = make_trainer(small, tmp_path / "parts", precision=precision, seed=0, **recipe)
     with torch.no_grad():
         for p in second.model.parameters():
             p.add_(1)
@@ -144,8 +149,8 @@ def test_evaluation_takes_every_cell_once_and_changes_nothing(small, tmp_path):
 
 
 def test_a_smaller_share_of_the_steps_trains_on_full_pictures_and_the_last_do(small, tmp_path):
-    sides = [side_at(e, 21, 300) for e in range(21)]
-    assert sides == sorted(sides) and sides[0] < sides[-1] == 300
+    sides = [side_at(e, 9, 300) for e in range(9)]
+    assert sides == [192] * 4 + [300] * 5
     assert side_at(0, 1, 300) == 300 and all(side_at(e, 9, 64) <= 64 for e in range(9))
     trainer = make_trainer(small, tmp_path, epochs=4, progressive=True, keep=0)
     trainer.train_set.pictures = trainer.val_set.pictures = np.repeat(np.repeat(small[1], 2, 2), 2, 3)
@@ -162,6 +167,19 @@ def test_one_cycle_warms_up_and_ends_at_nothing(small, tmp_path):
     trainer = make_trainer(small, tmp_path, schedule="one-cycle", lr=0.1)
     trainer.fit()
     assert trainer.history[-1]["lr"] == pytest.approx(0.1 * one_cycle(9.5 / 10))
+
+
+def test_defective_cells_are_drawn_more_often_and_an_epoch_stays_as_long(small, tmp_path):
+    trainer = make_trainer(small, tmp_path, defective=3)
+    labelled = trainer.train_set.labels.any(1)
+    orders = []
+    for trainer.epoch in range(200):
+        orders.append(trainer._order())
+    count = np.bincount(np.concatenate(orders), minlength=40)
+    assert all(len(o) == 40 for o in orders) and not np.array_equal(orders[0], orders[1])
+    assert count[labelled].mean() / count[~labelled].mean() == pytest.approx(3, rel=0.1)
+    trainer.defective = 1
+    assert sorted(trainer._order()) == list(range(40))
 
 
 def test_the_kept_weights_are_the_moving_average(small, tmp_path):
