@@ -37,6 +37,7 @@ from trainer import (
     bootstrap_mean_f1,
     calibration_error,
     evaluate,
+    keep_freed_memory,
     metrics_table,
     pick_device,
     pick_precision,
@@ -201,7 +202,7 @@ def parse(argv):
     if args.resume is None:
         for name, value in RECIPES[args.recipe].items():
             if getattr(args, name) is None:
-                setattr(args, name, value if name != "synthetic" or set(data.CLASSES) <= set(args.classes) else 0.0)
+                setattr(args, name, value)
     # oneDNN 3.12 writes out of bounds when it trains 1x1 convolutions of fewer than 16 maps in float32.
     for name, least in (
         ("epochs", 1),
@@ -544,6 +545,7 @@ def settings_of(args):
 
 def run_training(args):
     """Train in one process or torchrun's, then measure the best epoch on the test part. Returns the exit code."""
+    keep_freed_memory()
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)
     with processes(device) as device:

@@ -1,8 +1,8 @@
 """Measure training against the classic recipe: data pipeline, step, evaluation, time to a score, cost of more cells.
 
-$ python benchmarks/training.py                             # pictures/s and cells/s of both, turn by turn
-$ python benchmarks/training.py --to-f1 0.7 --seeds 0 1 2   # wall time until the validation part is judged so well
-$ python benchmarks/training.py --scale 1 10 50             # time and memory with so many times the cells
+$ python benchmarks/training.py                                # pictures/s and cells/s of both, turn by turn
+$ python benchmarks/training.py --to-f1 0.7 0.8 --seeds 0 1 2  # wall time until validation is so good
+$ python benchmarks/training.py --scale 1 10 50                # time and memory with so many times the cells
 
 All ways take turns in one process, so that a machine whose speed drifts treats them alike; medians are printed.
 """
@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 import data
 from data import CellDataset, InputError, atomic_path
 from model import build_model
-from trainer import RECIPES, Trainer, autocast, f1_scores, pick_device, pick_precision
+from trainer import RECIPES, Trainer, autocast, f1_scores, keep_freed_memory, pick_device, pick_precision
 
 # ---------------------------------------------------------------- the classic recipe
 
@@ -221,20 +221,20 @@ def measure_rates(args, table, precision):
 # ---------------------------------------------------------------- time to a score
 
 
-def classic_race(run, take, labels, evaluate, goal, passes):
-    """Train in the classic way until the mean F1 reaches goal; returns [F1 after each sixth of an epoch].
+def course(run, take, labels, evaluate, sixths, clock):
+    """Train in the classic way; returns [(seconds, mean F1 at 0.5)] after each sixth of an epoch.
 
-    run: Classic. take: generator of batches, without end, that says after which to evaluate.
+    run: Classic. take: `endless`. sixths: how many. clock: function of the sixths done, the seconds that it took.
     """
-    scores = []
+    points = []
     for images, targets, at_end in take:
         run.step(images, targets)
         if at_end:
-            scores.append(float(f1_scores(labels, evaluate()).mean()))
-            print(f"    after {len(scores)}/6 epochs: mean F1 {scores[-1]:.3f}", flush=True)
-            if scores[-1] >= goal or len(scores) == passes:
-                return scores
-    return scores
+            f1 = float(f1_scores(labels, evaluate()).mean())
+            points.append((clock(len(points) + 1), f1))
+            print(f"    after {len(points)}/6 epochs, {points[-1][0]:.0f} s: mean F1 {f1:.3f}", flush=True)
+            if len(points) == sixths:
+                return points
 
 
 def endless(rows, batch_size, sixth, seed, load):
@@ -249,19 +249,20 @@ def endless(rows, batch_size, sixth, seed, load):
 
 
 def race_ours(args, model, train, val, precision, seed):
-    """Our recipe in args.epochs epochs, ended where an epoch on full pictures reaches the goal."""
+    """Our recipe; returns [(seconds, mean F1)] of the epochs on full pictures."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = RECIPES["fast"] | {"epochs": args.epochs}
-        began = time.monotonic()
+        settings = RECIPES["fast"] | ({"epochs": args.epochs} if args.epochs else {})
+        began, points = time.monotonic(), []
         trainer = Trainer(model, train, val, folder, **settings, precision=precision, seed=seed, keep=0)
 
         def tell(trainer):
-            last = trainer.history[-1]
-            print(f"    {last['side']:3} pixels: mean F1 {last['f1_mean']:.3f}", flush=True)
-            trainer.stop = last["side"] == data.IMAGE_SIZE and last["f1_mean"] >= args.to_f1
+            side, f1, seconds = trainer.history[-1]["side"], trainer.history[-1]["f1_mean"], time.monotonic() - began
+            print(f"    {side:3} pixels, {seconds:.0f} s: mean F1 {f1:.3f}", flush=True)
+            if side == data.IMAGE_SIZE:
+                points.append((seconds, f1))
 
         trainer.fit(tell)
-        return {"seconds": time.monotonic() - began, "f1": trainer.history[-1]["f1_mean"]}
+        return points
 
 
 def race_classic(args, start, train, val, seed):
@@ -276,8 +277,7 @@ def race_classic(args, start, train, val, seed):
     began = time.monotonic()
     take = endless(len(files), 16, len(files) // 6, seed, load)
     labels = val[list(data.CLASSES)].to_numpy()
-    scores = classic_race(run, take, labels, lambda: run.evaluate(val), args.to_f1, args.passes)
-    return {"seconds": time.monotonic() - began, "f1": scores[-1], "scores": scores}
+    return course(run, take, labels, lambda: run.evaluate(val), args.sixths, lambda _: time.monotonic() - began)
 
 
 def race_cheap_classic(args, start, six, val, precision, rates, seed):
@@ -288,19 +288,18 @@ def race_cheap_classic(args, start, six, val, precision, rates, seed):
         images, targets = six.batch(rows)
         return data.augment(images, data.draw_changes(len(images))), targets
 
-    take = endless(len(six), 16, len(six) // 6, seed, load)
-    scores = classic_race(run, take, val.labels, lambda: run.evaluate(val), args.to_f1, args.passes)
     step, pipeline, evaluation = (part["classic"] for part in rates.values())
-    seconds = len(scores) * (len(six) / 6 * (1 / step + 1 / pipeline) + len(val) / evaluation)
-    return {"seconds": seconds, "f1": scores[-1], "scores": scores}
+    seconds = len(six) / 6 * (1 / step + 1 / pipeline) + len(val) / evaluation
+    take = endless(len(six), 16, len(six) // 6, seed, load)
+    return course(run, take, val.labels, lambda: run.evaluate(val), args.sixths, lambda sixths: sixths * seconds)
 
 
 def race(args, table, precision, rates):
-    """Wall time of both until the validation part's mean F1 (at 0.5) first reaches args.to_f1, for every seed."""
+    """Train both for every seed; prints the wall time until the validation mean F1 (at 0.5) reaches each goal."""
     pictures, table["picture"] = data.load_pictures(table)
     train, val, _ = data.split_parts(table)
     ours_train, six, ours_val = (CellDataset(t, pictures) for t in (data.originals(train), train, val))
-    if not args.cheap_classic and not args.ours_only:
+    if not args.cheap_classic and args.sixths:
         data.write_variants(table, args.variants)
         files = data.read_table(Path(args.variants) / "data.csv")
         train = files[files["cell"].isin(train["cell"])].reset_index(drop=True)
@@ -309,22 +308,26 @@ def race(args, table, precision, rates):
         torch.manual_seed(seed)
         model = build_model()
         start = {k: v.clone() for k, v in model.network.state_dict().items()}
-        print(f"\nseed {seed}, ours in {args.epochs} epochs", flush=True)
-        f = {"seed": seed, "ours": race_ours(args, model, ours_train, ours_val, precision, seed)}
-        if not args.ours_only:
-            print(f"seed {seed}, classic", flush=True)
+        print(f"\nseed {seed}, ours", flush=True)
+        f = {"seed": seed, "ours": race_ours(args, model, ours_train, ours_val, precision, seed), "classic": []}
+        if args.sixths:
+            print(f"seed {seed}, classic" + " (time reckoned from its measured steps)" * args.cheap_classic, flush=True)
             if args.cheap_classic:
                 f["classic"] = race_cheap_classic(args, start, six, ours_val, precision, rates, seed)
             else:
                 f["classic"] = race_classic(args, start, train, val, seed)
-            f["ratio"] = f["classic"]["seconds"] / f["ours"]["seconds"]
         figures.append(f)
-    print(f"\nto mean F1 {args.to_f1:g} on {len(val)} cells" + " (classic's time is reckoned)" * args.cheap_classic)
+
+    def first(points, goal):
+        return next((seconds for seconds, f1 in points if f1 >= goal), None)
+
+    print(f"\n{len(val)} validation cells        best F1   " + "   ".join(f"s to {g:g}" for g in args.to_f1))
     for f in figures:
-        line = f"seed {f['seed']}   ours {f['ours']['seconds']:6.0f} s (F1 {f['ours']['f1']:.3f})"
-        if "classic" in f:
-            line += f"   classic {f['classic']['seconds']:6.0f} s (F1 {f['classic']['f1']:.3f})   {f['ratio']:5.1f} x"
-        print(line)
+        for name in ("ours", "classic"):
+            if f[name]:
+                times = (first(f[name], goal) for goal in args.to_f1)
+                shown = "   ".join(f"{t:8.0f}" if t else f"  > {f[name][-1][0]:.0f}" for t in times)
+                print(f"seed {f['seed']}   {name:20}{max(f1 for _, f1 in f[name]):8.3f}   {shown}")
     return figures
 
 
@@ -405,23 +408,21 @@ def main(argv=None):
     parser.add_argument("--seconds", type=float, default=2, help="of each turn (%(default)s)")
     parser.add_argument("--cells", type=int, default=128, help="pictures of the pipeline's turn (%(default)s)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of ours (%(default)s)")
-    parser.add_argument("--to-f1", type=float, metavar="F1", help="also train both until this validation mean F1")
+    parser.add_argument("--to-f1", type=float, nargs="+", metavar="F1", help="also train both, for so good an F1")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of --to-f1 (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=7, help="our run's length for --to-f1 (%(default)s)")
-    parser.add_argument(
-        "--passes", type=int, default=18, help="sixths of an epoch after which classic gives up (%(default)s)"
-    )
+    parser.add_argument("--epochs", type=int, help="of our run for --to-f1 (the recipe's)")
+    parser.add_argument("--sixths", type=int, default=18, help="of an epoch that classic trains, or 0 (%(default)s)")
     parser.add_argument(
         "--cheap-classic",
         action="store_true",
         help="let classic learn in our precision and from our array, and charge it its own steps' measured time",
     )
-    parser.add_argument("--ours-only", action="store_true", help="leave classic out of --to-f1")
     parser.add_argument("--variants", default="images/variants", metavar="DIR", help="classic's files (%(default)s)")
     parser.add_argument("--scale", type=int, nargs="+", metavar="N", help="instead: cost with N times the cells")
     parser.add_argument("--size", type=int, default=data.IMAGE_SIZE, help="side of --scale's pictures (%(default)s)")
     parser.add_argument("--out", default="training.json", metavar="FILE", help="figures (%(default)s)")
     args = parser.parse_args(argv)
+    keep_freed_memory()  # for all ways alike, as they share the process
     try:
         table = data.read_table(ROOT / "data.csv")
         data.fill_images(table)

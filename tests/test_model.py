@@ -28,11 +28,11 @@ def count(model):
 
 def test_parameter_counts():
     assert count(build_model("resnet34")) == 21_285_698
-    # stem, blocks of two 3x3 convolutions, three 1x1 skips, batch norms, linear
+    # stem, blocks of two 3x3 convolutions, three 1x1 skips, batch norms (one at the end), linear on mean and maximum
     convolutions = 49 * 64 + 9 * (4 * 64**2 + 64 * 128 + 3 * 128**2 + 128 * 256 + 3 * 256**2 + 256 * 512 + 3 * 512**2)
     skips = 64 * 128 + 128 * 256 + 256 * 512
     norms = 2 * (64 + 4 * 64 + 64 + 3 * 128 + 128 + 3 * 256 + 256 + 3 * 512 + 128 + 256 + 512)
-    assert count(build_model("resnet")) == convolutions + skips + norms + 512 * 2 + 2
+    assert count(build_model("resnet")) == convolutions + skips + norms + 2 * 512 + 1024 * 2 + 2
 
 
 @pytest.mark.parametrize("name", ["resnet34", "resnet"])

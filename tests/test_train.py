@@ -176,13 +176,11 @@ def test_a_budget_of_time_sets_the_epochs_and_the_timing_leaves_no_trace(elpv, t
         assert stopped.value.code == 2 and complaint in capsys.readouterr().err
 
 
-def test_by_default_defects_are_drawn_where_the_labels_know_them(elpv, tmp_path):
-    assert (
-        train.parse(["--classes", "crack", "finger"]).synthetic == train.parse(["--recipe", "classic"]).synthetic == 0
-    )
-    small = [o for o in SMALL if o not in ("--synthetic", "0")]
-    assert train.main(["--data", str(elpv), "--out", str(tmp_path), *small, "--epochs", "1"]) == 0
-    assert read_checkpoint(tmp_path / "checkpoints" / "best.ckp")["settings"]["synthetic"] > 0
+def test_defects_are_drawn_where_the_labels_know_them(elpv, tmp_path, capsys):
+    assert run(elpv, tmp_path, "--epochs", 1, "--synthetic", 0.5) == 0
+    assert read_checkpoint(tmp_path / "checkpoints" / "best.ckp")["settings"]["synthetic"] == 0.5
+    assert run(elpv, tmp_path / "b", "--epochs", 1, "--synthetic", 0.5, "--classes", "crack") == 2
+    assert "--synthetic: draws crack and inactive, which the labels lack" in capsys.readouterr().err
 
 
 def torchrun(processes, *options, script=ROOT / "train.py"):

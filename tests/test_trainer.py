@@ -8,6 +8,7 @@ from data import CellDataset, InputError
 from model import build_model, load_model
 from synthetic import SyntheticDefects
 from trainer import (
+    EMA_STEPS,
     RECIPES,
     Trainer,
     best_thresholds,
@@ -183,14 +184,15 @@ def test_defective_cells_are_drawn_more_often_and_an_epoch_stays_as_long(small, 
 
 
 def test_the_kept_weights_are_the_moving_average(small, tmp_path):
-    trainer = make_trainer(small, tmp_path, ema=0.6, rows=16)
+    trainer = make_trainer(small, tmp_path, ema=0.6)
     mean, step = weights(trainer), trainer.train_step
 
     def followed(*args):
         loss = step(*args)
-        new, t = trainer.trained.network.state_dict(), len(means) - 1
-        decay = min(0.6, (1 + t) / (10 + t))
-        means.append({k: v * (1 - decay) + means[-1][k] * decay for k, v in new.items()})
+        new, t = trainer.trained.network.state_dict(), trainer.epoch * trainer.steps + trainer.step + 1
+        if t % EMA_STEPS == 0:
+            decay = min(0.6, t / (9 + t)) ** EMA_STEPS
+            means.append({k: v * (1 - decay) + means[-1][k] * decay for k, v in new.items()})
         return loss
 
     means, trainer.train_step = [mean], followed
@@ -321,16 +323,14 @@ def test_reliability_counts_every_cell_once():
 
 def test_the_checkpoint_carries_temperatures_and_operating_points_of_its_validation_part(small, tmp_path):
     trainer = make_trainer(small, tmp_path)
+    trainer.val_set = trainer.train_set
     trainer.fit()
     model, _ = load_model(tmp_path / "last.ckp")
     _, labels, probabilities = trainer.evaluate(trainer.val_set)
-    assert (
-        model.config["temperatures"] != [1, 1] and model.config["thresholds"] == model.config["operating_points"]["f1"]
-    )
-    assert model.config["operating_points"]["f1"] == pytest.approx(best_thresholds(labels, probabilities), abs=1e-5)
-    assert model.config["operating_points"]["recall"] == pytest.approx(
-        recall_thresholds(labels, probabilities), abs=1e-5
-    )
+    points = model.config["operating_points"]
+    assert 1.0 not in model.config["temperatures"] and model.config["thresholds"] == points["f1"]
+    assert points["f1"] == pytest.approx(best_thresholds(labels, probabilities), abs=1e-5)
+    assert points["recall"] == pytest.approx(recall_thresholds(labels, probabilities), abs=1e-5)
     model.set_operating_point("recall")
     assert model.config["thresholds"] == model.config["operating_points"]["recall"]
     with pytest.raises(InputError, match="--operating-point best: the checkpoint has f1, recall"):
