@@ -155,9 +155,6 @@ def options():
         "--label-smoothing", type=float, metavar="S", help=f"targets S and 1 - S {of_recipes('label_smoothing')}"
     )
     group.add_argument(
-        "--ema", type=float, metavar="D", help=f"average the weights with decay D a step, 0: don't {of_recipes('ema')}"
-    )
-    group.add_argument(
         "--synthetic",
         type=float,
         metavar="SHARE",
@@ -202,7 +199,8 @@ def parse(argv):
     if args.resume is None:
         for name, value in RECIPES[args.recipe].items():
             if getattr(args, name) is None:
-                setattr(args, name, value)
+                drawable = set(data.CLASSES) <= set(args.classes)  # other labels than ours can't be drawn
+                setattr(args, name, value if name != "synthetic" or drawable else 0.0)
     # oneDNN 3.12 writes out of bounds when it trains 1x1 convolutions of fewer than 16 maps in float32.
     for name, least in (
         ("epochs", 1),
@@ -217,7 +215,7 @@ def parse(argv):
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
     if args.lr is not None and args.lr <= 0:
         raise InputError(f"--lr {args.lr:g}: must be above 0")
-    for name, below in (("label_smoothing", 0.5), ("ema", 1), ("synthetic", 1)):
+    for name, below in (("label_smoothing", 0.5), ("synthetic", 1)):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) < below:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name):g}: must be from 0 to below {below:g}")
     if args.resume is not None:
@@ -620,8 +618,7 @@ def epochs_within(trainer, seconds, share=0.9):
     is for evaluation and checkpoints.
     """
     full = trainer.train_set.pictures.shape[-1]
-    networks = [m.network for m in (trainer.model, trainer.trained)]
-    before = [copy.deepcopy(network.state_dict()) for network in networks]
+    before = copy.deepcopy(trainer.model.network.state_dict())
     trainer.epoch, times = trainer.epochs - 1, []
     rows = np.arange(rank(), min(trainer.batch_size, len(trainer.train_set)), world())
     trainer.parallel.train()
@@ -630,8 +627,7 @@ def epochs_within(trainer, seconds, share=0.9):
         images, labels = trainer.train_set.batch(rows)
         trainer.train_step(images, labels, data.draw_changes(len(rows)))
         times.append(time.monotonic() - started)
-    for network, state in zip(networks, before):
-        network.load_state_dict(state)
+    trainer.model.network.load_state_dict(before)
     trainer.optimizer.state.clear()
     trainer.epoch = 0
     step = trainer.summed(torch.tensor(float(np.median(times[1:])), device=trainer.device)).item() / world()

@@ -6,7 +6,6 @@
 """
 
 import contextlib
-import copy
 import ctypes
 import math
 import os
@@ -30,25 +29,23 @@ from model import read_checkpoint, save_checkpoint
 from synthetic import NUMBERS
 
 TENTHS, HALVES = (10, 20, 30, 40), (60, 80, 100, 130)  # epochs at which the learning rate falls, and to which share
-EMA_STEPS = 4  # the moving average takes in the weights this often, which costs a quarter of every time
 SAVE_SECONDS = 300  # a long epoch leaves last.ckp this often
 STOP_STEPS = 16  # several processes agree this often on whether one was asked to stop
 
 # What `Trainer` takes; doc/results.md has what each part of "fast" is worth.
 RECIPES = {
     "fast": {
-        "epochs": 10,
-        "batch_size": 16,
+        "epochs": 16,
+        "batch_size": 32,
         "optimizer": "adamw",
-        "lr": 0.001,
+        "lr": 0.0014,
         "weight_decay": 0.05,
         "schedule": "one-cycle",
         "progressive": True,
         "turns": True,
         "defective": 2,
         "label_smoothing": 0.0,
-        "ema": 0.99,
-        "synthetic": 0.0,
+        "synthetic": 0.75,
     },
     "classic": {
         "epochs": 3,
@@ -61,7 +58,6 @@ RECIPES = {
         "turns": False,
         "defective": 1,
         "label_smoothing": 0.0,
-        "ema": 0.0,
         "synthetic": 0.0,
     },
 }
@@ -395,7 +391,6 @@ class Trainer:
     defective: how many times more often than a sound cell one with a label is drawn (1: every cell once an epoch; an
         epoch's length stays).
     turns: right-angle turns among the augmentations. label_smoothing: targets are this far from 0 and 1.
-    ema: decay, a step, of the moving average of the weights that is evaluated and kept (0: none).
     synthetic: share of the epochs, from the first on, in which `defects` (SyntheticDefects) draws into sound cells.
     device: torch.device or its name. precision: torch.float32 or torch.bfloat16 (autocast).
     seed: order and augmentation of every step follow from (seed, epoch, step) alone, so a resumed run repeats nothing
@@ -424,7 +419,6 @@ class Trainer:
         turns=False,
         defective=1,
         label_smoothing=0.0,
-        ema=0.0,
         synthetic=0.0,
         defects=None,
         device="cpu",
@@ -437,23 +431,17 @@ class Trainer:
         self.train_set, self.val_set, self.folder = train.to(device), val.to(device), Path(folder)
         self.epochs, self.batch_size, self.seed, self.keep = epochs, batch_size, seed, keep
         self.schedule, self.progressive, self.turns, self.defective = schedule, progressive, turns, defective
-        self.label_smoothing, self.ema = label_smoothing, ema
+        self.label_smoothing = label_smoothing
         self.synthetic, self.defects = synthetic, defects
-        self.model = model.to(device, memory_format=torch.channels_last)  # what is evaluated and kept
-        self.trained = self.model  # what SGD changes
-        if ema:
-            self.trained = copy.deepcopy(self.model)
-            for p in self.model.parameters():
-                p.requires_grad_(False)
-        self.parallel = self.trained
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.parallel = self.model
         if world() > 1:
-            self.trained = synchronised(self.trained)
-            self.parallel = DistributedDataParallel(self.trained)
+            self.parallel = DistributedDataParallel(synchronised(self.model))
         settings = {"lr": lr, "weight_decay": weight_decay, "fused": True}
         if optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(self.trained.parameters(), momentum=momentum, **settings)
+            self.optimizer = torch.optim.SGD(self.model.parameters(), momentum=momentum, **settings)
         else:
-            self.optimizer = torch.optim.AdamW(self.trained.parameters(), **settings)
+            self.optimizer = torch.optim.AdamW(self.model.parameters(), **settings)
         self.epoch = self.step = 0  # epochs completed, steps done in the one that is under way
         self.loss_sum = torch.zeros((), device=device)
         self.seconds = 0.0  # of the epoch under way
@@ -506,20 +494,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         (loss * share).backward()
         self.optimizer.step()
-        if self.ema:
-            self._average()
         return loss.detach() * len(images)
-
-    @torch.no_grad()
-    def _average(self):
-        steps = self.epoch * self.steps + self.step + 1
-        if steps % EMA_STEPS:
-            return
-        towards = 1 - min(self.ema, steps / (9 + steps)) ** EMA_STEPS  # the first weights are soon forgotten
-        new, mean = (list(m.network.state_dict().values()) for m in (self.trained, self.model))
-        torch._foreach_lerp_(
-            [a for a in mean if a.is_floating_point()], [b for b in new if b.is_floating_point()], towards
-        )
 
     def _order(self):
         """Rows of an epoch (as many as there are), in order; those with a label stand `defective` times in the pot."""
@@ -650,12 +625,10 @@ class Trainer:
     def save(self, path):
         """Write a checkpoint from which `resume` goes on exactly here (only process 0 should)."""
         self._check_finite()
-        own = {"trained": self.trained.network.state_dict()} if self.ema else {}
         save_checkpoint(
             path,
             self.model,
             **self.notes,
-            **own,
             optimizer=self.optimizer.state_dict(),
             epoch=self.epoch,
             step=self.step,
@@ -693,8 +666,6 @@ class Trainer:
                     f"are {len(self.train_set)} with seed {self.seed}; give the same table and options"
                 )
             self.model.network.load_state_dict(checkpoint["model"])
-            if self.ema:
-                self.trained.network.load_state_dict(checkpoint["trained"])
             self.model.config.update(checkpoint["config"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.epoch, self.step, self.seconds = checkpoint["epoch"], checkpoint["step"], checkpoint["seconds"]

@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 import data
 from data import CellDataset, InputError, atomic_path
 from model import build_model
+from synthetic import NUMBERS, SyntheticDefects
 from trainer import RECIPES, Trainer, autocast, f1_scores, keep_freed_memory, pick_device, pick_precision
 
 # ---------------------------------------------------------------- the classic recipe
@@ -154,6 +155,10 @@ def ways_of(args, table, precision, folder):
     trainer = Trainer(model, ours, ours, folder, **RECIPES["fast"] | {"progressive": False}, precision=precision)
     b = trainer.batch_size
     rows = np.resize(np.random.default_rng(0).permutation(len(ours)), args.cells)
+    defects = SyntheticDefects()
+
+    def drawn(images, labels):
+        return defects.draw(images, labels, torch.rand(NUMBERS, len(images)))
 
     def classic_pictures(augmentation):
         for _ in DataLoader(ClassicDataset(files, augmentation), batch_size=16, shuffle=True):
@@ -161,14 +166,17 @@ def ways_of(args, table, precision, folder):
 
     def our_pictures():
         for start in range(0, args.cells, b):
-            images, _ = ours.batch(rows[start : start + b])
+            images, _ = drawn(*ours.batch(rows[start : start + b]))
             data.augment(images, data.draw_changes(len(images), turns=True))
+
+    def our_step():
+        trainer.train_step(*drawn(images, labels), data.draw_changes(b, turns=True))
 
     images, labels = ours.batch(rows[:b])
     normalised = model.normalise(images).expand(-1, 3, -1, -1).contiguous()
     steps = {
-        "classic": (lambda: classic.step(normalised, labels), b),
-        "ours, with augmentation": (lambda: trainer.train_step(images, labels, data.draw_changes(b, turns=True)), b),
+        "classic": (lambda: classic.step(normalised[:16], labels[:16]), 16),
+        "ours, with augmentation": (our_step, b),
     }
     try:
         import timm
@@ -253,7 +261,8 @@ def race_ours(args, model, train, val, precision, seed):
     with tempfile.TemporaryDirectory() as folder:
         settings = RECIPES["fast"] | ({"epochs": args.epochs} if args.epochs else {})
         began, points = time.monotonic(), []
-        trainer = Trainer(model, train, val, folder, **settings, precision=precision, seed=seed, keep=0)
+        options = {"defects": SyntheticDefects(), "precision": precision, "seed": seed, "keep": 0}
+        trainer = Trainer(model, train, val, folder, **settings, **options)
 
         def tell(trainer):
             side, f1, seconds = trainer.history[-1]["side"], trainer.history[-1]["f1_mean"], time.monotonic() - began

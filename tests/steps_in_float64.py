@@ -32,4 +32,4 @@ with trainer.processes(torch.device("cpu")), tempfile.TemporaryDirectory() as fo
     torch.manual_seed(0)
     model = build_model("resnet", width=16, image_size=64).double()
     rows = data.CellDataset(cells, pictures)
-    trainer.Trainer(model, rows, rows, folder, batch_size=8, ema=0.9, turns=True)._train_epoch()
+    trainer.Trainer(model, rows, rows, folder, batch_size=8, turns=True)._train_epoch()

@@ -45,7 +45,7 @@ def test_the_report_is_complete_and_agrees_with_the_predictions(finished):
     assert sum(part["cells"] for part in report["by_type"].values()) == len(rows)
     low, high = report["mean_f1_interval_95"]
     assert low <= report["at_threshold"]["mean"]["f1"] <= high
-    assert report["initial_weights"]["used"] == "random" and report["settings"]["lr"] == 0.001
+    assert report["initial_weights"]["used"] == "random" and report["settings"]["lr"] == 0.0014
 
 
 def test_the_test_cells_were_never_trained_on(finished, elpv):
@@ -259,7 +259,7 @@ def test_a_stopped_run_exits_130_and_ends_as_an_uninterrupted_one(finished, elpv
         (["--lr", "-1"], "--lr -1: must be above 0"),
         (["--width", "8"], "--width 8: must be at least 16"),
         (["--label-smoothing", "0.5"], "--label-smoothing 0.5: must be from 0 to below 0.5"),
-        (["--ema", "1"], "--ema 1: must be from 0 to below 1"),
+        (["--synthetic", "1"], "--synthetic 1: must be from 0 to below 1"),
         (["--evaluate", "nowhere.ckp"], "nowhere.ckp: no such checkpoint"),
         (["--resume"], "last.ckp: no such checkpoint"),
     ],
