@@ -188,15 +188,16 @@ class SyntheticDefects:
             rows = cells.nonzero()[:, 0]
             v, (low, high) = v[:, rows], STRENGTHS[kind]
             masks = self.masks[kind][(v[0] * len(self.masks[kind])).long().to(images.device)]
-            v[4] += kind == "harmless"  # fingers run upright
-            for i, (x, y, transpose) in enumerate((v[2:] < 0.5).T.tolist()):
-                mask = masks[i].T if transpose else masks[i]
-                masks[i] = mask.flip([-1] * x + [-2] * y) if x or y else mask.clone()
+            x, y, turned = (v[2:] < 0.5).to(images.device)[:, :, None, None]
+            masks = torch.where(x, masks.flip(-1), masks)
+            masks = torch.where(y, masks.flip(-2), masks)
+            if kind != "harmless":  # fingers run upright
+                masks = torch.where(turned, masks.transpose(-1, -2), masks)
             strength = (low + (high - low) * v[1]).to(images.device)[:, None, None]
-            rows = rows.to(images.device)
-            images[rows, 0] = (images[rows, 0] * (1 - strength / 255 * masks)).to(torch.uint8)
+            there = rows.to(images.device)
+            images[there, 0] = (images[there, 0] * (1 - strength / 255 * masks)).to(torch.uint8)
             if kind in self.column:
-                labels[rows, self.column[kind]] = 1
+                labels[rows.to(labels.device), self.column[kind]] = 1
         return images, labels
 
 
