@@ -1,7 +1,7 @@
 """Make the pictures in doc/.
 
 $ python doc/figures.py                        # labels.png: cells of each label
-$ python doc/figures.py checkpoints/best.ckp   # also feature_maps.png and class_maps.png, of that network
+$ python doc/figures.py resnet34.ckp own.ckp   # also class_maps.png of both, feature_maps.png of the first
 """
 
 import sys
@@ -17,6 +17,7 @@ from model import load_model
 
 CELLS = (("cell0004", "cell1108", "cell0395", "cell0415"), ("cell2000", "cell0841", "cell0786", "cell0879"))
 NAMES = {(0, 0): "neither", (1, 0): "crack", (0, 1): "inactive", (1, 1): "crack and inactive"}
+NETWORKS = {"resnet34": "ResNet-34", "resnet": "own network"}
 EXPLAINED = {  # all from the default split's test part
     "fine crack": "cell0440",
     "star crack": "cell0467",
@@ -46,34 +47,37 @@ def labels(table):
     figure.savefig(ROOT / "doc" / "labels.png", dpi=80)
 
 
-def class_maps(table, model):
-    """doc/class_maps.png: six test cells, and where the network sees each class in them."""
-    figure = Figure(figsize=(13, 7), layout="constrained")
-    grid = figure.subplots(3, len(EXPLAINED))
+def class_maps(table, models):
+    """doc/class_maps.png: six test cells, and where each network sees each class in them."""
+    rows = [(model, index) for model in models for index in range(len(model.classes))]
+    figure = Figure(figsize=(13, 2.3 * (1 + len(rows))), layout="constrained")
+    grid = figure.subplots(1 + len(rows), len(EXPLAINED))
     for column, (kind, cell) in zip(grid.T, EXPLAINED.items()):
-        image = data.read_picture(table.loc[cell, "path"], model.config["image_size"])
-        probabilities = vis.probabilities(model, image[None])[0]
+        image = data.read_picture(table.loc[cell, "path"])
         column[0].imshow(image, cmap="gray", vmin=0, vmax=255)
         column[0].set_title(f"{kind}\n{cell}", fontsize=11)
-        for index, (axes, name, p) in enumerate(zip(column[1:], model.classes, probabilities)):
+        for axes, (model, index) in zip(column[1:], rows):
+            p = vis.probabilities(model, image[None])[0, index]
             shown = vis.overlay(axes, image, vis.class_map(model, image[None], index, vis.SHARP)[0], p)
-            axes.set_title(f"{name} {p:.2f}", fontsize=11)
+            axes.set_title(f"{model.classes[index]} {p:.2f}", fontsize=11)
+    for axes, name in zip(grid[:, 0], ["cell", *(NETWORKS[m.config["network"]] for m, _ in rows)]):
+        axes.text(-0.08, 0.5, name, transform=axes.transAxes, rotation=90, va="center", ha="right", fontsize=11)
     for axes in grid.flat:
         axes.axis("off")
     figure.colorbar(shown, ax=grid, shrink=0.5, label="map x probability")
-    figure.savefig(ROOT / "doc" / "class_maps.png", dpi=80)
+    figure.savefig(ROOT / "doc" / "class_maps.png", dpi=70)
 
 
-def main(checkpoint=None):
-    """Make labels.png, and with a checkpoint the pictures of what its network sees."""
+def main(*checkpoints):
+    """Make labels.png, and with checkpoints (of 300x300 pixels) the pictures of what their networks see."""
     table = cells()
     labels(table)
-    if checkpoint:
-        model, _ = load_model(checkpoint)
-        class_maps(table, model)
-        image = data.read_picture(table.loc["cell0467", "path"], model.config["image_size"])
-        layers = vis.convolutions(model.network)
-        vis.feature_maps(model, image, "cell0467", layers, ROOT / "doc" / "feature_maps.png", dpi=60)
+    if checkpoints:
+        models = [load_model(c)[0] for c in checkpoints]
+        class_maps(table, models)
+        image = data.read_picture(table.loc["cell0467", "path"])
+        layers = vis.convolutions(models[0].network)
+        vis.feature_maps(models[0], image, "cell0467", layers, ROOT / "doc" / "feature_maps.png", dpi=60)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 import json
+import time
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 import data
@@ -39,6 +41,17 @@ def test_named_cells_files_layers_and_channels(elpv, best, tmp_path, capsys):
         assert {f"cam_{name}.png", f"feature_maps_{name}.png", f"channels_{name}_blocks.2.png"} <= set(names(out))
     assert f"{cell}: crack 0." in capsys.readouterr().out
     Image.open(out / "cam_mine.png").verify()
+
+
+def test_an_original_recipes_checkpoint_is_shown_too_within_20_seconds(elpv, tmp_path, capsys):
+    torch.manual_seed(0)
+    network = torchvision.models.resnet34()
+    network.fc = torch.nn.Sequential(torch.nn.Linear(512, 2), torch.nn.Sigmoid())
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "old.ckp")
+    started, cell = time.monotonic(), data.read_table(elpv)["path"][5].stem
+    assert run(elpv, tmp_path / "old.ckp", "--cells", cell, "--out", tmp_path / "out") == 0
+    assert time.monotonic() - started < 20
+    assert names(tmp_path / "out") == [f"cam_{cell}.png", f"feature_maps_{cell}.png"]
 
 
 @pytest.mark.parametrize("name, count", [("resnet34", 36), ("resnet", 20)])
