@@ -214,6 +214,7 @@ def share_out(processes, *options):
     """predict.py under torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port"]
     command += ["29519", str(ROOT / "predict.py"), *map(str, options), "--engine", "onnxruntime"]
+    command += ["--threads", "1"]
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
