@@ -162,10 +162,10 @@ def test_cross_validation_judges_every_cell_by_a_network_that_never_saw_it_and_g
 
 
 def test_a_budget_of_time_sets_the_epochs_and_the_timing_leaves_no_trace(elpv, tmp_path, capsys):
-    assert run(elpv, tmp_path / "a", "--budget", "6s") == 0
+    assert run(elpv, tmp_path / "a", "--budget", "2s") == 0
     metrics = pd.read_csv(tmp_path / "a" / "checkpoints" / "metrics.csv", sep=";")
     epochs = len(metrics)
-    assert epochs >= 1  # on an idle machine some twenty
+    assert epochs >= 1  # on an idle machine some eight
     assert run(elpv, tmp_path / "b", "--epochs", epochs) == 0
     a, b = (load_model(tmp_path / n / "checkpoints" / "last.ckp")[0].network.state_dict() for n in "ab")
     assert all(torch.equal(a[k], b[k]) for k in a)
