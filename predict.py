@@ -130,9 +130,9 @@ def processes():
     import torch.distributed as dist
 
     def add(numbers):
-        total = torch.tensor([float(n) for n in numbers])
+        total = torch.tensor([0.0, *map(float, numbers)])  # gloo does not wait for anyone to sum nothing
         dist.all_reduce(total)
-        return [int(n) for n in total]
+        return [int(n) for n in total[1:]]
 
     dist.init_process_group("gloo", timeout=datetime.timedelta(days=7))  # the first to be done waits for the last
     try:

@@ -226,6 +226,23 @@ def test_two_processes_share_the_pictures_and_leave_one_table(exported, folder, 
     assert not list(tmp_path.glob("*.part*"))
 
 
+def test_processes_wait_for_each_other_even_without_a_number_to_add(tmp_path):
+    script = tmp_path / "wait.py"
+    script.write_text(
+        "import sys, time\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from predict import processes\n"
+        "with processes() as (rank, world, add):\n"
+        "    add([])\n"
+        "    time.sleep(2 * (rank == 0))\n"
+        "    started = time.monotonic()\n"
+        "    assert add([]) == [] and (rank == 0 or time.monotonic() - started > 1)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29520"]
+    done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
 def test_parts_of_an_interrupted_run_are_gone_on_with(exported, folder, tmp_path):
     assert run(exported, folder, "--csv", tmp_path / "whole.csv") == 0
     whole = (tmp_path / "whole.csv").read_text().splitlines(keepends=True)

@@ -11,8 +11,12 @@ import pytest
 import torch
 from conftest import ROOT, SMALL
 
+import data
 import train
-from model import imagenet_file, load_model, read_checkpoint
+from data import CellDataset
+from model import build_model, imagenet_file, load_model, read_checkpoint
+from train import epochs_within
+from trainer import Trainer
 
 HANDFUL = ["--image-size", "32", "--epochs", "1", "--limit", "16", "--keep", "0"]
 
@@ -161,15 +165,43 @@ def test_cross_validation_judges_every_cell_by_a_network_that_never_saw_it_and_g
     assert "--epochs can't change on --resume (it was 1)" in capsys.readouterr().err
 
 
-def test_a_budget_of_time_sets_the_epochs_and_the_timing_leaves_no_trace(elpv, tmp_path, capsys):
-    assert run(elpv, tmp_path / "a", "--budget", "2s") == 0
-    metrics = pd.read_csv(tmp_path / "a" / "checkpoints" / "metrics.csv", sep=";")
-    epochs = len(metrics)
-    assert epochs >= 1  # on an idle machine some eight
-    assert run(elpv, tmp_path / "b", "--epochs", epochs) == 0
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("seconds", [0.1, 4.1, 41])
+def test_a_budget_takes_as_many_epochs_as_its_time_holds(elpv, tmp_path, monkeypatch, progressive, seconds):
+    """On a clock by which a step on full pictures (128 pixels; the small ones have 96) takes 0.1 s."""
+    cells = data.read_table(elpv)
+    pictures, cells["picture"] = data.load_pictures(cells, 128)
+    rows = CellDataset(cells, pictures)
+    trainer = Trainer(build_model("resnet", width=16, image_size=128), rows, rows, tmp_path, progressive=progressive)
+    clock, step = [0.0], trainer.train_step
+
+    def timed_step(*given):
+        clock[0] += 0.1
+        return step(*given)
+
+    monkeypatch.setattr(trainer, "train_step", timed_step)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.time, "monotonic", lambda: clock[0])
+        epochs = train.epochs_within(trainer, seconds)
+    assert trainer.steps == 3
+
+    def needed(n):
+        small = n // 2 if progressive else 0
+        return (small * (96 / 128) ** 2 + n - small) * trainer.steps * 0.1
+
+    assert epochs == 1 or needed(epochs) <= 0.9 * seconds
+    assert needed(epochs + 1) > 0.9 * seconds
+    assert trainer.epoch == 0 and not trainer.optimizer.state
+
+
+def test_a_budget_of_time_sets_the_epochs_and_the_timing_leaves_no_trace(elpv, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "epochs_within", lambda *given: real(*given) and 2)
+    real = epochs_within
+    assert run(elpv, tmp_path / "a", "--budget", "1s") == 0
+    assert run(elpv, tmp_path / "b", "--epochs", 2) == 0
     a, b = (load_model(tmp_path / n / "checkpoints" / "last.ckp")[0].network.state_dict() for n in "ab")
     assert all(torch.equal(a[k], b[k]) for k in a)
-    assert run(elpv, tmp_path / "c", "--budget", "1s", "--folds", 3) == 0
+    assert read_checkpoint(tmp_path / "a" / "checkpoints" / "last.ckp")["settings"]["epochs"] == 2
     for command, complaint in ((["--budget", "soon"], "expected a time such as 90s"), (["--budget", "-1s"], "")):
         with pytest.raises(SystemExit) as stopped:
             train.main(command)
