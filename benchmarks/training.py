@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import data
 from data import CellDataset, InputError, atomic_path
-from model import build_model
+from model import NETWORKS, build_model
 from synthetic import NUMBERS, SyntheticDefects
 from trainer import RECIPES, Trainer, autocast, f1_scores, keep_freed_memory, pick_device, pick_precision
 
@@ -303,7 +303,9 @@ def race_cheap_classic(args, start, six, val, precision, rates, seed):
         images, targets = six.batch(rows)
         return data.augment(images, data.draw_changes(len(images))), targets
 
-    step, pipeline, evaluation = (part["classic"] for part in rates.values())
+    pipeline, step, evaluation = (
+        rates[part]["classic"] for part in ("data pipeline, pictures/s", "training step, cells/s", "evaluation, cells/s")
+    )
     seconds = len(six) / 6 * (1 / step + 1 / pipeline) + len(val) / evaluation
     take = endless(len(six), 16, len(six) // 6, seed, load)
     return course(run, take, val.labels, lambda: run.evaluate(val), args.sixths, lambda sixths: sixths * seconds)
@@ -320,13 +322,16 @@ def race(args, table, precision, rates):
         train = files[files["cell"].isin(train["cell"])].reset_index(drop=True)
     figures = []
     for seed in args.seeds:
-        torch.manual_seed(seed)
-        model = build_model()
-        start = {k: v.clone() for k, v in model.network.state_dict().items()}
-        print(f"\nseed {seed}, ours", flush=True)
-        f = {"seed": seed, "ours": race_ours(args, model, ours_train, ours_val, precision, seed), "classic": []}
+        f = {"seed": seed}
+        for name in args.networks:
+            torch.manual_seed(seed)
+            model = build_model(name, width=32)
+            print(f"\nseed {seed}, ours, {name}", flush=True)
+            f[f"ours, {name}"] = race_ours(args, model, ours_train, ours_val, precision, seed)
         if args.sixths:
-            print(f"seed {seed}, classic" + " (time reckoned from its measured steps)" * args.cheap_classic, flush=True)
+            torch.manual_seed(seed)
+            start = build_model().network.state_dict()
+            print(f"\nseed {seed}, classic" + " (time reckoned from its measured steps)" * args.cheap_classic, flush=True)
             if args.cheap_classic:
                 f["classic"] = race_cheap_classic(args, start, six, ours_val, precision, rates, seed)
             else:
@@ -336,13 +341,13 @@ def race(args, table, precision, rates):
     def first(points, goal):
         return next((seconds for seconds, f1 in points if f1 >= goal), None)
 
-    print(f"\n{len(val)} validation cells        best F1   " + "   ".join(f"s to {g:g}" for g in args.to_f1))
+    print(f"\n{f'{len(ours_val)} validation cells':29} best F1" + "".join(f"{f's to {g:g}':>11}" for g in args.to_f1))
     for f in figures:
-        for name in ("ours", "classic"):
-            if f[name]:
-                times = (first(f[name], goal) for goal in args.to_f1)
-                shown = "   ".join(f"{t:8.0f}" if t else f"  > {f[name][-1][0]:.0f}" for t in times)
-                print(f"seed {f['seed']}   {name:20}{max(f1 for _, f1 in f[name]):8.3f}   {shown}")
+        for name, points in f.items():
+            if name != "seed":
+                times = (first(points, goal) for goal in args.to_f1)
+                shown = "".join(f"{t:11.0f}" if t else f"{f'> {points[-1][0]:.0f}':>11}" for t in times)
+                print(f"seed {f['seed']}   {name:20}{max(f1 for _, f1 in points):8.3f}{shown}")
     return figures
 
 
@@ -354,7 +359,7 @@ started = time.monotonic()
 sys.path.insert(0, {root!r})
 import numpy as np, torch
 import data
-from model import build_model
+from model import NETWORKS, build_model
 from trainer import RECIPES, Trainer, pick_precision
 table = data.read_table({table!r})
 read = time.monotonic()
@@ -424,6 +429,13 @@ def main(argv=None):
     parser.add_argument("--cells", type=int, default=128, help="pictures of the pipeline's turn (%(default)s)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of ours (%(default)s)")
     parser.add_argument("--to-f1", type=float, nargs="+", metavar="F1", help="also train both, for so good an F1")
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        choices=NETWORKS,
+        default=["resnet34"],
+        help="ours for --to-f1; our own one is 32 maps wide (%(default)s)",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of --to-f1 (%(default)s)")
     parser.add_argument("--epochs", type=int, help="of our run for --to-f1 (the recipe's)")
     parser.add_argument("--sixths", type=int, default=18, help="of an epoch that classic trains, or 0 (%(default)s)")
