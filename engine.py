@@ -94,14 +94,16 @@ def _run_openvino(path, threads):
     return lambda images: request.infer({"input": images})["output"].copy()
 
 
-def open_model(path, engine="auto", threads=0):
+def open_model(path, engine="auto", threads=0, tta=False):
     """Open an ONNX file, or a checkpoint (which needs PyTorch), as an Engine.
 
     engine: "onnxruntime", "openvino", or "auto" (OpenVINO where it is installed); for ONNX files.
-    threads: of the arithmetic, 0 for all cores.
+    threads: of the arithmetic, 0 for all cores. tta: the mean over the eight symmetries of a picture (checkpoints).
     """
     if Path(path).suffix != ".onnx":
-        return _open_checkpoint(path)
+        return _open_checkpoint(path, tta)
+    if tta:
+        raise InputError(f"--tta: {path} can't be changed; export it with `python export_onnx.py --tta`")
     _, about = read_onnx(path)
     there = importlib.util.find_spec("openvino") is not None
     if engine == "openvino" and not there:
@@ -120,13 +122,15 @@ def open_model(path, engine="auto", threads=0):
     return Engine(call, about["classes"], about["thresholds"], about["image_size"], engine, points)
 
 
-def _open_checkpoint(path):
+def _open_checkpoint(path, tta):
     import torch
 
     from model import load_model
 
     model, _ = load_model(path)
     model = model.to(memory_format=torch.channels_last)
+    if tta:
+        model.average_symmetries()
 
     @torch.inference_mode()
     def run(images):

@@ -105,13 +105,32 @@ def build_network(name, classes=2, width=64, gray=True):
     return network
 
 
+def channels_last(images):
+    """Gray images (N, 1, H, W) with the strides that make the first convolution's output channels_last.
+
+    For one channel `.contiguous(memory_format=torch.channels_last)` leaves the strides alone, the network then runs
+    its costliest layers, stem and max pool, in the other layout: ResNet-34 trains at three quarters of the speed.
+    """
+    return images.squeeze(1).unsqueeze(-1).permute(0, 3, 1, 2)
+
+
+def mean_over_symmetries(network, images):
+    """Mean logits (N, C) of a network over the eight symmetries of each image (N, 1 or 3, S, S): turns and mirrors."""
+    turned = [torch.rot90(images, quarter, (2, 3)) for quarter in range(4)]
+    eight = torch.cat([*turned, *(t.flip(3) for t in turned)])
+    logits = network(channels_last(eight) if eight.shape[1] == 1 else eight)
+    return logits.reshape(8, -1, logits.shape[1]).mean(0)
+
+
 class CellClassifier(nn.Module):
     """A network with all that it takes to use it: normalisation, classes and their thresholds.
 
     config: dict with network, width, classes (list of str), mean, std (of pixels in 0..1), image_size (pixels),
     thresholds (list of float, one a class, probabilities from which a cell counts as positive), temperatures (list of
-    float, one a class, by which logits are divided), operating_points (dict of other lists of thresholds, by name) and
-    initial_weights (what load_initial_weights reports).
+    float, one a class, by which logits are divided), operating_points (dict of other lists of thresholds, by name),
+    initial_weights (what load_initial_weights reports), tta (whether logits in evaluation are the mean over the eight
+    symmetries) and, in the checkpoint of a finished run, with_tta (the temperatures, thresholds and operating_points
+    for that).
     """
 
     def __init__(self, network, config):
@@ -119,6 +138,7 @@ class CellClassifier(nn.Module):
         self.network, self.config = network, config
         config.setdefault("temperatures", [1.0] * len(config["classes"]))
         config.setdefault("operating_points", {"f1": config["thresholds"]})
+        config.setdefault("tta", False)
 
     @property
     def classes(self):
@@ -133,11 +153,23 @@ class CellClassifier(nn.Module):
 
     def forward(self, images):
         """Logits (N, C), float32, of gray images (N, 1, H, W), uint8 or float in 0..1."""
-        return self.network(self.normalise(images)).float()
+        images = self.normalise(images)
+        if self.config["tta"] and not self.training:
+            return mean_over_symmetries(self.network, images).float()
+        return self.network(images).float()
 
     def probabilities(self, logits):
         """Probabilities (N, C) of logits (N, C), calibrated: the one place where the sigmoid is applied."""
         return torch.sigmoid(logits / torch.tensor(self.config["temperatures"], device=logits.device))
+
+    def average_symmetries(self):
+        """Judge by the mean over a picture's eight symmetries from now on (test-time augmentation).
+
+        Raises InputError where the checkpoint has no temperatures and thresholds for that.
+        """
+        if "with_tta" not in self.config:
+            raise InputError("--tta: the checkpoint has no thresholds for it; take the best.ckp of a finished run")
+        self.config.update(self.config["with_tta"], tta=True)
 
     def set_operating_point(self, name):
         """Take the thresholds of an operating point; raises InputError, listing them, where there is none such."""

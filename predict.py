@@ -314,6 +314,7 @@ def options():
         help="thresholds: f1 (the best F1), or recall (no more than 5 %% of each defect missed), as found on the "
         "validation part (%(default)s)",
     )
+    parser.add_argument("--tta", action="store_true", help="mean over a picture's eight symmetries (checkpoints)")
     parser.add_argument("--csv", metavar="FILE", help="write the rows there (the screen)")
     parser.add_argument("--resume", action="store_true", help="go on with --csv: skip the pictures that it has")
     parser.add_argument("--report", metavar="FILE", help="write an HTML page with counts and the defective cells")
@@ -330,7 +331,7 @@ def run(args):
     if args.report and not args.csv:
         args.csv = str(Path(args.report).with_suffix(".csv"))
     model = args.model or default_model()
-    engine = open_model(model, args.engine, args.threads)
+    engine = open_model(model, args.engine, args.threads, args.tta)
     engine.set_operating_point(args.operating_point)
     if args.csv and Path(args.csv).exists() and not args.resume:
         raise InputError(f"{args.csv}: is there already; add --resume to go on with it, or give another --csv")

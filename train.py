@@ -189,6 +189,11 @@ def options():
         help="thresholds of the report: f1 (the best F1), or recall (no more than 5 %% of each defect missed), both as "
         "found on the validation part (%(default)s)",
     )
+    group.add_argument(
+        "--tta",
+        action="store_true",
+        help="judge the test part by the mean over the eight symmetries of a cell: a little better, eight times the work",
+    )
     return parser
 
 
@@ -429,8 +434,10 @@ def plot_errors(labels, probabilities, thresholds, dataset, classes, path, colum
 # ---------------------------------------------------------------- commands
 
 
-def judge(model, rows, pictures, precision, operating_point):
+def judge(model, rows, pictures, precision, operating_point, tta):
     """Rows of a table with the model's probability (p_...) and threshold (threshold_...) of each class added."""
+    if tta:
+        model.average_symmetries()
     model.set_operating_point(operating_point)
     dataset = CellDataset(rows, pictures, model.classes)
     _, _, probabilities = evaluate(model, dataset.to(next(model.parameters()).device), precision)
@@ -476,7 +483,7 @@ def about(model, checkpoint):
     return {
         "initial_weights": model.config["initial_weights"],
         "best_epoch": checkpoint.get("epoch"),
-        "config": {k: model.config[k] for k in ("network", "width", "classes", "mean", "std", "image_size")},
+        "config": {k: model.config[k] for k in ("network", "width", "classes", "mean", "std", "image_size", "tta")},
         "settings": checkpoint.get("settings", {}),
         "history": checkpoint.get("history", []),
         "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
@@ -484,13 +491,14 @@ def about(model, checkpoint):
     }
 
 
-def measure(model, checkpoint, rows, pictures, by, out, prefix, precision, operating_point):
+def measure(model, checkpoint, rows, pictures, by, out, prefix, precision, operating_point, tta):
     """Evaluate a model on test rows; write report, predictions and plots, print the table."""
-    judged = judge(model, rows, pictures, precision, operating_point)
+    judged = judge(model, rows, pictures, precision, operating_point, tta)
     if rank() > 0:
         return
     write_predictions(judged, model.classes, out / "checkpoints" / f"{prefix}test_predictions.csv")
     epoch = f"epoch {checkpoint['epoch']}" if "epoch" in checkpoint else "no epoch recorded"
+    epoch += ", mean over eight symmetries" * tta
     name = f"{epoch}, {describe_weights(model.config['initial_weights'])} at the start"
     write_results(judged, model.classes, pictures, by, out, prefix, name, about(model, checkpoint))
 
@@ -521,7 +529,7 @@ def run_evaluate(args):
     rows, precision = data.recorded_part(table, split, "test"), pick_precision(args.precision, device)
     prefix = f"{Path(args.evaluate).stem}_"
     out = Path(args.out)
-    measure(model, checkpoint, rows, pictures, split["by"], out, prefix, precision, args.operating_point)
+    measure(model, checkpoint, rows, pictures, split["by"], out, prefix, precision, args.operating_point, args.tta)
     return 0
 
 
@@ -565,7 +573,7 @@ def run_training(args):
             if trained is None:
                 return 130
             print()
-            measure(*trained, parts[2], pictures, args.split, out, "", precision, args.operating_point)
+            measure(*trained, parts[2], pictures, args.split, out, "", precision, args.operating_point, args.tta)
             return 0
 
 
@@ -591,7 +599,7 @@ def cross_validate(args, table, pictures, device, precision):
             trained = train(args, parts, pictures, folder, out / "plots" / folder.name, device, precision, resume)
             if trained is None:
                 return 130
-            found = judge(trained[0], parts[2], pictures, precision, args.operating_point)
+            found = judge(trained[0], parts[2], pictures, precision, args.operating_point, args.tta)
             if rank() == 0:
                 write_predictions(found, args.classes, done)
             barrier()
@@ -720,6 +728,7 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
         )
         return None
     barrier()
+    trainer.calibrate_symmetries()
     return load_model(folder / "best.ckp", device)
 
 

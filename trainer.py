@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import copy
 import ctypes
 import math
 import os
@@ -25,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data import InputError, atomic_path, augment, draw_changes, shrink
-from model import read_checkpoint, save_checkpoint
+from model import channels_last, load_model, read_checkpoint, save_checkpoint
 from synthetic import NUMBERS
 
 TENTHS, HALVES = (10, 20, 30, 40), (60, 80, 100, 130)  # epochs at which the learning rate falls, and to which share
@@ -252,6 +253,18 @@ def calibration_error(labels, probabilities):
     return float(np.nansum(count * np.abs(p - y)) / count.sum())
 
 
+def calibration(labels, probabilities):
+    """What of a model's config follows from uncalibrated probabilities of validation cells.
+
+    labels 0/1, probabilities: (N, C). Returns a dict: temperatures, thresholds (of the best F1) and operating_points.
+    """
+    temperatures = fit_temperatures(labels, probabilities)
+    probabilities = calibrated(probabilities, temperatures)
+    thresholds = best_thresholds(labels, probabilities)
+    points = {"f1": thresholds, "recall": recall_thresholds(labels, probabilities)}
+    return {"temperatures": temperatures, "thresholds": thresholds, "operating_points": points}
+
+
 def f1_scores(labels, probabilities, thresholds=0.5):
     """F1 of each class (C,), in 0..1; 0 where nothing is positive and nothing is called so."""
     called = np.asarray(probabilities) >= np.asarray(thresholds)
@@ -321,15 +334,6 @@ def bootstrap_mean_f1(labels, probabilities, thresholds, groups, draws=2000, see
 def autocast(device, precision):
     """The context in which a network runs in `precision` (torch.float32: as it is)."""
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
-
-
-def channels_last(images):
-    """Gray images (N, 1, H, W) with the strides that make the first convolution's output channels_last.
-
-    For one channel `.contiguous(memory_format=torch.channels_last)` leaves the strides alone, the network then runs
-    its costliest layers, stem and max pool, in the other layout: ResNet-34 trains at three quarters of the speed.
-    """
-    return images.squeeze(1).unsqueeze(-1).permute(0, 3, 1, 2)
 
 
 @torch.inference_mode()
@@ -577,13 +581,7 @@ class Trainer:
             config["temperatures"] = [1.0] * len(self.model.classes)
             val_loss, labels, probabilities = self.evaluate(self.val_set, self.side)
             f1 = f1_scores(labels, probabilities)
-            config["temperatures"] = fit_temperatures(labels, probabilities)
-            probabilities = calibrated(probabilities, config["temperatures"])
-            config["thresholds"] = best_thresholds(labels, probabilities)
-            config["operating_points"] = {
-                "f1": config["thresholds"],
-                "recall": recall_thresholds(labels, probabilities),
-            }
+            config.update(calibration(labels, probabilities))
             self.history.append(
                 {
                     "epoch": self.epoch + 1,
@@ -592,9 +590,9 @@ class Trainer:
                     "val_loss": val_loss,
                     **{f"f1_{c}": float(v) for c, v in zip(self.model.classes, f1)},
                     "f1_mean": float(f1.mean()),
-                    "average_precision": metrics_table(labels, probabilities, [0.5] * len(f1), self.model.classes)[
-                        "mean"
-                    ]["average_precision"],
+                    "average_precision": metrics_table(labels, probabilities, 0.5, self.model.classes)["mean"][
+                        "average_precision"
+                    ],
                     "lr": self.optimizer.param_groups[0]["lr"],
                     "cells_per_second": len(self.train_set) / max(self.seconds, 1e-9),
                     "seconds": self.seconds,
@@ -617,6 +615,20 @@ class Trainer:
             range(len(self.history)),
             key=lambda i: (self.history[i]["side"], self.history[i]["f1_mean"], -self.history[i]["val_loss"]),
         )
+
+    def calibrate_symmetries(self):
+        """Store in best.ckp what `CellClassifier.average_symmetries` needs: `calibration` with it."""
+        path = self.folder / "best.ckp"
+        model, checkpoint = load_model(path, self.device)
+        config = copy.deepcopy(model.config)
+        model.config.update(tta=True, temperatures=[1.0] * len(model.classes))
+        _, labels, probabilities = evaluate(model, self.val_set, self.precision, batch_size=8)
+        checkpoint["config"] = {**config, "with_tta": calibration(labels, probabilities)}
+        barrier()
+        if rank() == 0:
+            with atomic_path(path) as temporary:
+                torch.save(checkpoint, temporary)
+        barrier()
 
     def evaluate(self, dataset, size=None):
         """`evaluate` of this run's model in this run's precision."""

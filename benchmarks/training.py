@@ -304,7 +304,8 @@ def race_cheap_classic(args, start, six, val, precision, rates, seed):
         return data.augment(images, data.draw_changes(len(images))), targets
 
     pipeline, step, evaluation = (
-        rates[part]["classic"] for part in ("data pipeline, pictures/s", "training step, cells/s", "evaluation, cells/s")
+        rates[part]["classic"]
+        for part in ("data pipeline, pictures/s", "training step, cells/s", "evaluation, cells/s")
     )
     seconds = len(six) / 6 * (1 / step + 1 / pipeline) + len(val) / evaluation
     take = endless(len(six), 16, len(six) // 6, seed, load)
@@ -331,7 +332,9 @@ def race(args, table, precision, rates):
         if args.sixths:
             torch.manual_seed(seed)
             start = build_model().network.state_dict()
-            print(f"\nseed {seed}, classic" + " (time reckoned from its measured steps)" * args.cheap_classic, flush=True)
+            print(
+                f"\nseed {seed}, classic" + " (time reckoned from its measured steps)" * args.cheap_classic, flush=True
+            )
             if args.cheap_classic:
                 f["classic"] = race_cheap_classic(args, start, six, ours_val, precision, rates, seed)
             else:

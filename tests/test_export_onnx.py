@@ -35,6 +35,18 @@ def test_the_file_takes_uint8_gray_and_gives_pytorchs_probabilities(exported, be
         assert got.shape == (n, 2) and np.abs(got - expected).max() < 1e-4
 
 
+def test_the_mean_over_symmetries_can_be_in_the_file(best, elpv, small, tmp_path):
+    assert export(elpv, tmp_path, best, "--tta") == 0
+    engine, model = open_model(tmp_path / "best_tta.onnx", "onnxruntime"), load_model(best)[0]
+    images = np.array(small[1][:7])
+    plain = model.probabilities(model(torch.from_numpy(images)))
+    model.average_symmetries()
+    assert np.allclose(engine.thresholds, model.config["thresholds"])
+    with torch.no_grad():
+        expected = model.probabilities(model(torch.from_numpy(images)))
+    assert np.abs(engine(images) - expected.numpy()).max() < 1e-4 < (plain - expected).abs().max()
+
+
 def test_all_that_it_takes_to_use_it_travels_in_the_one_file(exported, best):
     model, checkpoint = load_model(best)
     about = metadata(exported)

@@ -128,6 +128,22 @@ def test_a_checkpoint_is_all_that_it_takes_to_use_the_network(small, tmp_path):
     assert checkpoint["versions"]["torch"] == torch.__version__
 
 
+@pytest.mark.parametrize("network", ["resnet", "resnet34"])
+def test_the_mean_over_symmetries_is_the_same_for_a_turned_or_mirrored_cell(small, network):
+    model, images = build_model(network, width=16, image_size=64).eval(), cells(small)
+    model.config["with_tta"] = {"temperatures": [2.0, 3.0], "thresholds": [0.2, 0.3], "operating_points": {}}
+    with torch.no_grad():
+        plain = torch.stack([model(images), model(images.flip(3)), model(images.transpose(2, 3))])
+        model.average_symmetries()
+        mean = model(images)
+        turned = [model(torch.rot90(images, 1, (2, 3))), model(images.flip(2)), model(images.transpose(2, 3))]
+    assert (plain[0] - plain[1]).abs().max() > 1e-3
+    assert all(torch.allclose(mean, t, atol=1e-4) for t in turned)
+    assert model.config["thresholds"] == [0.2, 0.3] and torch.allclose(
+        model.probabilities(mean), torch.sigmoid(mean / torch.tensor([2.0, 3.0]))
+    )
+
+
 def test_the_original_recipes_checkpoint_loads(small, tmp_path):
     original = torchvision.models.resnet34()
     original.fc = torch.nn.Sequential(torch.nn.Linear(512, 2), torch.nn.Sigmoid())

@@ -199,6 +199,7 @@ def test_openvino_gives_the_same_answers_where_it_is_installed(exported, small):
     [
         (["nowhere/"], "nowhere/: no such file or folder"),
         (["tests"], "tests: no pictures there"),
+        (["nowhere/", "--tta"], "can't be changed; export it with `python export_onnx.py --tta`"),
         (["data.csv", "--resume"], "--resume: needs --csv"),
         (["data.csv", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
     ],

@@ -52,6 +52,27 @@ def test_the_report_is_complete_and_agrees_with_the_predictions(finished):
     assert report["initial_weights"]["used"] == "random" and report["settings"]["lr"] == 0.0014
 
 
+def test_tta_judges_by_the_mean_over_the_symmetries(finished, elpv, tmp_path, capsys):
+    best = finished / "checkpoints" / "best.ckp"
+    data_option = ["--data", str(elpv), "--out", str(tmp_path)]
+    assert train.main([*data_option, "--evaluate", str(best), "--tta"]) == 0
+    assert "mean over eight symmetries" in capsys.readouterr().out
+    with_it = pd.read_csv(tmp_path / "checkpoints" / "best_test_predictions.csv", sep=";")
+    without = pd.read_csv(finished / "checkpoints" / "test_predictions.csv", sep=";")
+    assert (with_it["p_crack"] != without["p_crack"]).all()
+    model, _ = load_model(best)
+    model.average_symmetries()
+    pictures = torch.stack([torch.from_numpy(data.read_picture(elpv.parent / f, 64)) for f in with_it["filename"]])
+    with torch.no_grad():
+        expected = model.probabilities(model(pictures[:, None])).numpy()
+    assert (
+        abs(with_it[["p_crack", "p_inactive"]].to_numpy() - expected).max() < 0.02
+    )  # the run's arithmetic is bfloat16
+    snapshot = finished / "checkpoints" / "checkpoint_000.ckp"
+    assert train.main([*data_option, "--evaluate", str(snapshot), "--tta"]) == 2
+    assert "--tta: the checkpoint has no thresholds for it" in capsys.readouterr().err
+
+
 def test_the_test_cells_were_never_trained_on(finished, elpv):
     checkpoint = read_checkpoint(finished / "checkpoints" / "best.ckp")
     rows = pd.read_csv(finished / "checkpoints" / "test_predictions.csv", sep=";")

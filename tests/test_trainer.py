@@ -5,7 +5,7 @@ import torch
 
 import data
 from data import CellDataset, InputError
-from model import build_model, load_model
+from model import build_model, channels_last, load_model
 from synthetic import SyntheticDefects
 from trainer import (
     RECIPES,
@@ -14,7 +14,6 @@ from trainer import (
     bootstrap_mean_f1,
     calibrated,
     calibration_error,
-    channels_last,
     f1_scores,
     fit_temperatures,
     metrics_table,
