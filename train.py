@@ -192,7 +192,7 @@ def options():
     group.add_argument(
         "--tta",
         action="store_true",
-        help="judge the test part by the mean over the eight symmetries of a cell: a little better, eight times the work",
+        help="judge the test part by the mean over the eight symmetries of a cell: better, eight times the work",
     )
     return parser
 
