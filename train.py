@@ -102,8 +102,14 @@ def options():
     )
 
     group = parser.add_argument_group("network")
-    group.add_argument("--model", choices=NETWORKS, default="resnet34", help="torchvision's or our own (%(default)s)")
-    group.add_argument("--width", type=int, default=64, metavar="MAPS", help="width of our own network (%(default)s)")
+    group.add_argument(
+        "--model",
+        choices=("auto", *NETWORKS),
+        default="auto",
+        help="torchvision's resnet34 or our own resnet; auto is resnet34 where its ImageNet weights are to be had, else "
+        "our own, which is the better one from random weights (%(default)s)",
+    )
+    group.add_argument("--width", type=int, default=32, metavar="MAPS", help="width of our own network (%(default)s)")
     group.add_argument(
         "--weights", metavar="W", help="initial weights: imagenet, none or a file (imagenet for resnet34, else none)"
     )
@@ -253,11 +259,14 @@ def describe_weights(record):
     return f"{record['used']} weights{asked}"
 
 
-def weights_warning(record):
-    """What to tell a user who asked for ImageNet weights and can't have them."""
+def weights_warning(record, network):
+    """What to tell a user who would have ImageNet weights and can't."""
+    own = "; from there our own\nnetwork is better than ResNet-34, so it is the one that is trained" * (
+        network == "resnet"
+    )
     return (
-        f"WARNING: no ImageNet weights ({record['reason']}). Training starts from random weights: after few epochs\n"
-        "expect a lower F1, above all for cracks. Where the network is closed, fetch\n"
+        f"WARNING: no ImageNet weights ({record['reason']}). Training starts from random weights{own}.\n"
+        "Expect a lower F1, above all for cracks. Where the network is closed, fetch\n"
         f"{imagenet_file().name} (torchvision's ResNet34_Weights.IMAGENET1K_V1) elsewhere and put it at\n"
         f"  {imagenet_file()}"
     )
@@ -549,11 +558,23 @@ def settings_of(args):
     return {k: v for k, v in vars(args).items() if k not in ("resume", "evaluate", "out", "device")}
 
 
+def choose_network(args):
+    """Settle `--model auto`, and note in args.no_imagenet why it is not ResNet-34 from ImageNet weights."""
+    args.no_imagenet = getattr(args, "no_imagenet", {})  # of the run that is resumed
+    if args.model == "auto":
+        args.model = "resnet" if args.weights == "none" else "resnet34"
+        if args.weights in (None, "imagenet"):
+            record = load_initial_weights(build_model("resnet34"), "imagenet")
+            if record["used"] == "random":
+                args.model, args.weights, args.no_imagenet = "resnet", "none", record
+
+
 def run_training(args):
     """Train in one process or torchrun's, then measure the best epoch on the test part. Returns the exit code."""
     keep_freed_memory()
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)
+    choose_network(args)
     with processes(device) as device:
         if world() * 2 > args.batch_size:
             raise InputError(f"--batch-size {args.batch_size}: too small for {world()} processes, 2 pictures each")
@@ -659,10 +680,11 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
     torch.manual_seed(args.seed)
     model = build_model(args.model, args.classes, args.width, args.image_size)
     if not resume:
-        asked = args.weights or ("imagenet" if args.model == "resnet34" else "none")
-        record = load_initial_weights(model, asked)
-        if record["used"] != asked and asked != "none" and first:
-            print(weights_warning(record), file=sys.stderr)
+        record = load_initial_weights(model, args.weights or ("imagenet" if args.model == "resnet34" else "none"))
+        record = {**record, **args.no_imagenet}
+        model.config["initial_weights"] = record
+        if record["used"] == "random" and record["asked"] == "imagenet" and first:
+            print(weights_warning(record, args.model), file=sys.stderr)
 
     trainer = Trainer(
         model,

@@ -147,9 +147,21 @@ def test_resnet34_trains_from_weights_in_torch_hubs_cache(elpv, tmp_path, capsys
     assert load_model(tmp_path / "checkpoints" / "best.ckp")[0].config["initial_weights"]["used"] == "imagenet"
 
 
-def test_resnet34_without_imagenet_weights_says_so(elpv, tmp_path, capsys):
+def test_without_imagenet_weights_our_own_network_is_trained_and_everything_says_so(elpv, tmp_path, capsys):
     assert train.main(["--data", str(elpv), "--out", str(tmp_path), *HANDFUL]) == 0
     captured = capsys.readouterr()
+    assert str(imagenet_file()) in captured.err and "random weights (imagenet asked for)" in captured.out
+    assert "our own\nnetwork is better than ResNet-34" in captured.err
+    report = json.loads((tmp_path / "checkpoints" / "report.json").read_text())
+    assert report["initial_weights"]["used"] == "random" and report["initial_weights"]["asked"] == "imagenet"
+    assert report["config"]["network"] == "resnet" and report["settings"]["model"] == "resnet"
+    assert train.main(["--data", str(elpv), "--out", str(tmp_path), "--resume"]) == 0
+
+
+def test_resnet34_without_imagenet_weights_says_so(elpv, tmp_path, capsys):
+    assert train.main(["--data", str(elpv), "--out", str(tmp_path), *HANDFUL, "--model", "resnet34"]) == 0
+    captured = capsys.readouterr()
+    assert "network is better" not in captured.err
     assert str(imagenet_file()) in captured.err and "random weights (imagenet asked for)" in captured.out
     report = json.loads((tmp_path / "checkpoints" / "report.json").read_text())
     assert report["initial_weights"]["used"] == "random"

@@ -1,0 +1,59 @@
+"""The table of accuracy in doc/results.md, from the committed out-of-fold probabilities.
+
+$ python doc/accuracy.py            # doc/oof_by_cell.csv and doc/oof_by_module.csv as rows of a table
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from data import CLASSES
+from trainer import bootstrap_mean_f1, metrics_table
+
+HEADER = (
+    "| cells | F1 crack | F1 inactive | F1 mean | 95 % interval | F1 mean at 0.5 | AP crack | AP inactive | ECE crack "
+    "| ECE inactive |\n| --- |" + " ---: |" * 9
+)
+
+
+def read(by, folder=ROOT / "doc"):
+    """Out-of-fold predictions of a cross-validation by "cell" or "module", with each cell's module and type."""
+    judged = pd.read_csv(Path(folder) / f"oof_by_{by}.csv", sep=";")
+    table = pd.read_csv(ROOT / "data.csv", sep=";")
+    return judged.merge(table[["filename", "type", "module"]], on="filename", how="left", validate="one_to_one")
+
+
+def line(name, judged, by):
+    """One row of the table: figures of judged cells at the thresholds of their folds, the interval over groups."""
+    y, p, thresholds = (judged[[f"{k}{c}" for c in CLASSES]].to_numpy(float) for k in ("", "p_", "threshold_"))
+    m, half = metrics_table(y, p, thresholds, CLASSES), metrics_table(y, p, 0.5, CLASSES)
+    low, high = bootstrap_mean_f1(y, p, thresholds, judged["module" if by == "module" else "filename"])
+    figures = [m[c]["f1"] for c in (*CLASSES, "mean")] + [f"{low:.3f} to {high:.3f}", half["mean"]["f1"]]
+    figures += [m[c][k] for k in ("average_precision", "calibration_error") for c in CLASSES]
+    return f"| {name} | " + " | ".join(f if isinstance(f, str) else f"{f:.3f}" for f in figures) + " |"
+
+
+def lines():
+    """All rows: each split as a whole, by type, and the spread over the modules."""
+    rows = []
+    for by in ("cell", "module"):
+        judged = read(by)
+        rows.append(line(f"by {by}: all {len(judged):,}", judged, by))
+        rows += [line(f"by {by}: {kind}", part, by) for kind, part in judged.groupby("type")]
+    return rows
+
+
+def any_defect(by):
+    """Share of cells whose being sound or not (either label) is told right, in 0..1."""
+    judged = read(by)
+    y, p, thresholds = (judged[[f"{k}{c}" for c in CLASSES]].to_numpy(float) for k in ("", "p_", "threshold_"))
+    return float(np.mean((p >= thresholds).any(1) == (y > 0).any(1)))
+
+
+if __name__ == "__main__":
+    print("\n".join([HEADER, *lines()]))
+    print("\nSound or not, told right: " + ", ".join(f"{any_defect(by):.1%} by {by}" for by in ("cell", "module")))
