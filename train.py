@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
@@ -106,7 +107,7 @@ def options():
         "--model",
         choices=("auto", *NETWORKS),
         default="auto",
-        help="torchvision's resnet34 or our own resnet; auto is resnet34 where its ImageNet weights are to be had, else "
+        help="torchvision's resnet34 or our own resnet; auto is resnet34 where its ImageNet weights are at hand, else "
         "our own, which is the better one from random weights (%(default)s)",
     )
     group.add_argument("--width", type=int, default=32, metavar="MAPS", help="width of our own network (%(default)s)")
@@ -558,6 +559,29 @@ def settings_of(args):
     return {k: v for k, v in vars(args).items() if k not in ("resume", "evaluate", "out", "device")}
 
 
+@contextlib.contextmanager
+def sole_writer(out):
+    """Hold the folder `out` against other runs, and clear what a killed one left half-written there.
+
+    The system itself lets go of the lock when a process dies. Raises InputError where another run holds it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".train.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"{out}: another `python train.py` is at work in this folder; wait for it, or give --out DIR"
+        ) from None
+    try:
+        for folder in ("checkpoints", "plots"):
+            for left in (out / folder).rglob(".tmp*"):
+                left.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
 def choose_network(args):
     """Settle `--model auto`, and note in args.no_imagenet why it is not ResNet-34 from ImageNet weights."""
     args.no_imagenet = getattr(args, "no_imagenet", {})  # of the run that is resumed
@@ -575,7 +599,10 @@ def run_training(args):
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)
     choose_network(args)
-    with processes(device) as device:
+    with contextlib.ExitStack() as stack:
+        device = stack.enter_context(processes(device))
+        if rank() == 0:
+            stack.enter_context(sole_writer(Path(args.out)))
         if world() * 2 > args.batch_size:
             raise InputError(f"--batch-size {args.batch_size}: too small for {world()} processes, 2 pictures each")
         with contextlib.redirect_stdout(sys.stdout if rank() == 0 else io.StringIO()):

@@ -31,6 +31,7 @@ def test_a_run_leaves_checkpoints_a_report_and_plots(finished):
         *(f"checkpoints/{n}.ckp" for n in ("checkpoint_000", "checkpoint_001", "best", "last")),
         *(f"checkpoints/{n}" for n in ("metrics.csv", "report.json", "test_predictions.csv")),
         *(f"plots/{n}.png" for n in ("losses", "precision_recall", "reliability", "errors")),
+        ".train.lock",
     }
     metrics = pd.read_csv(finished / "checkpoints" / "metrics.csv", sep=";")
     assert metrics["epoch"].tolist() == [1, 2]
