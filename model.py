@@ -5,6 +5,8 @@
 >>> model, checkpoint = load_model("checkpoints/best.ckp")
 """
 
+import io
+import os
 import socket
 import sys
 import urllib.error
@@ -258,8 +260,18 @@ def save_checkpoint(path, model, **more):
     """Write a checkpoint: the model, its config and whatever else is given, complete or not at all."""
     state = {k: v.detach().cpu().contiguous() for k, v in model.network.state_dict().items()}
     versions = {m.__name__: str(m.__version__) for m in (torch, torchvision, numpy)}
+    write_checkpoint(path, {"model": state, "config": model.config, "versions": versions, **more})
+
+
+def write_checkpoint(path, checkpoint):
+    """Write a checkpoint's dict as a file that is on the disk, whole, when it gets its name; OSError if it can't be."""
+    buffer = io.BytesIO()  # torch.save itself tells a full disk by a RuntimeError
+    torch.save(checkpoint, buffer)
     with atomic_path(path) as temporary:
-        torch.save({"model": state, "config": model.config, "versions": versions, **more}, temporary)
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())  # else the name may outlive a power cut, and the bytes not
 
 
 def read_checkpoint(path):

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data import InputError, atomic_path, augment, draw_changes, shrink
-from model import channels_last, load_model, read_checkpoint, save_checkpoint
+from model import channels_last, load_model, read_checkpoint, save_checkpoint, write_checkpoint
 from synthetic import NUMBERS
 
 TENTHS, HALVES = (10, 20, 30, 40), (60, 80, 100, 130)  # epochs at which the learning rate falls, and to which share
@@ -626,8 +626,7 @@ class Trainer:
         checkpoint["config"] = {**config, "with_tta": calibration(labels, probabilities)}
         barrier()
         if rank() == 0:
-            with atomic_path(path) as temporary:
-                torch.save(checkpoint, temporary)
+            write_checkpoint(path, checkpoint)
         barrier()
 
     def evaluate(self, dataset, size=None):
