@@ -7,6 +7,7 @@ $ python data.py --variants elpv6    # write the six-variant tree: elpv6/data.cs
 
 import argparse
 import contextlib
+import csv
 import hashlib
 import importlib.util
 import io
@@ -82,7 +83,14 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = raw.decode("latin-1")
-    columns = [c.strip().strip('"') for c in text.partition("\n")[0].split(";")]
+    reader = csv.reader(io.StringIO(text, newline=None), delimiter=";")
+    try:
+        rows = {}
+        for row in reader:
+            rows[reader.line_num] = [field.strip() for field in row]
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: not a row of a ';'-separated table ({error})") from None
+    columns = rows.pop(1, [])
     wanted = ["filename", *classes]
     missing = [c for c in wanted if c not in columns]
     if missing:
@@ -96,15 +104,11 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
     doubled = [c for c in dict.fromkeys(columns) if columns.count(c) > 1]
     if doubled:
         raise InputError(f"{path}, line 1: column {doubled[0]!r} stands there twice; remove one")
-    try:
-        table = pd.read_csv(
-            io.StringIO(text), sep=";", dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"{path}: not a ';'-separated table ({str(error).strip()})") from None
-    table.columns = columns
-    table = table.fillna("").apply(lambda column: column.str.strip())
-    table = table[(table != "").any(axis=1)]
+    for line, row in rows.items():
+        if any(row[len(columns) :]):
+            raise InputError(f"{path}, line {line}: {len(row)} fields, but the header has {len(columns)}; mend the row")
+    rows = {line: (row + [""] * len(columns))[: len(columns)] for line, row in rows.items() if any(row)}
+    table = pd.DataFrame(rows.values(), list(rows), columns, dtype=str)  # its index: the lines of the file
     if table.empty:
         raise InputError(f"{path}: no rows below the header; add one row a picture")
     for name in classes:
@@ -112,14 +116,14 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
         bad = ~labels.isin([0, 1])
         if bad.any():
             row = bad.idxmax()
-            raise InputError(f"{path}, line {row + 2}: {name} is {table[name][row]!r}, expected 0 or 1")
+            raise InputError(f"{path}, line {row}: {name} is {table[name][row]!r}, expected 0 or 1")
         table[name] = labels.astype(int)
     for row in table.index[table["filename"] == ""]:
-        raise InputError(f"{path}, line {row + 2}: filename is empty")
+        raise InputError(f"{path}, line {row}: filename is empty")
     twice = table["filename"].duplicated()
     if twice.any():
         row = twice.idxmax()
-        raise InputError(f"{path}, line {row + 2}: {table['filename'][row]} stands there twice; remove one")
+        raise InputError(f"{path}, line {row}: {table['filename'][row]} stands there twice; remove one")
     for name in table.columns.difference(wanted):
         with contextlib.suppress(ValueError):
             table[name] = pd.to_numeric(table[name])
@@ -139,7 +143,7 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
     if differs.any():
         row = table.index[differs & (table["variant"] != "")][0] if has_original[differs].any() else differs.idxmax()
         raise InputError(
-            f"{path}, line {row + 2}: {table['filename'][row]} is labelled unlike another variant of the same cell"
+            f"{path}, line {row}: {table['filename'][row]} is labelled unlike another variant of the same cell"
         )
     return table.reset_index(drop=True)
 
@@ -212,16 +216,18 @@ def groups(table, by):
 
 
 def stratified_folds(labels, keys, folds, seed=SPLIT_SEED):
-    """Rows of each of `folds` parts, which together are all rows (scikit-learn's StratifiedGroupKFold).
+    """Rows of each of `folds` parts, which together are all rows (scikit-learn's StratifiedGroupKFold, or the much
+    faster StratifiedKFold where no group has two rows).
 
     labels: Series, whose values keep their shares in every part. keys: Series, whose groups stay together.
     Returns a list of int arrays. Raises InputError when there are fewer groups than folds.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     if keys.nunique() < folds:
         raise InputError(f"{keys.nunique()} groups are too few for {folds} parts; take fewer parts or split by cell")
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    kind = StratifiedKFold if keys.is_unique else StratifiedGroupKFold
+    splitter = kind(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():  # about combinations rarer than the folds
         warnings.simplefilter("ignore", UserWarning)
         return [test for _, test in splitter.split(labels, labels, keys)]
@@ -328,7 +334,7 @@ def open_picture(path):
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # of Pillow, about what it could make nothing of
             image = Image.open(path)
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(

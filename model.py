@@ -318,8 +318,8 @@ def load_model(path, device="cpu"):
         try:
             network = build_network(config["network"], len(config["classes"]), config["width"])
             model = CellClassifier(network, config)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path}: its config lacks or garbles {_first_line(error)}") from None
+        except (KeyError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
+            raise InputError(f"{path}: its config lacks or garbles a part ({_first_line(error)})") from None
     else:
         raise InputError(f"{path}: not a checkpoint of this project (no 'model'); train one with `python train.py`")
     try:

@@ -16,6 +16,11 @@ SMALL = ["--model", "resnet", "--width", "16", "--image-size", "64", "--batch-si
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser):
+    """`--fuzz N`: how many random inputs test_fuzz.py gives to each reader."""
+    parser.addoption("--fuzz", type=int, default=300)
+
+
 @pytest.fixture(scope="session")
 def table():
     """The project's whole table."""

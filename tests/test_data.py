@@ -48,6 +48,8 @@ def test_the_table_is_the_whole_of_elpv(table):
         ("filename;crack;inactive\na.png;0;\n", "line 2: inactive is '', expected 0 or 1"),
         ("filename;crack;inactive\na.png;0;1\n\nb.png;0;nan\n", "line 4: inactive is 'nan'"),
         ("filename;crack;inactive\n;0;1\n", "line 2: filename is empty"),
+        ("filename;crack;inactive\na.png;0;1;7\n", "line 2: 4 fields, but the header has 3"),
+        ('filename;crack;inactive\n"a\nb.png";0;1\nc.png;2;1\n', "line 4: crack is '2'"),
         ("filename;crack;inactive\na.png;0;1\na.png;0;1\n", "line 3: a.png stands there twice"),
         ("filename;crack;inactive\na.png;0;1\nrot_a.png;1;1\n", "line 3: rot_a.png is labelled unlike"),
     ],
