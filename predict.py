@@ -311,7 +311,7 @@ def options():
         "--operating-point",
         default="f1",
         metavar="NAME",
-        help="thresholds: f1 (the best F1), or recall (no more than 5 %% of each defect missed), as found on the "
+        help="thresholds: f1 (highest F1), or recall (no more than 5 %% of each defect missed), as found on the "
         "validation part (%(default)s)",
     )
     parser.add_argument("--tta", action="store_true", help="mean over a picture's eight symmetries (checkpoints)")

@@ -193,7 +193,7 @@ def options():
         "--operating-point",
         default="f1",
         metavar="NAME",
-        help="thresholds of the report: f1 (the best F1), or recall (no more than 5 %% of each defect missed), both as "
+        help="thresholds of the report: f1 (highest F1), or recall (no more than 5 %% of each defect missed), both as "
         "found on the validation part (%(default)s)",
     )
     group.add_argument(

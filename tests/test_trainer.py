@@ -10,11 +10,11 @@ from synthetic import SyntheticDefects
 from trainer import (
     RECIPES,
     Trainer,
-    best_thresholds,
     bootstrap_mean_f1,
     calibrated,
     calibration_error,
     f1_scores,
+    f1_thresholds,
     fit_temperatures,
     metrics_table,
     one_cycle,
@@ -261,12 +261,17 @@ def test_metrics_are_scikit_learns(predictions):
     assert table["mean"]["f1"] == pytest.approx((table["crack"]["f1"] + table["inactive"]["f1"]) / 2)
 
 
-def test_the_threshold_is_the_one_of_the_best_f1(predictions):
-    labels, p = predictions
-    chosen = f1_scores(labels, p, best_thresholds(labels, p))
-    everything = np.array([f1_scores(labels, p, t) for t in np.linspace(0, 1, 1001)])
-    assert (chosen >= everything.max(0) - 1e-12).all()
-    assert best_thresholds(np.zeros((4, 1)), np.ones((4, 1))) == [0.5]
+def test_the_threshold_of_calibrated_probabilities_gives_the_best_f1_on_other_cells():
+    rng = np.random.default_rng(0)
+    p = rng.beta(0.4, 1.6, (20_000, 2))
+    labels = (rng.random(p.shape) < p).astype(np.float32)
+    thresholds = f1_thresholds(labels[:300], p[:300])
+    others = f1_scores(labels[300:], p[300:], thresholds)
+    best = np.max([f1_scores(labels[300:], p[300:], t) for t in np.linspace(0, 1, 201)], axis=0)
+    assert (others > best - 0.005).all()
+    assert thresholds == pytest.approx(best / 2, abs=0.03)  # Lipton et al.: half of the best F1
+    assert f1_thresholds(np.zeros((4, 1)), np.ones((4, 1))) == [0.5]
+    assert f1_thresholds(np.array([[1], [0]]), np.array([[0.9], [0.1]])) == [0.5]
 
 
 def test_the_recall_threshold_misses_no_more_than_one_in_twenty(predictions):
@@ -306,7 +311,7 @@ def test_the_checkpoint_carries_temperatures_and_operating_points_of_its_validat
     _, labels, probabilities = trainer.evaluate(trainer.val_set)
     points = model.config["operating_points"]
     assert 1.0 not in model.config["temperatures"] and model.config["thresholds"] == points["f1"]
-    assert points["f1"] == pytest.approx(best_thresholds(labels, probabilities), abs=1e-5)
+    assert points["f1"] == pytest.approx(f1_thresholds(labels, probabilities), abs=1e-5)
     assert points["recall"] == pytest.approx(recall_thresholds(labels, probabilities), abs=1e-5)
     model.set_operating_point("recall")
     assert model.config["thresholds"] == model.config["operating_points"]["recall"]

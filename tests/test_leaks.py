@@ -1,0 +1,61 @@
+"""Memory and open files stay flat over long work."""
+
+import ctypes
+import gc
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import predict
+from data import CellDataset
+from engine import open_model
+from model import build_model
+from trainer import Trainer
+
+pytestmark = pytest.mark.slow
+
+
+def held():
+    """(resident memory in MB, open files) of this process."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/statm") as file:
+        pages = int(file.read().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(os.listdir("/proc/self/fd"))
+
+
+def test_ten_thousand_predictions_hold_memory_and_files_flat(exported, small, tmp_path):
+    for i in range(100):
+        Image.fromarray(np.array(small[1][i % 48, 0])).save(tmp_path / f"{i:03}.png")
+    paths = [str(tmp_path / f"{i % 100:03}.png") for i in range(10_000)]
+    engine, rows = open_model(exported, "onnxruntime", 1), []
+
+    def write(row):
+        if len(rows) in (1000, 9999):
+            marks.append(held())
+        rows.append(None)
+
+    marks = []
+    assert predict.predict(engine, iter(paths), write)[:2] == (10_000, 0)
+    (early, early_files), (late, late_files) = marks
+    assert late < early * 1.02 + 2 and late_files <= early_files + 2, marks
+
+
+def test_two_hundred_epochs_hold_memory_and_files_flat(small, tmp_path):
+    cells, pictures = small
+    rows = CellDataset(cells.head(16), pictures)
+    model = build_model("resnet", width=16, image_size=64)
+    trainer = Trainer(model, rows, rows, tmp_path, epochs=200, batch_size=8, keep=1)
+    marks = {}
+
+    def mark(trainer):
+        if trainer.epoch in (50, 200):
+            marks[trainer.epoch] = held()
+
+    assert trainer.fit(mark)
+    (early, early_files), (late, late_files) = marks[50], marks[200]
+    assert late < early * 1.02 + 2 and late_files <= early_files, marks
+    assert torch.isfinite(torch.tensor(trainer.history[-1]["train_loss"]))
