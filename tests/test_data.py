@@ -243,6 +243,25 @@ def test_any_kind_of_picture_gives_the_same_gray(gray, tmp_path, kind):
     assert np.abs(read.astype(int) - gray).max() <= (2 if kind == "jpg" else 1 if kind == "CMYK" else 0)
 
 
+def test_a_picture_turned_by_exif_is_upright_and_an_animated_one_is_its_first_frame(gray, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    Image.fromarray(np.rot90(gray)).save(tmp_path / "turned.png", exif=exif)
+    assert (data.read_picture(tmp_path / "turned.png") == gray).all()
+    frames = [Image.fromarray(gray), Image.fromarray(255 - gray)]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+    assert np.abs(data.read_picture(tmp_path / "film.gif").astype(int) - gray).max() <= 1
+    Image.new("L", (1, 1), 77).save(tmp_path / "dot.png")
+    assert (data.read_picture(tmp_path / "dot.png") == 77).all()
+
+
+def test_a_picture_of_400_million_pixels_is_refused_before_it_is_decoded(tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("1", (20_000, 20_000)).save(path)
+    with pytest.raises(InputError, match=r"20000x20000 pixels, more than the 100 million allowed"):
+        data.read_picture(path)
+
+
 def test_other_sizes_are_resized_with_antialiasing(gray, tmp_path):
     path = tmp_path / "big.png"
     Image.fromarray(gray.repeat(3, 0).repeat(3, 1)).save(path)
