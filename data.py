@@ -29,6 +29,7 @@ CLASSES = ("crack", "inactive")
 MEAN, STD = 0.597, 0.161  # of the cells' pixels in 0..1
 IMAGE_SIZE = 300  # side in pixels
 MAX_PIXELS = 100_000_000  # a picture that claims more is refused before it is decoded
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, of another size and with another message
 SPLIT_SEED = 2
 THREADS = max(2, os.cpu_count() or 2)  # for decoding and encoding pictures; zlib runs outside Python's lock
 
