@@ -180,6 +180,11 @@ def options():
 
     group = parser.add_argument_group("run")
     group.add_argument("--out", default=".", metavar="DIR", help="gets checkpoints/ and plots/ (the current folder)")
+    group.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="also write losses, F1, learning rate and example pictures for TensorBoard, to plots/tensorboard",
+    )
     group.add_argument("--keep", type=int, metavar="N", help="keep only the newest N snapshots of epochs (all)")
     group.add_argument(
         "--resume",
@@ -694,6 +699,30 @@ def epochs_within(trainer, seconds, share=0.9):
     return epochs
 
 
+def open_tensorboard(folder, epoch):
+    """TensorBoard's writer of a run's course from `epoch` on; InputError where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("--tensorboard: TensorBoard is not installed; `pip install tensorboard`") from None
+    return SummaryWriter(str(folder), purge_step=epoch + 1)
+
+
+def write_tensorboard(writer, trainer):
+    """The newest epoch's figures, and pictures that the next one will train on."""
+    row = dict(trainer.history[-1])
+    epoch = row.pop("epoch")
+    for name, value in row.items():
+        if value is not None:
+            writer.add_scalar(name, value, epoch)
+    if trainer.epoch < trainer.epochs:
+        images, labels = trainer.examples()
+        writer.add_images("examples", images, epoch)
+        names = (" and ".join(c for c, y in zip(trainer.model.classes, row) if y) or "neither" for row in labels)
+        writer.add_text("labels of the examples", ", ".join(names), epoch)
+    writer.flush()
+
+
 def train(args, parts, pictures, folder, plots, device, precision, resume):
     """One training run; returns (best model, its checkpoint), or None when it was asked to stop.
 
@@ -749,7 +778,11 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
     for _ in trainer.history[-1:]:
         print(progress_line(trainer))
 
+    writer = open_tensorboard(plots / "tensorboard", trainer.epoch) if args.tensorboard and first else None
+
     def after_epoch(trainer):
+        if writer:
+            write_tensorboard(writer, trainer)
         print(progress_line(trainer), flush=True)
         with atomic_path(trainer.folder / "metrics.csv") as temporary:
             pd.DataFrame(trainer.history).to_csv(temporary, sep=";", index=False, float_format="%.6g")

@@ -507,6 +507,21 @@ class Trainer:
         pot = np.concatenate([rows, *[rows[self.train_set.labels.any(1)]] * (self.defective - 1)])
         return pot[torch.randperm(len(pot), generator=self._generator(self.epoch)).numpy()][: len(rows)]
 
+    def _batch(self, rows):
+        """This process's part of a step's pictures, labels and changes; defects drawn in where the epoch has them."""
+        changes = draw_changes(len(rows), self._generator(self.epoch, self.step), self.turns)
+        mine = slice(rank(), None, world())
+        images, labels = self.train_set.batch(rows[mine])
+        if self.epoch < self.synthetic * self.epochs:
+            u = torch.rand(NUMBERS, len(rows), generator=self._generator(self.epoch, self.step, 1))
+            images, labels = self.defects.draw(images, labels, u[:, mine])
+        return images, labels, changes[mine]
+
+    def examples(self, count=16):
+        """First pictures of the coming epoch, as the network will see them: float (count, 1, S, S) in 0..1, labels."""
+        images, labels, changes = self._batch(self._order()[:count])
+        return augment(images, changes, self.side), labels
+
     def _train_epoch(self):
         self.parallel.train()
         order = self._order()
@@ -524,14 +539,9 @@ class Trainer:
         ) as bar:
             while self.step < self.steps and not self._asked_to_stop():
                 rows = batches[self.step]
-                changes = draw_changes(len(rows), self._generator(self.epoch, self.step), self.turns)
-                mine = slice(rank(), None, world())
-                images, labels = self.train_set.batch(rows[mine])
-                if self.epoch < self.synthetic * self.epochs:
-                    u = torch.rand(NUMBERS, len(rows), generator=self._generator(self.epoch, self.step, 1))
-                    images, labels = self.defects.draw(images, labels, u[:, mine])
+                images, labels, changes = self._batch(rows)
                 self._learning_rate()
-                loss = self.train_step(images, labels, changes[mine], len(images) * world() / len(rows))
+                loss = self.train_step(images, labels, changes, len(images) * world() / len(rows))
                 self.loss_sum += loss
                 self.step += 1
                 self.seconds = before + time.monotonic() - started

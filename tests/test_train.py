@@ -242,6 +242,23 @@ def test_a_budget_of_time_sets_the_epochs_and_the_timing_leaves_no_trace(elpv, t
         assert stopped.value.code == 2 and complaint in capsys.readouterr().err
 
 
+def test_tensorboard_gets_the_course_and_example_pictures(elpv, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert run(elpv, tmp_path, "--epochs", 2, "--tensorboard") == 0
+    found = events.EventAccumulator(str(tmp_path / "plots" / "tensorboard")).Reload()
+    assert {"train_loss", "val_loss", "f1_crack", "f1_mean", "lr"} <= set(found.Tags()["scalars"])
+    metrics = pd.read_csv(tmp_path / "checkpoints" / "metrics.csv", sep=";")
+    assert [s.value for s in found.Scalars("val_loss")] == pytest.approx(metrics["val_loss"].tolist(), rel=1e-4)
+    assert found.Tags()["images"]
+
+
+def test_without_tensorboard_the_option_says_what_to_install(elpv, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert run(elpv, tmp_path, "--epochs", 1, "--tensorboard") == 2
+    assert "--tensorboard: TensorBoard is not installed; `pip install tensorboard`" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_defects_are_drawn_where_the_labels_know_them(elpv, tmp_path, capsys):
     assert run(elpv, tmp_path, "--epochs", 1, "--synthetic", 0.5) == 0
     assert read_checkpoint(tmp_path / "checkpoints" / "best.ckp")["settings"]["synthetic"] == 0.5
