@@ -86,7 +86,20 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x):
-        x = self.last(self.blocks(self.stem(x)))
+        return self.judge(self.maps(x))
+
+    def maps(self, x):
+        """Maps of stride 16 (N, 4 width, H / 16, W / 16)."""
+        x = self.stem(x)
+        for block in list(self.blocks)[:6]:
+            x = block(x)
+        return x
+
+    def judge(self, x):
+        """Logits from `maps`."""
+        for block in list(self.blocks)[6:]:
+            x = block(x)
+        x = self.last(x)
         return self.fc(torch.cat([self.mean(x), self.maximum(x)], 1).flatten(1))
 
 
@@ -105,6 +118,21 @@ def build_network(name, classes=2, width=64, gray=True):
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.fc = nn.Linear(network.fc.in_features, classes)
     return network
+
+
+def maps_and_logits(network, x):
+    """Maps of stride 16 (N, M, H / 16, W / 16) and logits (N, C) of either network, of normalised (N, 1, H, W)."""
+    if isinstance(network, ResNet):
+        maps = network.maps(x)
+        return maps, network.judge(maps)
+    x = network.maxpool(network.relu(network.bn1(network.conv1(x))))
+    maps = network.layer3(network.layer2(network.layer1(x)))
+    return maps, network.fc(network.avgpool(network.layer4(maps)).flatten(1))
+
+
+def maps_of(network):
+    """How many maps `maps_and_logits` gives."""
+    return network.blocks[6].conv1.in_channels if isinstance(network, ResNet) else network.layer4[0].conv1.in_channels
 
 
 def channels_last(images):

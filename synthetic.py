@@ -3,7 +3,7 @@
 $ python synthetic.py                      # plots/synthetic.png: sound cells, and what is drawn into them
 
 >>> defects = SyntheticDefects()
->>> images, labels = defects.draw(images, labels, torch.rand(NUMBERS, len(images)))
+>>> images, labels, places = defects.draw(images, labels, torch.rand(NUMBERS, len(images)))
 
 What cracks and dead regions look like, and how dark they are, follows real ones (doc/results.md); the drawings are
 masks, drawn once and then laid over cells in ever new combinations, orientations and strengths.
@@ -172,17 +172,19 @@ class SyntheticDefects:
                 bar = tqdm(masks, f"drawing {kind}", count, unit="mask", leave=False, disable=None)
                 self.masks[kind] = torch.stack(list(bar)).to(device)
 
-    def draw(self, images, labels, u):
+    def draw(self, images, labels, u, share=SHARE):
         """Draw into the sound cells of a batch.
 
         images: uint8 (B, 1, S, S). labels: float (B, C). u: float (NUMBERS, B) in 0..1, random numbers on the CPU from
-            which all that is drawn follows.
-        Returns (images, labels), new tensors; the labels say what was drawn. Cells with a label are left alone.
+            which all that is drawn follows. share: of the sound cells that get a defect.
+        Returns (images, labels, places), new tensors; the labels say what was drawn, places, uint8 (B, C, S, S), where.
+        Cells with a label are left alone.
         """
         sound = labels.amax(1).cpu() == 0
-        cracked = sound & (u[0] < SHARE) & ((u[1] < KINDS[0]) | (u[1] >= KINDS[0] + KINDS[1]))
-        dead = sound & (u[0] < SHARE) & (u[1] >= KINDS[0])
+        cracked = sound & (u[0] < share) & ((u[1] < KINDS[0]) | (u[1] >= KINDS[0] + KINDS[1]))
+        dead = sound & (u[0] < share) & (u[1] >= KINDS[0])
         images, labels = images.clone(), labels.clone()
+        places = images.new_zeros(len(images), labels.shape[1], *images.shape[2:])
         chosen = {"harmless": sound & (u[2] < HARMLESS), "crack": cracked, "inactive": dead}
         for (kind, cells), v in zip(chosen.items(), u[3:].split(5)):
             rows = cells.nonzero()[:, 0]
@@ -198,7 +200,8 @@ class SyntheticDefects:
             images[there, 0] = (images[there, 0] * (1 - strength / 255 * masks)).to(torch.uint8)
             if kind in self.column:
                 labels[rows.to(labels.device), self.column[kind]] = 1
-        return images, labels
+                places[there, self.column[kind]] = masks
+        return images, labels, places
 
 
 # ---------------------------------------------------------------- a look at them
@@ -221,7 +224,7 @@ def main(argv=None):
         images, labels = data.CellDataset(table, pictures, args.classes).batch(range(24))
         defects = SyntheticDefects(args.classes, counts={k: 64 for k in COUNTS}, seed=args.seed)
         u = torch.rand(NUMBERS, 24, generator=torch.Generator().manual_seed(args.seed))
-        images, labels = defects.draw(images, labels, u)
+        images, labels, _ = defects.draw(images, labels, u)
     except (InputError, OSError, ValueError) as error:
         print(f"synthetic.py: {error}", file=sys.stderr)
         return 2

@@ -165,8 +165,14 @@ def options():
         "--synthetic",
         type=float,
         metavar="SHARE",
-        help="draw defects into sound cells in this share of the epochs, the first ones; 0: never "
+        help="draw defects into half of the sound cells in this share of the epochs, the first ones; 0: never "
         f"{of_recipes('synthetic')}",
+    )
+    group.add_argument(
+        "--places",
+        type=float,
+        metavar="WEIGHT",
+        help=f"of the loss that teaches where the drawn defects are {of_recipes('places')}",
     )
     group.add_argument("--momentum", type=float, default=0.9, metavar="M", help="SGD's momentum (%(default)s)")
     group.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (%(default)s)")
@@ -679,16 +685,15 @@ def epochs_within(trainer, seconds, share=0.9):
     is for evaluation and checkpoints.
     """
     full = trainer.train_set.pictures.shape[-1]
-    before = copy.deepcopy(trainer.model.network.state_dict())
+    before = copy.deepcopy(trainer.trained.state_dict())
     trainer.epoch, times = trainer.epochs - 1, []
-    rows = np.arange(rank(), min(trainer.batch_size, len(trainer.train_set)), world())
+    rows = np.arange(min(trainer.batch_size, len(trainer.train_set)))
     trainer.parallel.train()
     for _ in range(6):
         started = time.monotonic()
-        images, labels = trainer.train_set.batch(rows)
-        trainer.train_step(images, labels, data.draw_changes(len(rows)))
+        trainer.train_step(**trainer.batch(rows))
         times.append(time.monotonic() - started)
-    trainer.model.network.load_state_dict(before)
+    trainer.trained.load_state_dict(before)
     trainer.optimizer.state.clear()
     trainer.epoch = 0
     step = trainer.summed(torch.tensor(float(np.median(times[1:])), device=trainer.device)).item() / world()

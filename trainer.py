@@ -26,11 +26,21 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data import InputError, atomic_path, augment, draw_changes, shrink
-from model import channels_last, load_model, read_checkpoint, save_checkpoint, write_checkpoint
-from synthetic import NUMBERS
+from model import (
+    channels_last,
+    load_model,
+    maps_and_logits,
+    maps_of,
+    read_checkpoint,
+    save_checkpoint,
+    write_checkpoint,
+)
+from synthetic import NUMBERS, SHARE
 
 TENTHS, HALVES = (10, 20, 30, 40), (60, 80, 100, 130)  # epochs at which the learning rate falls, and to which share
 SAVE_SECONDS = 300  # a long epoch leaves last.ckp this often
+LAST_SHARE = 0.15  # of the sound cells that get a defect drawn in the last epochs, about as many as really have one
+DRAWN = 0.4  # from this strength of a drawing on (of 1) a place counts as defective
 STOP_STEPS = 16  # several processes agree this often on whether one was asked to stop
 
 # What `Trainer` takes; doc/results.md has what each part of "fast" is worth.
@@ -42,11 +52,12 @@ RECIPES = {
         "lr": 0.0014,
         "weight_decay": 0.05,
         "schedule": "one-cycle",
-        "progressive": True,
+        "progressive": False,
         "turns": True,
         "defective": 2,
         "label_smoothing": 0.0,
         "synthetic": 0.75,
+        "places": 1.0,
     },
     "classic": {
         "epochs": 3,
@@ -60,6 +71,7 @@ RECIPES = {
         "defective": 1,
         "label_smoothing": 0.0,
         "synthetic": 0.0,
+        "places": 0.0,
     },
 }
 
@@ -386,6 +398,26 @@ def side_at(epoch, epochs, size):
     return min(size, max(64, round(0.64 * size / 32) * 32))
 
 
+class WithPlaces(nn.Module):
+    """A CellClassifier and a head that says where it sees each class, which only helps to train the network.
+
+    Gray images (N, 1, S, S) -> logits (N, C) and logits (N, C, S / 16, S / 16), float32; without places just the first.
+    """
+
+    def __init__(self, model, places=True):
+        super().__init__()
+        self.model, self.head = model, None
+        if places:
+            maps = maps_of(model.network)
+            self.head = nn.Sequential(nn.BatchNorm2d(maps), nn.ReLU(), nn.Conv2d(maps, len(model.classes), 1))
+
+    def forward(self, images):
+        if self.head is None:
+            return self.model(images), None
+        maps, logits = maps_and_logits(self.model.network, self.model.normalise(images))
+        return logits.float(), self.head(maps).float()
+
+
 class Trainer:
     """Trains a CellClassifier with binary cross entropy, and can stop and go on at any step.
 
@@ -396,7 +428,9 @@ class Trainer:
     defective: how many times more often than a sound cell one with a label is drawn (1: every cell once an epoch; an
         epoch's length stays).
     turns: right-angle turns among the augmentations. label_smoothing: targets are this far from 0 and 1.
-    synthetic: share of the epochs, from the first on, in which `defects` (SyntheticDefects) draws into sound cells.
+    synthetic: share of the epochs, from the first on, in which `defects` (SyntheticDefects) draws into half of the
+        sound cells; in the others it draws into few (LAST_SHARE). 0: never.
+    places: weight of the loss of a second head, which learns where the defects were drawn; dropped after training.
     device: torch.device or its name. precision: torch.float32 or torch.bfloat16 (autocast).
     seed: order and augmentation of every step follow from (seed, epoch, step) alone, so a resumed run repeats nothing
         and ends where an uninterrupted one does.
@@ -425,6 +459,7 @@ class Trainer:
         defective=1,
         label_smoothing=0.0,
         synthetic=0.0,
+        places=0.0,
         defects=None,
         device="cpu",
         precision=torch.float32,
@@ -437,16 +472,17 @@ class Trainer:
         self.epochs, self.batch_size, self.seed, self.keep = epochs, batch_size, seed, keep
         self.schedule, self.progressive, self.turns, self.defective = schedule, progressive, turns, defective
         self.label_smoothing = label_smoothing
-        self.synthetic, self.defects = synthetic, defects
-        self.model = model.to(device, memory_format=torch.channels_last)
-        self.parallel = self.model
+        self.synthetic, self.places, self.defects = synthetic, places * (synthetic > 0), defects
+        self.model = model
+        self.trained = WithPlaces(model, self.places > 0).to(device, memory_format=torch.channels_last)
+        self.parallel = self.trained
         if world() > 1:
-            self.parallel = DistributedDataParallel(synchronised(self.model))
+            self.parallel = DistributedDataParallel(synchronised(self.trained))
         settings = {"lr": lr, "weight_decay": weight_decay, "fused": True}
         if optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(self.model.parameters(), momentum=momentum, **settings)
+            self.optimizer = torch.optim.SGD(self.trained.parameters(), momentum=momentum, **settings)
         else:
-            self.optimizer = torch.optim.AdamW(self.model.parameters(), **settings)
+            self.optimizer = torch.optim.AdamW(self.trained.parameters(), **settings)
         self.epoch = self.step = 0  # epochs completed, steps done in the one that is under way
         self.loss_sum = torch.zeros((), device=device)
         self.seconds = 0.0  # of the epoch under way
@@ -485,21 +521,31 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.optimizer.defaults["lr"] * factor
 
-    def train_step(self, images, labels, changes, share=1.0):
+    def train_step(self, images, labels, changes, share=1.0, places=None, known=None):
         """One optimiser step; returns the sum of the pictures' losses (0-d tensor).
 
         images: uint8 (B, 1, S, S), labels (B, C) and changes (B, 2, 3) of this process. share: B over the mean B of
-        all processes.
+        all processes. places: uint8 (B, C, S, S), where defects were drawn. known: bool (B,), whether places are all
+        that there are; real defects stand who knows where.
         """
         images, labels = images.to(self.device), labels.to(self.device)
         with autocast(self.device, self.precision):
-            logits = self.parallel(channels_last(augment(images, changes, self.side)))
+            logits, seen = self.parallel(channels_last(augment(images, changes, self.side)))
         targets = labels * (1 - 2 * self.label_smoothing) + self.label_smoothing
         loss = F.binary_cross_entropy_with_logits(logits, targets)
+        where = self._places_loss(seen, places, changes, known) if self.places and places is not None else 0.0
         self.optimizer.zero_grad(set_to_none=True)
-        (loss * share).backward()
+        ((loss + self.places * where) * share).backward()
         self.optimizer.step()
         return loss.detach() * len(images)
+
+    def _places_loss(self, seen, places, changes, known):
+        """Binary cross entropy (0-d) of place logits (B, C, h, w) and what was drawn there, over known cells."""
+        drawn = augment(places.to(self.device), changes, self.side)
+        targets = (F.adaptive_max_pool2d(drawn, seen.shape[2:]) > DRAWN).to(seen.dtype)
+        known = known.to(self.device)
+        losses = F.binary_cross_entropy_with_logits(seen, targets, reduction="none").mean((1, 2, 3))
+        return (losses * known).sum() / known.sum().clamp(min=1)
 
     def _order(self):
         """Rows of an epoch (as many as there are), in order; those with a label stand `defective` times in the pot."""
@@ -507,20 +553,22 @@ class Trainer:
         pot = np.concatenate([rows, *[rows[self.train_set.labels.any(1)]] * (self.defective - 1)])
         return pot[torch.randperm(len(pot), generator=self._generator(self.epoch)).numpy()][: len(rows)]
 
-    def _batch(self, rows):
-        """This process's part of a step's pictures, labels and changes; defects drawn in where the epoch has them."""
+    def batch(self, rows):
+        """This process's part of a step, as `train_step` takes it, but for the share; defects are drawn in."""
         changes = draw_changes(len(rows), self._generator(self.epoch, self.step), self.turns)
         mine = slice(rank(), None, world())
         images, labels = self.train_set.batch(rows[mine])
-        if self.epoch < self.synthetic * self.epochs:
+        places, known = None, labels.amax(1) == 0
+        if self.synthetic:
+            share = SHARE if self.epoch < self.synthetic * self.epochs else LAST_SHARE
             u = torch.rand(NUMBERS, len(rows), generator=self._generator(self.epoch, self.step, 1))
-            images, labels = self.defects.draw(images, labels, u[:, mine])
-        return images, labels, changes[mine]
+            images, labels, places = self.defects.draw(images, labels, u[:, mine], share)
+        return {"images": images, "labels": labels, "changes": changes[mine], "places": places, "known": known}
 
     def examples(self, count=16):
         """First pictures of the coming epoch, as the network will see them: float (count, 1, S, S) in 0..1, labels."""
-        images, labels, changes = self._batch(self._order()[:count])
-        return augment(images, changes, self.side), labels
+        batch = self.batch(self._order()[:count])
+        return augment(batch["images"], batch["changes"], self.side), batch["labels"]
 
     def _train_epoch(self):
         self.parallel.train()
@@ -539,14 +587,15 @@ class Trainer:
         ) as bar:
             while self.step < self.steps and not self._asked_to_stop():
                 rows = batches[self.step]
-                images, labels, changes = self._batch(rows)
+                batch = self.batch(rows)
+                count = len(batch["images"])
                 self._learning_rate()
-                loss = self.train_step(images, labels, changes, len(images) * world() / len(rows))
+                loss = self.train_step(**batch, share=count * world() / len(rows))
                 self.loss_sum += loss
                 self.step += 1
                 self.seconds = before + time.monotonic() - started
                 if bar.update(len(rows)):
-                    bar.set_postfix(loss=f"{loss / len(images):.3f}", refresh=False)
+                    bar.set_postfix(loss=f"{loss / count:.3f}", refresh=False)
                 if time.monotonic() - saved > SAVE_SECONDS and world() == 1:
                     self.save(self.folder / "last.ckp")
                     saved = time.monotonic()
@@ -651,6 +700,7 @@ class Trainer:
             path,
             self.model,
             **self.notes,
+            head=self.trained.head.state_dict() if self.trained.head else {},
             optimizer=self.optimizer.state_dict(),
             epoch=self.epoch,
             step=self.step,
@@ -688,6 +738,8 @@ class Trainer:
                     f"are {len(self.train_set)} with seed {self.seed}; give the same table and options"
                 )
             self.model.network.load_state_dict(checkpoint["model"])
+            if self.trained.head:
+                self.trained.head.load_state_dict(checkpoint["head"])
             self.model.config.update(checkpoint["config"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.epoch, self.step, self.seconds = checkpoint["epoch"], checkpoint["step"], checkpoint["seconds"]

@@ -152,13 +152,10 @@ def ways_of(args, table, precision, folder):
     files = files.sample(args.cells, random_state=0).reset_index(drop=True)
     pictures, handful["picture"] = data.load_pictures(handful)
     ours = CellDataset(handful, pictures)
-    trainer = Trainer(model, ours, ours, folder, **RECIPES["fast"] | {"progressive": False}, precision=precision)
+    defects, recipe = SyntheticDefects(), RECIPES["fast"] | {"progressive": False}
+    trainer = Trainer(model, ours, ours, folder, **recipe, defects=defects, precision=precision)
     b = trainer.batch_size
     rows = np.resize(np.random.default_rng(0).permutation(len(ours)), args.cells)
-    defects = SyntheticDefects()
-
-    def drawn(images, labels):
-        return defects.draw(images, labels, torch.rand(NUMBERS, len(images)))
 
     def classic_pictures(augmentation):
         for _ in DataLoader(ClassicDataset(files, augmentation), batch_size=16, shuffle=True):
@@ -168,11 +165,11 @@ def ways_of(args, table, precision, folder):
         for start in range(0, args.cells, b):
             images, labels = ours.batch(rows[start : start + b])
             if draw:
-                images, _ = drawn(images, labels)
+                images, _, _ = defects.draw(images, labels, torch.rand(NUMBERS, len(images)))
             data.augment(images, data.draw_changes(len(images), turns=True))
 
     def our_step():
-        trainer.train_step(*drawn(images, labels), data.draw_changes(b, turns=True))
+        trainer.train_step(**trainer.batch(rows[:b]))
 
     images, labels = ours.batch(rows[:b])
     normalised = model.normalise(images).expand(-1, 3, -1, -1).contiguous()

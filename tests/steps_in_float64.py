@@ -13,8 +13,8 @@ from model import CellClassifier, build_model
 single_augment, single_step = trainer.augment, trainer.Trainer.train_step
 
 
-def printed_step(self, images, labels, *more):
-    loss = single_step(self, images, labels.double(), *more)
+def printed_step(self, images, labels, **more):
+    loss = single_step(self, images, labels.double(), **more)
     total = loss.clone()
     if trainer.world() > 1:
         dist.all_reduce(total)

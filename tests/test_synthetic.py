@@ -30,7 +30,7 @@ def numbers(count, seed=0):
 def test_drawn_cells_are_labelled_with_what_was_drawn(defects, sound):
     images, labels = sound
     before = images.clone()
-    drawn, new = defects.draw(images, labels, numbers(240))
+    drawn, new, _ = defects.draw(images, labels, numbers(240))
     assert torch.equal(images, before) and labels.sum() == 0 and drawn.dtype == torch.uint8
     darkened = (before.int() - drawn.int()).amax((1, 2, 3))
     assert (darkened[new.amax(1) == 1] > 5).all() and (drawn.int() <= before.int()).all()
@@ -42,17 +42,28 @@ def test_drawn_cells_are_labelled_with_what_was_drawn(defects, sound):
     assert marked.any()
 
 
+def test_places_are_where_the_cells_became_darker(defects, sound):
+    images, labels = sound
+    drawn, new, places = defects.draw(images, labels, numbers(240))
+    assert places.shape == (240, 2, 64, 64) and torch.equal(places.amax((2, 3)) > 0, new > 0)
+    strong = places.amax(1) > 128
+    darker = images[:, 0].int() - drawn[:, 0].int()
+    assert (darker[strong & (images[:, 0] > 60)] > 0).float().mean() > 0.99
+    few = defects.draw(images, labels, numbers(240), share=0.1)[1]
+    assert 0 < few.amax(1).sum() < 0.3 * new.amax(1).sum()
+
+
 def test_cells_with_a_label_are_left_alone(defects, sound):
     images, labels = sound
     labels = labels.clone()
     labels[::2, 1] = 1
-    drawn, new = defects.draw(images, labels, numbers(240))
+    drawn, new, _ = defects.draw(images, labels, numbers(240))
     assert torch.equal(drawn[::2], images[::2]) and torch.equal(new[::2], labels[::2])
 
 
 def test_a_dead_region_is_much_darker_than_a_crack(defects):
     white = torch.full((400, 1, 64, 64), 255, dtype=torch.uint8)
-    drawn, labels = defects.draw(white, torch.zeros(400, 2), numbers(400))
+    drawn, labels, _ = defects.draw(white, torch.zeros(400, 2), numbers(400))
     darkest = drawn.amin((1, 2, 3)) / 255
     assert darkest[labels[:, 1] == 1].max() < 0.35 and darkest[labels[:, 1] == 0].median() > 0.5
 
@@ -61,16 +72,16 @@ def test_drawings_follow_from_seed_and_numbers_and_a_share_of_the_batch_gets_its
     images, labels = sound
     again = SyntheticDefects(size=64, counts={"crack": 20, "inactive": 20, "harmless": 20})
     u = numbers(240)
-    (a, la), (b, lb) = (d.draw(images, labels, u) for d in (defects, again))
-    assert torch.equal(a, b) and torch.equal(la, lb)
-    part, labels_of_part = defects.draw(images[1::3], labels[1::3], u[:, 1::3])
+    (a, la, pa), (b, lb, pb) = (d.draw(images, labels, u) for d in (defects, again))
+    assert torch.equal(a, b) and torch.equal(la, lb) and torch.equal(pa, pb)
+    part, labels_of_part, _ = defects.draw(images[1::3], labels[1::3], u[:, 1::3])
     assert torch.equal(part, a[1::3]) and torch.equal(labels_of_part, la[1::3])
 
 
 def test_labels_are_written_into_the_columns_of_their_classes(sound):
     images, _ = sound
     some = SyntheticDefects(("finger", "inactive", "crack"), 64, counts={"crack": 9, "inactive": 9, "harmless": 9})
-    _, labels = some.draw(images, torch.zeros(240, 3), numbers(240))
+    _, labels, _ = some.draw(images, torch.zeros(240, 3), numbers(240))
     assert labels[:, 0].sum() == 0 and labels[:, 2].sum() > labels[:, 1].sum() > 0
     with pytest.raises(InputError, match="--synthetic: draws crack and inactive"):
         SyntheticDefects(("finger",))

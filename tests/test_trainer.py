@@ -6,8 +6,9 @@ import torch
 import data
 from data import CellDataset, InputError
 from model import build_model, channels_last, load_model
-from synthetic import SyntheticDefects
+from synthetic import NUMBERS, SHARE, SyntheticDefects
 from trainer import (
+    LAST_SHARE,
     RECIPES,
     Trainer,
     bootstrap_mean_f1,
@@ -48,10 +49,10 @@ def stop_after(trainer, steps):
     """Ask the trainer to stop when it has done so many steps."""
     step, done = trainer.train_step, []
 
-    def counted(*args):
+    def counted(**batch):
         done.append(1)
         trainer.stop = len(done) == steps
-        return step(*args)
+        return step(**batch)
 
     trainer.train_step = counted
 
@@ -181,23 +182,20 @@ def test_defective_cells_are_drawn_more_often_and_an_epoch_stays_as_long(small, 
     assert sorted(trainer._order()) == list(range(40))
 
 
-def test_defects_are_drawn_in_the_first_epochs_only_and_a_resumed_run_draws_the_same(small, tmp_path):
+@pytest.mark.parametrize("places", [0.0, 1.0])
+def test_many_defects_are_drawn_in_the_first_epochs_few_later_and_a_resumed_run_draws_the_same(small, tmp_path, places):
     defects = SyntheticDefects(size=64, counts={"crack": 9, "inactive": 9, "harmless": 9})
-    drawn = []
+    shares = []
 
     class Recorded:
-        def draw(self, images, labels, u):
-            drawn.append(trainer.epoch)
-            return defects.draw(images, labels, u)
+        def draw(self, images, labels, u, share):
+            shares.append(share)
+            return defects.draw(images, labels, u, share)
 
-    options = {"epochs": 3, "synthetic": 0.7, "defects": Recorded()}
+    options = {"epochs": 3, "synthetic": 0.6, "defects": Recorded(), "places": places}
     trainer = whole = make_trainer(small, tmp_path / "whole", **options)
     trainer.fit()
-    assert drawn == [0] * 5 + [1] * 5 + [2] * 5  # 0.7 of 3 epochs is more than 2
-    trainer = make_trainer(small, tmp_path / "none", **options | {"synthetic": 0.6})
-    drawn.clear()
-    trainer.fit()
-    assert drawn == [0] * 5 + [1] * 5
+    assert shares == [SHARE] * 10 + [LAST_SHARE] * 5
     trainer = make_trainer(small, tmp_path / "parts", **options)
     stop_after(trainer, 8)
     trainer.fit()
@@ -205,6 +203,40 @@ def test_defects_are_drawn_in_the_first_epochs_only_and_a_resumed_run_draws_the_
     trainer.resume(tmp_path / "parts" / "last.ckp")
     trainer.fit()
     assert equal(weights(trainer), weights(whole))
+    shares.clear()
+    make_trainer(small, tmp_path / "none", **options | {"synthetic": 0.0}).fit()
+    assert not shares
+
+
+def test_the_second_head_learns_where_the_drawn_defects_are(small, tmp_path):
+    """On sound cells alone: it marks drawn places above the others, on new drawings too."""
+    defects = SyntheticDefects(size=64, counts={"crack": 60, "inactive": 60, "harmless": 20})
+    sound = small[0][small[0][["crack", "inactive"]].sum(axis=1) == 0].reset_index(drop=True)
+    rows = CellDataset(sound, small[1])
+    torch.manual_seed(0)
+    model = build_model("resnet", width=16, image_size=64)
+    options = {"optimizer": "adamw", "lr": 0.002, "epochs": 40, "batch_size": 16, "keep": 0}
+    trainer = Trainer(model, rows, rows, tmp_path, synthetic=0.99, places=1.0, defects=defects, **options)
+    trainer.fit()
+    images, labels = rows.batch(range(len(rows)))
+    u = torch.rand(NUMBERS, len(rows), generator=torch.Generator().manual_seed(99))
+    images, labels, places = defects.draw(images, labels, u, share=1.0)
+    with torch.no_grad():
+        seen = trainer.trained.eval()(images)[1]
+    there = torch.nn.functional.adaptive_max_pool2d(places.float() / 255, seen.shape[2:]) > 0.4
+    # Dead regions; of cracks little is left at this size.
+    assert sklearn.metrics.roc_auc_score(there[:, 1].flatten(), seen[:, 1].flatten()) > 0.75
+
+
+def test_cells_with_real_defects_teach_nothing_about_places(small, tmp_path):
+    trainer = make_trainer(small, tmp_path, synthetic=0.5, places=1.0, defects=object())
+    seen, places = torch.randn(4, 2, 4, 4), torch.zeros(4, 2, 64, 64, dtype=torch.uint8)
+    changes, known = data.draw_changes(4), torch.tensor([True, False, True, False])
+    loss = trainer._places_loss(seen, places, changes, known)
+    expected = torch.nn.functional.softplus(seen[known]).mean()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert float(trainer._places_loss(seen, places, changes, ~known | known & False)) != pytest.approx(float(expected))
+    assert float(trainer._places_loss(seen, places, changes, known & False)) == 0
 
 
 def test_smoothed_labels_are_only_the_targets(small, tmp_path):
