@@ -1,0 +1,54 @@
+"""The figures in doc/results.md are those of the committed out-of-fold probabilities."""
+
+import importlib.util
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from data import CLASSES
+
+spec = importlib.util.spec_from_file_location("accuracy", ROOT / "doc" / "accuracy.py")
+accuracy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(accuracy)
+
+
+@pytest.mark.parametrize("by", ["cell", "module"])
+def test_every_cell_was_judged_once_by_a_network_that_saw_nothing_of_its_group(table, by):
+    judged = accuracy.read(by)
+    assert len(judged) == 2624 and set(judged["filename"]) == set(table["filename"])
+    merged = judged.merge(table, on="filename", suffixes=("", "_table"))
+    assert all((merged[c] == merged[f"{c}_table"]).all() for c in CLASSES)
+    assert judged.groupby("module" if by == "module" else "filename")["fold"].nunique().max() == 1
+    assert sorted(judged["fold"].unique()) == [0, 1, 2, 3, 4]
+    assert judged[[f"p_{c}" for c in CLASSES]].apply(lambda p: p.between(0, 1)).all(axis=None)
+    thresholds = judged.groupby("fold")[[f"threshold_{c}" for c in CLASSES]].nunique()
+    assert (thresholds == 1).all(axis=None)
+
+
+def test_the_tables_rows_follow_from_the_probabilities():
+    text = (ROOT / "doc" / "results.md").read_text()
+    assert accuracy.HEADER in text
+    for line in accuracy.lines():
+        assert line in text, f"doc/results.md lacks, or has otherwise: {line}"
+
+
+def test_a_row_is_reckoned_as_anyone_would(tmp_path):
+    judged = pd.DataFrame(
+        {
+            "filename": list("abcd"),
+            "module": [1, 1, 2, 2],
+            "crack": [1, 0, 1, 0],
+            "inactive": [0, 0, 1, 1],
+            "p_crack": [0.9, 0.4, 0.3, 0.1],
+            "p_inactive": [0.1, 0.2, 0.9, 0.6],
+            "threshold_crack": [0.35, 0.35, 0.2, 0.2],
+            "threshold_inactive": [0.7] * 4,
+        }
+    )
+    cells = accuracy.line("x", judged, "module").split(" | ")
+    crack, inactive = 2 * 2 / (2 * 2 + 1), 2 * 1 / (2 * 1 + 1)
+    expected = [crack, inactive, (crack + inactive) / 2]
+    assert [float(c) for c in cells[1:4]] == pytest.approx(np.round(expected, 3))
+    assert float(cells[5]) == pytest.approx((2 / 3 + 1) / 2, abs=1e-3)
