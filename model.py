@@ -17,6 +17,7 @@ import numpy
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from data import CLASSES, IMAGE_SIZE, MEAN, STD, InputError, atomic_path
 
@@ -34,6 +35,9 @@ class GrayConv2d(nn.Conv2d):
 
     def forward(self, images):
         return self._conv_forward(images, self.weight.sum(1, keepdim=True), self.bias)
+
+
+TRACER = {"leaf_modules": [GrayConv2d]}  # what torchvision's feature extractor must not look into
 
 
 class ResidualBlock(nn.Module):
@@ -86,20 +90,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x):
-        return self.judge(self.maps(x))
-
-    def maps(self, x):
-        """Maps of stride 16 (N, 4 width, H / 16, W / 16)."""
-        x = self.stem(x)
-        for block in list(self.blocks)[:6]:
-            x = block(x)
-        return x
-
-    def judge(self, x):
-        """Logits from `maps`."""
-        for block in list(self.blocks)[6:]:
-            x = block(x)
-        x = self.last(x)
+        x = self.last(self.blocks(self.stem(x)))
         return self.fc(torch.cat([self.mean(x), self.maximum(x)], 1).flatten(1))
 
 
@@ -120,19 +111,15 @@ def build_network(name, classes=2, width=64, gray=True):
     return network
 
 
-def maps_and_logits(network, x):
-    """Maps of stride 16 (N, M, H / 16, W / 16) and logits (N, C) of either network, of normalised (N, 1, H, W)."""
-    if isinstance(network, ResNet):
-        maps = network.maps(x)
-        return maps, network.judge(maps)
-    x = network.maxpool(network.relu(network.bn1(network.conv1(x))))
-    maps = network.layer3(network.layer2(network.layer1(x)))
-    return maps, network.fc(network.avgpool(network.layer4(maps)).flatten(1))
+def stages(network):
+    """Names of a network's four stages, whose outputs are the last of strides 4, 8, 16 and 32."""
+    ours = ["blocks.1", "blocks.3", "blocks.5", "last"]
+    return ours if isinstance(network, ResNet) else [f"layer{i}" for i in (1, 2, 3, 4)]
 
 
-def maps_of(network):
-    """How many maps `maps_and_logits` gives."""
-    return network.blocks[6].conv1.in_channels if isinstance(network, ResNet) else network.layer4[0].conv1.in_channels
+def outputs_of(network, layers):
+    """A network as a function from images to {layer: its output}; "fc" is the logits (torchvision's fx extractor)."""
+    return create_feature_extractor(network, layers, tracer_kwargs=TRACER)
 
 
 def channels_last(images):

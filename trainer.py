@@ -29,10 +29,10 @@ from data import InputError, atomic_path, augment, draw_changes, shrink
 from model import (
     channels_last,
     load_model,
-    maps_and_logits,
-    maps_of,
+    outputs_of,
     read_checkpoint,
     save_checkpoint,
+    stages,
     write_checkpoint,
 )
 from synthetic import NUMBERS, SHARE
@@ -408,14 +408,17 @@ class WithPlaces(nn.Module):
         super().__init__()
         self.model, self.head = model, None
         if places:
-            maps = maps_of(model.network)
+            self.layer = stages(model.network)[2]
+            self.outputs = outputs_of(model.network, [self.layer, "fc"])
+            with torch.no_grad():
+                maps = self.outputs.eval()(torch.zeros(1, 1, 64, 64))[self.layer].shape[1]
             self.head = nn.Sequential(nn.BatchNorm2d(maps), nn.ReLU(), nn.Conv2d(maps, len(model.classes), 1))
 
     def forward(self, images):
         if self.head is None:
             return self.model(images), None
-        maps, logits = maps_and_logits(self.model.network, self.model.normalise(images))
-        return logits.float(), self.head(maps).float()
+        outputs = self.outputs(self.model.normalise(images))
+        return outputs["fc"].float(), self.head(outputs[self.layer]).float()
 
 
 class Trainer:

@@ -21,14 +21,13 @@ from skimage.filters.rank import median
 from skimage.morphology import dilation, disk
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torchvision.models.feature_extraction import get_graph_node_names
 from tqdm import tqdm
 
 import data
 from data import InputError, atomic_path
-from model import GrayConv2d, ResNet, find_checkpoint, load_model
+from model import TRACER, find_checkpoint, load_model, outputs_of, stages
 
-TRACER = {"leaf_modules": [GrayConv2d]}
 COLOURS = "plasma"
 SHARE = 0.05  # of the pixels that --check blacks out
 TOLERANCE = 15  # pixels that the maximum of a map may lie off a drawn defect
@@ -43,12 +42,6 @@ def convolutions(network):
     return [n for n in get_graph_node_names(network, tracer_kwargs=TRACER)[1] if isinstance(modules.get(n), nn.Conv2d)]
 
 
-def stages(network):
-    """Names of a network's four stages, each a halving of the resolution (stride 4, 8, 16, 32)."""
-    ours = ["blocks.1", "blocks.3", "blocks.5", "last"]
-    return ours if isinstance(network, ResNet) else [f"layer{i}" for i in (1, 2, 3, 4)]
-
-
 def check_layers(network, names):
     """Raise InputError, listing what there is, for a layer that a network does not have."""
     there = [n for n, m in network.named_modules() if n and not isinstance(m, nn.ReLU)]
@@ -60,7 +53,7 @@ def check_layers(network, names):
 @torch.inference_mode()
 def activations(model, image, layers):
     """Outputs of layers for one picture: {name: float (channels, h, w)}. image: uint8 (S, S)."""
-    extract = create_feature_extractor(model.network, layers, tracer_kwargs=TRACER)
+    extract = outputs_of(model.network, layers)
     return {n: a[0] for n, a in extract(model.normalise(as_batch(image))).items() if a.ndim == 4}
 
 
@@ -74,7 +67,7 @@ def as_batch(image):
 
 def stage_gradients(model, images, names):
     """Logits (N, C), and for each stage its output (N, K, h, w) with a graph that autograd can go back to."""
-    extract = create_feature_extractor(model.network, [*names, "fc"], tracer_kwargs=TRACER)
+    extract = outputs_of(model.network, [*names, "fc"])
     for p in model.parameters():
         p.requires_grad_(False)
     outputs = extract(model.normalise(images).requires_grad_())
