@@ -33,6 +33,7 @@ from engine import ENGINES, open_model
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm"}
 BATCHES_AHEAD = 4  # decoded while the network works; bounds the memory
+SHIPPED = Path(__file__).resolve().parent / "cells.onnx"
 REPORT_CELLS = 1000  # the surest defects that the report shows
 
 
@@ -293,11 +294,14 @@ def write_report(table, target, engine, model):
 
 
 def default_model():
-    """onnx/best.onnx where it is there, else checkpoints/best.ckp."""
+    """onnx/best.onnx where it is there, else checkpoints/best.ckp, else the trained network that comes along."""
     for path in ("onnx/best.onnx", "checkpoints/best.ckp"):
         if Path(path).exists():
             return path
-    raise InputError("onnx/best.onnx: no such model; train one with `python train.py` and `python export_onnx.py`")
+    print(
+        f"No onnx/best.onnx nor checkpoints/best.ckp here: {SHIPPED.name} judges (doc/model_card.md).", file=sys.stderr
+    )
+    return SHIPPED
 
 
 def options():
@@ -305,7 +309,9 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", metavar="PICTURES", help="folders, files, globs, or - for a list on stdin")
     parser.add_argument(
-        "--model", metavar="FILE", help="ONNX file or checkpoint (onnx/best.onnx, else checkpoints/best.ckp)"
+        "--model",
+        metavar="FILE",
+        help="ONNX file or checkpoint (onnx/best.onnx, else checkpoints/best.ckp, else cells.onnx, which comes along)",
     )
     parser.add_argument(
         "--operating-point",

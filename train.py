@@ -241,6 +241,8 @@ def parse(argv):
     for name, below in (("label_smoothing", 0.5), ("synthetic", 1)):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) < below:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name):g}: must be from 0 to below {below:g}")
+    if args.places is not None and args.places < 0:
+        raise InputError(f"--places {args.places:g}: must not be negative")
     if args.resume is not None:
         cross_validation = Path(args.out) / "checkpoints" / "folds.json"
         if not args.resume and cross_validation.exists():
