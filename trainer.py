@@ -528,8 +528,8 @@ class Trainer:
         """One optimiser step; returns the sum of the pictures' losses (0-d tensor).
 
         images: uint8 (B, 1, S, S), labels (B, C) and changes (B, 2, 3) of this process. share: B over the mean B of
-        all processes. places: uint8 (B, C, S, S), where defects were drawn. known: bool (B,), whether places are all
-        that there are; real defects stand who knows where.
+        all processes. places: uint8 (B, C, S, S), where defects were drawn. known: float (B,), what the places of each
+        cell count, 0 for one with real defects, which stand who knows where; its mean over all processes is 1.
         """
         images, labels = images.to(self.device), labels.to(self.device)
         with autocast(self.device, self.precision):
@@ -543,12 +543,11 @@ class Trainer:
         return loss.detach() * len(images)
 
     def _places_loss(self, seen, places, changes, known):
-        """Binary cross entropy (0-d) of place logits (B, C, h, w) and what was drawn there, over known cells."""
+        """Mean binary cross entropy (0-d) of place logits (B, C, h, w) and what was drawn there, weighted by known."""
         drawn = augment(places.to(self.device), changes, self.side)
         targets = (F.adaptive_max_pool2d(drawn, seen.shape[2:]) > DRAWN).to(seen.dtype)
-        known = known.to(self.device)
         losses = F.binary_cross_entropy_with_logits(seen, targets, reduction="none").mean((1, 2, 3))
-        return (losses * known).sum() / known.sum().clamp(min=1)
+        return (losses * known.to(self.device)).mean()
 
     def _order(self):
         """Rows of an epoch (as many as there are), in order; those with a label stand `defective` times in the pot."""
@@ -561,7 +560,8 @@ class Trainer:
         changes = draw_changes(len(rows), self._generator(self.epoch, self.step), self.turns)
         mine = slice(rank(), None, world())
         images, labels = self.train_set.batch(rows[mine])
-        places, known = None, labels.amax(1) == 0
+        places, known = None, torch.from_numpy((self.train_set.labels[rows] == 0).all(1)).float()
+        known = (known / known.mean().clamp(min=1e-6))[mine]
         if self.synthetic:
             share = SHARE if self.epoch < self.synthetic * self.epochs else LAST_SHARE
             u = torch.rand(NUMBERS, len(rows), generator=self._generator(self.epoch, self.step, 1))

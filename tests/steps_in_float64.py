@@ -8,7 +8,8 @@ import torch.distributed as dist
 
 import data
 import trainer
-from model import CellClassifier, build_model
+from model import build_model
+from synthetic import SyntheticDefects
 
 single_augment, single_step = trainer.augment, trainer.Trainer.train_step
 
@@ -23,13 +24,23 @@ def printed_step(self, images, labels, **more):
     return loss
 
 
+def in_double(self, images):
+    outputs = self.outputs(self.model.normalise(images))
+    return outputs["fc"], self.head(outputs[self.layer])
+
+
 trainer.augment = lambda *args: single_augment(*args).double()
 trainer.Trainer.train_step = printed_step
-CellClassifier.forward = lambda self, images: self.network(self.normalise(images))
+trainer.WithPlaces.forward = in_double
 with trainer.processes(torch.device("cpu")), tempfile.TemporaryDirectory() as folder:
     cells = data.read_table(sys.argv[1]).head(39)  # in batches of 8 and 7: unequal shares
     pictures, cells["picture"] = data.load_pictures(cells, 64)
+    torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
-    model = build_model("resnet", width=16, image_size=64).double()
+    model = build_model("resnet", width=16, image_size=64)
     rows = data.CellDataset(cells, pictures)
-    trainer.Trainer(model, rows, rows, folder, batch_size=8, turns=True)._train_epoch()
+    defects = SyntheticDefects(size=64, counts={"crack": 9, "inactive": 9, "harmless": 9})
+    options = {"batch_size": 8, "turns": True, "synthetic": 0.5, "places": 1.0, "defects": defects}
+    run = trainer.Trainer(model, rows, rows, folder, **options)
+    torch.set_default_dtype(torch.float32)
+    run._train_epoch()
