@@ -21,8 +21,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from data import CLASSES, IMAGE_SIZE, MEAN, STD, InputError, atomic_path
 
-NETWORKS = ("resnet34", "resnet")
-IMAGENET = torchvision.models.ResNet34_Weights.IMAGENET1K_V1
+NETWORKS = ("resnet34", "resnet")  # ours is "resnet"; another of torchvision's ResNets needs but its name here
 DOWNLOAD_TIMEOUT = 15  # seconds; a firewall that drops packets must not hold a run for minutes
 
 
@@ -97,13 +96,13 @@ class ResNet(nn.Module):
 def build_network(name, classes=2, width=64, gray=True):
     """A network with random weights: "resnet34" (torchvision's) or "resnet" (ours, `width` maps wide).
 
-    gray: resnet34 takes (N, 1, H, W); else the three channels of the torchvision original, with the same weights.
+    gray: torchvision's takes (N, 1, H, W); else the three channels of the torchvision original, with the same weights.
     """
     if name == "resnet":
         return ResNet(classes, width)
-    if name != "resnet34":
+    if name not in NETWORKS:
         raise InputError(f"no network {name!r}, expected one of {', '.join(NETWORKS)}")
-    network = torchvision.models.resnet34()
+    network = torchvision.models.get_model(name)
     if gray:
         network.conv1 = GrayConv2d(3, 64, 7, 2, padding=3, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -211,9 +210,14 @@ def build_model(name="resnet34", classes=CLASSES, width=64, image_size=IMAGE_SIZ
     return CellClassifier(build_network(name, len(classes), width), config)
 
 
-def imagenet_file():
-    """Where torchvision looks for ResNet-34's ImageNet weights before it downloads them (Path)."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(IMAGENET.url).name
+def imagenet_weights(name):
+    """torchvision's ImageNet weights of one of its networks (the first ones published)."""
+    return torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+
+
+def imagenet_file(name="resnet34"):
+    """Where torchvision looks for a network's ImageNet weights before it downloads them (Path)."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(imagenet_weights(name).url).name
 
 
 def load_initial_weights(model, weights="imagenet"):
@@ -225,11 +229,12 @@ def load_initial_weights(model, weights="imagenet"):
     """
     record = {"asked": str(weights), "used": "random", "reason": ""}
     if weights == "imagenet":
-        if model.config["network"] != "resnet34":
+        name = model.config["network"]
+        if name == "resnet":
             raise InputError("--weights imagenet: there are none for our own network; take --weights none or a file")
         try:
             record["used"] = "imagenet"
-            _fill(model.network, _imagenet_state(), imagenet_file())
+            _fill(model.network, _imagenet_state(name), imagenet_file(name))
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             record.update(used="random", reason=f"download failed: {getattr(error, 'reason', error)}")
     elif weights != "none":
@@ -239,15 +244,15 @@ def load_initial_weights(model, weights="imagenet"):
     return record
 
 
-def _imagenet_state():
+def _imagenet_state(name):
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
-        return IMAGENET.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
+        return imagenet_weights(name).get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         raise
     except Exception as error:  # a damaged file, a wrong hash
-        raise InputError(f"{imagenet_file()}: no usable weights ({_first_line(error)}); delete it") from None
+        raise InputError(f"{imagenet_file(name)}: no usable weights ({_first_line(error)}); delete it") from None
     finally:
         socket.setdefaulttimeout(timeout)
 

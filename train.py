@@ -29,7 +29,15 @@ from sklearn.metrics import precision_recall_curve
 
 import data
 from data import CellDataset, InputError, atomic_path
-from model import NETWORKS, build_model, imagenet_file, load_initial_weights, load_model, read_checkpoint
+from model import (
+    NETWORKS,
+    build_model,
+    imagenet_file,
+    imagenet_weights,
+    load_initial_weights,
+    load_model,
+    read_checkpoint,
+)
 from synthetic import SyntheticDefects
 from trainer import (
     RECIPES,
@@ -275,14 +283,17 @@ def describe_weights(record):
 
 def weights_warning(record, network):
     """What to tell a user who would have ImageNet weights and can't."""
-    own = "; from there our own\nnetwork is better than ResNet-34, so it is the one that is trained" * (
-        network == "resnet"
-    )
+    own, name = "", network
+    if network == "resnet":
+        own, name = (
+            "; from there our own\nnetwork is better than ResNet-34, so it is the one that is trained",
+            "resnet34",
+        )
     return (
         f"WARNING: no ImageNet weights ({record['reason']}). Training starts from random weights{own}.\n"
         "Expect a lower F1, above all for cracks. Where the network is closed, fetch\n"
-        f"{imagenet_file().name} (torchvision's ResNet34_Weights.IMAGENET1K_V1) elsewhere and put it at\n"
-        f"  {imagenet_file()}"
+        f"{imagenet_file(name).name} (torchvision's {imagenet_weights(name)}) elsewhere and put it at\n"
+        f"  {imagenet_file(name)}"
     )
 
 
@@ -743,7 +754,7 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
     torch.manual_seed(args.seed)
     model = build_model(args.model, args.classes, args.width, args.image_size)
     if not resume:
-        record = load_initial_weights(model, args.weights or ("imagenet" if args.model == "resnet34" else "none"))
+        record = load_initial_weights(model, args.weights or ("none" if args.model == "resnet" else "imagenet"))
         record = {**record, **args.no_imagenet}
         model.config["initial_weights"] = record
         if record["used"] == "random" and record["asked"] == "imagenet" and first:
