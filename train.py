@@ -283,14 +283,12 @@ def describe_weights(record):
 
 def weights_warning(record, network):
     """What to tell a user who would have ImageNet weights and can't."""
-    own, name = "", network
+    own, name = ".\n", network
     if network == "resnet":
-        own, name = (
-            "; from there our own\nnetwork is better than ResNet-34, so it is the one that is trained",
-            "resnet34",
-        )
+        own, name = "; from there our own network is better\nthan ResNet-34, so it is what is trained. ", "resnet34"
     return (
-        f"WARNING: no ImageNet weights ({record['reason']}). Training starts from random weights{own}.\n"
+        f"WARNING: no ImageNet weights ({record['reason']}).\n"
+        f"Training starts from random weights{own}"
         "Expect a lower F1, above all for cracks. Where the network is closed, fetch\n"
         f"{imagenet_file(name).name} (torchvision's {imagenet_weights(name)}) elsewhere and put it at\n"
         f"  {imagenet_file(name)}"

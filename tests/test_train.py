@@ -152,7 +152,7 @@ def test_without_imagenet_weights_our_own_network_is_trained_and_everything_says
     assert train.main(["--data", str(elpv), "--out", str(tmp_path), *HANDFUL]) == 0
     captured = capsys.readouterr()
     assert str(imagenet_file()) in captured.err and "random weights (imagenet asked for)" in captured.out
-    assert "our own\nnetwork is better than ResNet-34" in captured.err
+    assert "our own network is better\nthan ResNet-34" in captured.err
     report = json.loads((tmp_path / "checkpoints" / "report.json").read_text())
     assert report["initial_weights"]["used"] == "random" and report["initial_weights"]["asked"] == "imagenet"
     assert report["config"]["network"] == "resnet" and report["settings"]["model"] == "resnet"
