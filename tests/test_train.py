@@ -209,9 +209,9 @@ def test_a_budget_takes_as_many_epochs_as_its_time_holds(elpv, tmp_path, monkeyp
     trainer = Trainer(build_model("resnet", width=16, image_size=128), rows, rows, tmp_path, progressive=progressive)
     clock, step = [0.0], trainer.train_step
 
-    def timed_step(*given):
+    def timed_step(**batch):
         clock[0] += 0.1
-        return step(*given)
+        return step(**batch)
 
     monkeypatch.setattr(trainer, "train_step", timed_step)
     with monkeypatch.context() as patch:
