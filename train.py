@@ -538,6 +538,12 @@ def measure(model, checkpoint, rows, pictures, by, out, prefix, precision, opera
 def load_table(args):
     """The table of args, its missing pictures filled in, with a `picture` column; and the pictures' array."""
     table = data.read_table(args.data, args.classes, args.images)
+    for name in args.classes:
+        if table[name].nunique() < 2 and not args.evaluate:
+            raise InputError(
+                f"{args.data}: {name} is {table[name].iloc[0]} in every row, so there is nothing to tell apart; add "
+                "cells with the other label or leave it out of --classes"
+            )
     if args.limit:
         table = data.limit_cells(table, args.limit, args.classes)
     filled = data.fill_images(table)

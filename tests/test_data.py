@@ -60,6 +60,17 @@ def test_a_bad_table_gets_one_sentence_with_its_line(tmp_path, text, complaint):
     assert str(caught.value).startswith(str(tmp_path / "table.csv")) and "\n" not in str(caught.value)
 
 
+def test_a_hundred_thousand_rows_are_read_and_the_bad_one_is_named(tmp_path):
+    lines = [f"cell{i:06}.png;{int(i % 5 == 0)};{int(i % 7 == 0)}" for i in range(100_000)]
+    path = write(tmp_path, "\n".join(["filename;crack;inactive", *lines]))
+    table = data.read_table(path)
+    assert len(table) == 100_000 and table["crack"].sum() == 20_000
+    lines[77_776] = "cell.png;0;x"
+    path = write(tmp_path, "\n".join(["filename;crack;inactive", *lines]))
+    with pytest.raises(InputError, match="line 77778: inactive is 'x'"):
+        data.read_table(path)
+
+
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere.csv: can't be read"):
         data.read_table(tmp_path / "nowhere.csv")

@@ -161,6 +161,8 @@ def test_the_report_is_one_page_and_escapes_names(exported, folder, tmp_path):
 
 def test_files_that_are_no_model_are_named(exported, tmp_path):
     proto = onnx.load(exported)
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 4
+    onnx.save(proto, tmp_path / "four.onnx")
     (tmp_path / "broken.onnx").write_bytes(exported.read_bytes()[:10000])
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / "foreign.onnx")
@@ -170,6 +172,7 @@ def test_files_that_are_no_model_are_named(exported, tmp_path):
     for name, complaint in {
         "broken.onnx": "damaged or no ONNX file",
         "text.onnx": "damaged or no ONNX file",
+        "four.onnx": "not a file of `python export_onnx.py` \\(inputs or metadata are others",
         "foreign.onnx": "not a file of `python export_onnx.py`",
         "outside.onnx": "refers to data outside the file",
         "none.onnx": "no such model",

@@ -354,6 +354,15 @@ def test_bad_options_get_one_sentence_and_exit_code_2(elpv, tmp_path, capsys, op
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_class_without_examples_is_named(elpv, tmp_path, capsys):
+    cells = data.pd.read_csv(elpv, sep=";").assign(inactive=0)
+    cells.to_csv(tmp_path / "none.csv", sep=";", index=False)
+    options = ["--data", str(tmp_path / "none.csv"), "--images", str(elpv.parent), "--out", str(tmp_path), *SMALL]
+    assert train.main(options) == 2
+    assert "none.csv: inactive is 0 in every row, so there is nothing to tell apart" in capsys.readouterr().err
+    assert train.main([*options, "--classes", "crack", "--epochs", "1"]) == 0
+
+
 def test_resume_refuses_other_options(finished, capsys):
     assert train.main(["--resume", "--out", str(finished), "--seed", "7"]) == 2
     assert "--seed can't change on --resume (it was 0)" in capsys.readouterr().err
