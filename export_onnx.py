@@ -94,8 +94,11 @@ def write_onnx(module, example, path, opset):
 
 
 def set_metadata(path, metadata):
-    """Store a dict in an ONNX file as metadata, each value as JSON."""
+    """Store a dict in an ONNX file as metadata, each value as JSON; what the exporter noted of this machine goes."""
     proto = onnx.load(path)
+    for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
+        part.doc_string = ""
+        del part.metadata_props[:]  # stack traces, with the paths of our files
     onnx.helper.set_model_props(proto, {k: json.dumps(v) for k, v in metadata.items()})
     onnx.save(proto, path)
 

@@ -54,6 +54,9 @@ def test_all_that_it_takes_to_use_it_travels_in_the_one_file(exported, best):
         assert about[key] == model.config[key]
     assert about["checkpoint_sha256"] == hashlib.sha256(best.read_bytes()).hexdigest()
     assert about["metrics"] == checkpoint["metrics"] and about["largest_difference"] < 1e-4
+    for path in (exported, exported.with_name("best_int8.onnx")):
+        assert str(export_onnx.__file__).encode() not in path.read_bytes()  # nor where this machine keeps its files
+        assert b"stack_trace" not in path.read_bytes()
     names = {p.name for p in exported.parent.iterdir()}
     assert names == {"best.onnx", "best_int8.onnx", "best.json"}
 
