@@ -28,7 +28,7 @@ from torch import nn
 import data
 from data import InputError, atomic_path
 from engine import open_model
-from model import GrayConv2d, ResNet, build_network, find_checkpoint, load_model, mean_over_symmetries
+from model import GrayConv2d, ResNet, build_network, find_checkpoint, load_model, logits_of
 from trainer import metrics_table
 
 TOLERANCE = 1e-4  # of probabilities, between ONNX Runtime and PyTorch
@@ -55,8 +55,7 @@ class GrayInput(nn.Module):
         self.probabilities, self.tta = model.probabilities, model.config["tta"]
 
     def forward(self, images):
-        images = images.float() * self.scale - self.offset
-        return self.probabilities(mean_over_symmetries(self.network, images) if self.tta else self.network(images))
+        return self.probabilities(logits_of(self.network, images.float() * self.scale - self.offset, self.tta))
 
 
 class RawInput(nn.Module):
@@ -70,8 +69,7 @@ class RawInput(nn.Module):
         self.probabilities, self.tta = model.probabilities, model.config["tta"]
 
     def forward(self, images):
-        images = images[:, :1] if self.gray else images
-        return self.probabilities(mean_over_symmetries(self.network, images) if self.tta else self.network(images))
+        return self.probabilities(logits_of(self.network, images[:, :1] if self.gray else images, self.tta))
 
 
 def write_onnx(module, example, path, opset):

@@ -130,8 +130,13 @@ def channels_last(images):
     return images.squeeze(1).unsqueeze(-1).permute(0, 3, 1, 2)
 
 
-def mean_over_symmetries(network, images):
-    """Mean logits (N, C) of a network over the eight symmetries of each image (N, 1 or 3, S, S): turns and mirrors."""
+def logits_of(network, images, tta=False):
+    """Logits (N, C) of a network, of normalised images (N, 1 or 3, S, S).
+
+    tta: their mean over the eight symmetries of each image, turns and mirrors.
+    """
+    if not tta:
+        return network(images)
     turned = [torch.rot90(images, quarter, (2, 3)) for quarter in range(4)]
     eight = torch.cat([*turned, *(t.flip(3) for t in turned)])
     logits = network(channels_last(eight) if eight.shape[1] == 1 else eight)
@@ -169,10 +174,7 @@ class CellClassifier(nn.Module):
 
     def forward(self, images):
         """Logits (N, C), float32, of gray images (N, 1, H, W), uint8 or float in 0..1."""
-        images = self.normalise(images)
-        if self.config["tta"] and not self.training:
-            return mean_over_symmetries(self.network, images).float()
-        return self.network(images).float()
+        return logits_of(self.network, self.normalise(images), self.config["tta"] and not self.training).float()
 
     def probabilities(self, logits):
         """Probabilities (N, C) of logits (N, C), calibrated: the one place where the sigmoid is applied."""
