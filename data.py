@@ -1,8 +1,8 @@
 """Cells and labels: fill images/, read tables, split, and serve augmented batches.
 
-$ python data.py                     # fill images/ from the package elpv-dataset, print the table's summary
+$ python data.py                     # fill images/ from the package elpv-dataset, print a summary
 $ python data.py --data my/data.csv  # summary of your own table
-$ python data.py --variants elpv6    # write the six-variant tree: elpv6/data.csv, elpv6/images/*.png
+$ python data.py --variants elpv6    # write the six variants of every cell, with their table
 """
 
 import argparse

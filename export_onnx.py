@@ -1,7 +1,7 @@
 """Export a checkpoint to ONNX, check it on real cells, and optionally quantise it.
 
 $ python export_onnx.py            # checkpoints/best.ckp -> onnx/best.onnx
-$ python export_onnx.py 3 --int8   # checkpoints/checkpoint_003.ckp -> onnx/checkpoint_003.onnx and ..._int8.onnx
+$ python export_onnx.py 3 --int8   # checkpoint_003.ckp -> onnx/checkpoint_003.onnx and ..._int8.onnx
 $ python export_onnx.py my.ckp --raw-input
 """
 
@@ -350,23 +350,26 @@ def options():
     parser.add_argument(
         "checkpoint", nargs="?", default="best", help="best, last, an epoch's number or a path (%(default)s)"
     )
-    parser.add_argument("--out", default="onnx", metavar="DIR", help="folder of the ONNX files (%(default)s)")
-    parser.add_argument(
+    group = parser.add_argument_group("file")
+    group.add_argument("--out", default="onnx", metavar="DIR", help="folder of the ONNX files (%(default)s)")
+    group.add_argument(
         "--raw-input", action="store_true", help="take three normalised float channels instead of uint8 gray"
     )
-    parser.add_argument(
+    group.add_argument(
         "--tta",
         action="store_true",
         help="the file gives the mean over a picture's eight symmetries: a little better, eight times the work",
     )
-    parser.add_argument("--opset", type=int, default=18, metavar="N", help="ONNX operator set (%(default)s)")
-    parser.add_argument("--int8", action="store_true", help="also write NAME_int8.onnx, quantised, and measure it")
-    parser.add_argument("--fp16", action="store_true", help="also write NAME_fp16.onnx, half the size, and measure it")
-    parser.add_argument(
+    group.add_argument("--opset", type=int, default=18, metavar="N", help="ONNX operator set (%(default)s)")
+    group = parser.add_argument_group("smaller files")
+    group.add_argument("--int8", action="store_true", help="also write NAME_int8.onnx, quantised, and measure it")
+    group.add_argument("--fp16", action="store_true", help="also write NAME_fp16.onnx, half the size, and measure it")
+    group.add_argument(
         "--max-drop", type=float, default=0.01, metavar="F1", help="refuse int8 or fp16 that lose more (%(default)s)"
     )
-    parser.add_argument("--data", default="data.csv", metavar="CSV", help="table with the test cells (%(default)s)")
-    parser.add_argument("--images", metavar="DIR", help="folder of its file names (the table's folder)")
+    group = parser.add_argument_group("test cells")
+    group.add_argument("--data", default="data.csv", metavar="CSV", help="table with the test cells (%(default)s)")
+    group.add_argument("--images", metavar="DIR", help="folder of its file names (the table's folder)")
     return parser
 
 

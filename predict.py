@@ -1,6 +1,6 @@
-"""Find the defects in folders of cell pictures with a trained network; needs no PyTorch for an ONNX model.
+"""Find the defects in cell pictures with a trained network; needs no PyTorch for an ONNX model.
 
-$ python predict.py images/                                  # rows on the screen, with onnx/best.onnx
+$ python predict.py images/                                # rows on the screen, with onnx/best.onnx
 $ python predict.py line1/ 'line2/**/*.png' --csv out.csv --report out.html
 $ find . -name '*.tif' | python predict.py - --model checkpoints/best.ckp --csv out.csv --resume
 $ torchrun --nproc-per-node 4 predict.py images/ --csv out.csv   # shared out to several processes
@@ -308,25 +308,28 @@ def options():
     """The parser of this script's command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", metavar="PICTURES", help="folders, files, globs, or - for a list on stdin")
-    parser.add_argument(
+    group = parser.add_argument_group("network")
+    group.add_argument(
         "--model",
         metavar="FILE",
         help="ONNX file or checkpoint (onnx/best.onnx, else checkpoints/best.ckp, else cells.onnx, which comes along)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--operating-point",
         default="f1",
         metavar="NAME",
         help="thresholds: f1 (highest F1), or recall (no more than 5 %% of each defect missed), as found on the "
         "validation part (%(default)s)",
     )
-    parser.add_argument("--tta", action="store_true", help="mean over a picture's eight symmetries (checkpoints)")
-    parser.add_argument("--csv", metavar="FILE", help="write the rows there (the screen)")
-    parser.add_argument("--resume", action="store_true", help="go on with --csv: skip the pictures that it has")
-    parser.add_argument("--report", metavar="FILE", help="write an HTML page with counts and the defective cells")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what runs an ONNX file (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at a time (%(default)s)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of the network, 0: all (%(default)s)")
+    group.add_argument("--tta", action="store_true", help="mean over a picture's eight symmetries (checkpoints)")
+    group = parser.add_argument_group("results")
+    group.add_argument("--csv", metavar="FILE", help="write the rows there (the screen)")
+    group.add_argument("--resume", action="store_true", help="go on with --csv: skip the pictures that it has")
+    group.add_argument("--report", metavar="FILE", help="write an HTML page with counts and the defective cells")
+    group = parser.add_argument_group("speed")
+    group.add_argument("--engine", choices=ENGINES, default="auto", help="what runs an ONNX file (%(default)s)")
+    group.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at a time (%(default)s)")
+    group.add_argument("--threads", type=int, default=0, metavar="N", help="of the network, 0: all (%(default)s)")
     return parser
 
 

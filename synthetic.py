@@ -1,12 +1,13 @@
 """Draw cracks, inactive regions and harmless marks into sound cells, as additional training pictures.
 
-$ python synthetic.py                      # plots/synthetic.png: sound cells, and what is drawn into them
+$ python synthetic.py                      # plots/synthetic.png: what is drawn into sound cells
 
 >>> defects = SyntheticDefects()
 >>> images, labels, places = defects.draw(images, labels, torch.rand(NUMBERS, len(images)))
 
-What cracks and dead regions look like, and how dark they are, follows real ones (doc/results.md); the drawings are
-masks, drawn once and then laid over cells in ever new combinations, orientations and strengths.
+What cracks and dead regions look like, and how dark they are, follows real ones (doc/results.md);
+the drawings are masks, drawn once and then laid over cells in ever new combinations, orientations
+and strengths.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Train a classifier of defects (crack, inactive) on EL pictures of solar cells.
 
-$ python train.py                             # train on all ELPV cells; checkpoints/ and plots/ hold the results
+$ python train.py                             # train on all ELPV cells
 $ python train.py --limit 100 --epochs 1      # a first try in a minute
 $ python train.py --resume                    # go on after an interruption
 $ torchrun --nproc-per-node 4 train.py        # several GPUs
@@ -135,8 +135,8 @@ def options():
         choices=RECIPES,
         default="fast",
         help="what the options named with both below are by default: fast takes the cells in all eight orientations, "
-        "small pictures first, with AdamW and a one-cycle learning rate; classic is the published recipe, on the six "
-        "variants (%(default)s)",
+        "with drawn defects, AdamW and a one-cycle learning rate; classic is the published recipe, on the six variants "
+        "(%(default)s)",
     )
     group.add_argument("--epochs", type=int, metavar="N", help=f"passes over the training part {of_recipes('epochs')}")
     group.add_argument(

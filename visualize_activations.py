@@ -1,9 +1,9 @@
-"""Show what the layers of a trained network respond to, and where it sees a crack or an inactive region.
+"""Show what the layers of a trained network respond to, and where it sees cracks and inactive regions.
 
-$ python visualize_activations.py                        # best checkpoint, one test cell of each kind
+$ python visualize_activations.py                      # best checkpoint, one test cell of each kind
 $ python visualize_activations.py 3 --cells cell0398 my/picture.png
 $ python visualize_activations.py --cells cell0398 --layers layer1 layer4 --channels layer2
-$ python visualize_activations.py --check                # are the class maps right?
+$ python visualize_activations.py --check              # are the class maps right?
 """
 
 import argparse
@@ -368,21 +368,24 @@ def options():
     parser.add_argument(
         "checkpoint", nargs="?", default="best", help="best, last, an epoch's number or a path (%(default)s)"
     )
-    parser.add_argument(
+    group = parser.add_argument_group("pictures")
+    group.add_argument(
         "--cells", nargs="+", metavar="CELL", help="cells of the table or picture files (a test cell of each kind)"
     )
-    parser.add_argument("--layers", nargs="+", metavar="LAYER", help="layers of the grid (every convolution)")
-    parser.add_argument("--channels", metavar="LAYER", help="also show the 16 strongest channels of this layer")
-    parser.add_argument("--out", default="plots", metavar="DIR", help="folder of the pictures (%(default)s)")
-    parser.add_argument(
+    group.add_argument("--layers", nargs="+", metavar="LAYER", help="layers of the grid (every convolution)")
+    group.add_argument("--channels", metavar="LAYER", help="also show the 16 strongest channels of this layer")
+    group.add_argument("--out", default="plots", metavar="DIR", help="folder of the pictures (%(default)s)")
+    group = parser.add_argument_group("check")
+    group.add_argument(
         "--check",
         nargs="?",
         const="test",
         choices=("test", "val"),
         help="instead measure how right the class maps are, on the test or the validation part (test)",
     )
-    parser.add_argument("--data", default="data.csv", metavar="CSV", help="table with the cells (%(default)s)")
-    parser.add_argument("--images", metavar="DIR", help="folder of its file names (the table's folder)")
+    group = parser.add_argument_group("table")
+    group.add_argument("--data", default="data.csv", metavar="CSV", help="table with the cells (%(default)s)")
+    group.add_argument("--images", metavar="DIR", help="folder of its file names (the table's folder)")
     return parser
 
 

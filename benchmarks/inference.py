@@ -1,9 +1,10 @@
 """Measure how many cells a second a trained network judges, by each way of running it.
 
-$ python benchmarks/inference.py                  # checkpoints/best.ckp, onnx/best.onnx, onnx/best_int8.onnx
+$ python benchmarks/inference.py                  # checkpoints/best.ckp and the ONNX files of it
 $ python benchmarks/inference.py --end-to-end 300 # also predict.py on so many PNG files
 
-All ways take turns in one process, so that a machine whose speed drifts treats them alike; medians are printed.
+All ways take turns in one process, so that a machine whose speed drifts treats them alike;
+medians are printed.
 """
 
 import argparse

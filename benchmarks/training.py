@@ -1,10 +1,11 @@
-"""Measure training against the classic recipe: data pipeline, step, evaluation, time to a score, cost of more cells.
+"""Measure training against the classic recipe: pipeline, step, evaluation, time to a score, scale.
 
-$ python benchmarks/training.py                                # pictures/s and cells/s of both, turn by turn
-$ python benchmarks/training.py --to-f1 0.7 0.8 --seeds 0 1 2  # wall time until validation is so good
-$ python benchmarks/training.py --scale 1 10 50                # time and memory with so many times the cells
+$ python benchmarks/training.py                              # pictures/s and cells/s of both
+$ python benchmarks/training.py --to-f1 0.7 --seeds 0 1 2    # wall time until validation is so good
+$ python benchmarks/training.py --scale 1 10 50              # time and memory with more cells
 
-All ways take turns in one process, so that a machine whose speed drifts treats them alike; medians are printed.
+All ways take turns in one process, so that a machine whose speed drifts treats them alike;
+medians are printed.
 """
 
 import argparse

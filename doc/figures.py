@@ -4,6 +4,7 @@ $ python doc/figures.py                        # labels.png: cells of each label
 $ python doc/figures.py resnet34.ckp own.ckp   # also class_maps.png of both, feature_maps.png of the first
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -68,17 +69,24 @@ def class_maps(table, models):
     figure.savefig(ROOT / "doc" / "class_maps.png", dpi=70)
 
 
-def main(*checkpoints):
-    """Make labels.png, and with checkpoints (of 300x300 pixels) the pictures of what their networks see."""
-    table = cells()
+def main(argv=None):
+    """Command line of this file; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="*", metavar="CKP", help="of networks for 300x300 pixels (none)")
+    try:
+        models = [load_model(c)[0] for c in parser.parse_args(argv).checkpoints]
+        table = cells()
+    except data.InputError as error:
+        print(f"figures.py: {error}", file=sys.stderr)
+        return 2
     labels(table)
-    if checkpoints:
-        models = [load_model(c)[0] for c in checkpoints]
+    if models:
         class_maps(table, models)
         image = data.read_picture(table.loc["cell0467", "path"])
         layers = vis.convolutions(models[0].network)
         vis.feature_maps(models[0], image, "cell0467", layers, ROOT / "doc" / "feature_maps.png", dpi=60)
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    raise SystemExit(main())
