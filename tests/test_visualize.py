@@ -54,7 +54,7 @@ def test_an_original_recipes_checkpoint_is_shown_too_within_20_seconds(elpv, tmp
     assert names(tmp_path / "out") == [f"cam_{cell}.png", f"feature_maps_{cell}.png"]
 
 
-@pytest.mark.parametrize("name, count", [("resnet34", 36), ("resnet", 20)])
+@pytest.mark.parametrize("name, count", [("efficientnet_lite0", 49), ("resnet34", 36), ("resnet", 20)])
 def test_every_convolution_is_shown_in_order_of_depth(name, count, small):
     network = build_model(name, width=8).eval()
     layers = vis.convolutions(network.network)
