@@ -30,9 +30,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import data
 from data import CellDataset, InputError, atomic_path
-from model import NETWORKS, build_model
+from model import NETWORKS, build_model, load_initial_weights
 from synthetic import NUMBERS, SyntheticDefects
-from trainer import RECIPES, Trainer, autocast, f1_scores, keep_freed_memory, pick_device, pick_precision
+from trainer import RECIPES, Trainer, autocast, f1_scores, keep_freed_memory, pick_precision
+
+CPU = torch.device("cpu")
 
 # ---------------------------------------------------------------- the classic recipe
 
@@ -260,10 +262,15 @@ def endless(rows, batch_size, sixth, seed, load):
             yield *load(chosen), done // sixth > before
 
 
-def race_ours(args, model, train, val, precision, seed):
-    """Our recipe; returns [(seconds, mean F1)] of the epochs on full pictures."""
+def race_ours(args, name, train, val, seed):
+    """Our recipe for a network; returns [(seconds, mean F1)] of the epochs on full pictures."""
+    torch.manual_seed(seed)
+    model = build_model(name, width=32)
+    weights = load_initial_weights(model, "imagenet" if name == "efficientnet_lite0" else "none")["used"]
+    recipe, precision = "fast" if weights == "random" else "finetune", pick_precision(args.precision, CPU, name)
+    print(f"\nseed {seed}, ours, {name}, {recipe} recipe from {weights} weights", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        settings = RECIPES["fast"] | ({"epochs": args.epochs} if args.epochs else {})
+        settings = RECIPES[recipe] | ({"epochs": args.epochs} if args.epochs else {})
         began, points = time.monotonic(), []
         options = {"defects": SyntheticDefects(), "precision": precision, "seed": seed, "keep": 0}
         trainer = Trainer(model, train, val, folder, **settings, **options)
@@ -323,10 +330,7 @@ def race(args, table, precision, rates):
     for seed in args.seeds:
         f = {"seed": seed}
         for name in args.networks:
-            torch.manual_seed(seed)
-            model = build_model(name, width=32)
-            print(f"\nseed {seed}, ours, {name}", flush=True)
-            f[f"ours, {name}"] = race_ours(args, model, ours_train, ours_val, precision, seed)
+            f[f"ours, {name}"] = race_ours(args, name, ours_train, ours_val, seed)
         if args.sixths:
             torch.manual_seed(seed)
             start = build_model().network.state_dict()
@@ -435,7 +439,7 @@ def main(argv=None):
         nargs="+",
         choices=NETWORKS,
         default=["resnet34"],
-        help="ours for --to-f1; our own one is 32 maps wide (%(default)s)",
+        help="ours for --to-f1; resnet is 32 maps wide, efficientnet_lite0 starts from ImageNet weights (%(default)s)",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of --to-f1 (%(default)s)")
     parser.add_argument("--epochs", type=int, help="of our run for --to-f1 (the recipe's)")
@@ -457,7 +461,7 @@ def main(argv=None):
         if args.scale:
             figures = {"scale": measure_scale(args, table)}
         else:
-            precision = pick_precision(args.precision, pick_device("cpu"))
+            precision = pick_precision(args.precision, CPU)
             figures = measure_rates(args, table, precision)
             if args.to_f1:
                 figures["race"] = race(args, table, precision, figures)
