@@ -1,6 +1,7 @@
 """The table of accuracy in doc/results.md, from the committed out-of-fold probabilities.
 
-$ python doc/accuracy.py            # doc/oof_by_cell.csv and doc/oof_by_module.csv as rows of a table
+$ python doc/accuracy.py                      # doc/oof_by_cell.csv and doc/oof_by_module.csv as rows of a table
+$ python doc/accuracy.py doc/random_weights   # the same of the two files in another folder
 """
 
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
+DOC = ROOT / "doc"
 sys.path.insert(0, str(ROOT))
 from data import CLASSES
 from trainer import bootstrap_mean_f1, metrics_table
@@ -20,7 +22,7 @@ HEADER = (
 )
 
 
-def read(by, folder=ROOT / "doc"):
+def read(by, folder=DOC):
     """Out-of-fold predictions of a cross-validation by "cell" or "module", with each cell's module and type."""
     judged = pd.read_csv(Path(folder) / f"oof_by_{by}.csv", sep=";")
     table = pd.read_csv(ROOT / "data.csv", sep=";")
@@ -37,23 +39,25 @@ def line(name, judged, by):
     return f"| {name} | " + " | ".join(f if isinstance(f, str) else f"{f:.3f}" for f in figures) + " |"
 
 
-def lines():
-    """All rows: each split as a whole, by type, and the spread over the modules."""
+def lines(folder=DOC):
+    """All rows: each split as a whole and by type."""
     rows = []
     for by in ("cell", "module"):
-        judged = read(by)
+        judged = read(by, folder)
         rows.append(line(f"by {by}: all {len(judged):,}", judged, by))
         rows += [line(f"by {by}: {kind}", part, by) for kind, part in judged.groupby("type")]
     return rows
 
 
-def any_defect(by):
+def any_defect(by, folder=DOC):
     """Share of cells whose being sound or not (either label) is told right, in 0..1."""
-    judged = read(by)
+    judged = read(by, folder)
     y, p, thresholds = (judged[[f"{k}{c}" for c in CLASSES]].to_numpy(float) for k in ("", "p_", "threshold_"))
     return float(np.mean((p >= thresholds).any(1) == (y > 0).any(1)))
 
 
 if __name__ == "__main__":
-    print("\n".join([HEADER, *lines()]))
-    print("\nSound or not, told right: " + ", ".join(f"{any_defect(by):.1%} by {by}" for by in ("cell", "module")))
+    folder = sys.argv[1] if len(sys.argv) > 1 else DOC
+    print("\n".join([HEADER, *lines(folder)]))
+    told = (f"{any_defect(by, folder):.1%} by {by}" for by in ("cell", "module"))
+    print("\nSound or not, told right: " + ", ".join(told))

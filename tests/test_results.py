@@ -14,9 +14,10 @@ accuracy = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(accuracy)
 
 
+@pytest.mark.parametrize("folder", ["doc", "doc/random_weights"])
 @pytest.mark.parametrize("by", ["cell", "module"])
-def test_every_cell_was_judged_once_by_a_network_that_saw_nothing_of_its_group(table, by):
-    judged = accuracy.read(by)
+def test_every_cell_was_judged_once_by_a_network_that_saw_nothing_of_its_group(table, by, folder):
+    judged = accuracy.read(by, ROOT / folder)
     assert len(judged) == 2624 and set(judged["filename"]) == set(table["filename"])
     merged = judged.merge(table, on="filename", suffixes=("", "_table"))
     assert all((merged[c] == merged[f"{c}_table"]).all() for c in CLASSES)
@@ -27,10 +28,11 @@ def test_every_cell_was_judged_once_by_a_network_that_saw_nothing_of_its_group(t
     assert (thresholds == 1).all(axis=None)
 
 
-def test_the_tables_rows_follow_from_the_probabilities():
+@pytest.mark.parametrize("folder", ["doc", "doc/random_weights"])
+def test_the_tables_rows_follow_from_the_probabilities(folder):
     text = (ROOT / "doc" / "results.md").read_text()
     assert accuracy.HEADER in text
-    for line in accuracy.lines():
+    for line in accuracy.lines(ROOT / folder):
         assert line in text, f"doc/results.md lacks, or has otherwise: {line}"
 
 
