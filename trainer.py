@@ -687,9 +687,15 @@ class Trainer:
         return True
 
     def best_epoch(self):
-        """Index into history of the best epoch so far: of those on the largest pictures the one of the lowest loss on
-        the validation part. Its F1 would jump with a few cells (doc/results.md)."""
-        return max(range(len(self.history)), key=lambda i: (self.history[i]["side"], -self.history[i]["val_loss"]))
+        """Index into history of the best epoch so far: of a one-cycle schedule the newest, which had the lowest rate (a
+        few hundred validation cells can't tell its epochs apart, doc/results.md); else, of those on the largest
+        pictures, the one of the highest mean F1 at 0.5 on the validation part, then the lowest loss."""
+        if self.schedule == "one-cycle":
+            return len(self.history) - 1
+        return max(
+            range(len(self.history)),
+            key=lambda i: (self.history[i]["side"], self.history[i]["f1_mean"], -self.history[i]["val_loss"]),
+        )
 
     def calibrate_symmetries(self):
         """Store in best.ckp what `CellClassifier.average_symmetries` needs: `calibration` with it."""

@@ -109,7 +109,7 @@ def test_every_epoch_leaves_a_snapshot_and_best_is_the_best(small, tmp_path):
     trainer.fit()
     snapshots = sorted(p.name for p in tmp_path.glob("checkpoint_*.ckp"))
     assert snapshots == [f"checkpoint_00{i}.ckp" for i in range(4)]
-    best = min(trainer.history, key=lambda e: e["val_loss"])
+    best = max(trainer.history, key=lambda e: (e["f1_mean"], -e["val_loss"]))
     model, checkpoint = load_model(tmp_path / "best.ckp")
     assert checkpoint["metrics"] == best and checkpoint["epoch"] == best["epoch"]
     same, _ = load_model(tmp_path / snapshots[best["epoch"] - 1])
