@@ -117,6 +117,15 @@ def test_every_epoch_leaves_a_snapshot_and_best_is_the_best(small, tmp_path):
     assert load_model(tmp_path / "last.ckp")[1]["epoch"] == 4
 
 
+def test_the_best_of_a_one_cycle_run_is_its_last_epoch(small, tmp_path):
+    trainer = make_trainer(small, tmp_path, epochs=3, schedule="one-cycle")
+    history = [{"side": 64, "f1_mean": f1, "val_loss": 1.0} for f1 in (0.1, 0.9, 0.2)]
+    trainer.history = history
+    assert trainer.best_epoch() == 2
+    trainer.schedule = "steps"
+    assert trainer.best_epoch() == 1
+
+
 def test_keep_limits_the_snapshots(small, tmp_path):
     make_trainer(small, tmp_path, epochs=3, rows=16, keep=2).fit()
     assert sorted(p.name for p in tmp_path.glob("checkpoint_*.ckp")) == ["checkpoint_001.ckp", "checkpoint_002.ckp"]
