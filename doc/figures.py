@@ -1,7 +1,7 @@
 """Make the pictures in doc/.
 
 $ python doc/figures.py                        # labels.png: cells of each label
-$ python doc/figures.py resnet34.ckp own.ckp   # also class_maps.png of both, feature_maps.png of the first
+$ python doc/figures.py lite0.ckp own.ckp      # also class_maps.png of both, feature_maps.png of the first
 """
 
 import argparse
@@ -18,7 +18,7 @@ from model import load_model
 
 CELLS = (("cell0004", "cell1108", "cell0395", "cell0415"), ("cell2000", "cell0841", "cell0786", "cell0879"))
 NAMES = {(0, 0): "neither", (1, 0): "crack", (0, 1): "inactive", (1, 1): "crack and inactive"}
-NETWORKS = {"resnet34": "ResNet-34", "resnet": "own network"}
+NETWORKS = {"efficientnet_lite0": "EfficientNet-Lite0", "resnet34": "ResNet-34", "resnet": "own network"}
 EXPLAINED = {  # all from the default split's test part
     "fine crack": "cell0440",
     "star crack": "cell0467",
