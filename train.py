@@ -254,12 +254,6 @@ def parse(argv):
     """Options as a namespace; with --resume, those of the interrupted run where the command line gives no others."""
     parser = options()
     args = parser.parse_args(argv)
-    if args.resume is None and not args.evaluate:
-        choose_network(args)
-        for name, value in RECIPES[args.recipe].items():
-            if getattr(args, name) is None:
-                drawable = set(data.CLASSES) <= set(args.classes)  # other labels than ours can't be drawn
-                setattr(args, name, value if name != "synthetic" or drawable else 0.0)
     # oneDNN 3.12 writes out of bounds when it trains 1x1 convolutions of fewer than 16 maps in float32.
     for name, least in (
         ("epochs", 1),
@@ -281,6 +275,12 @@ def parse(argv):
         raise InputError(f"--places {args.places:g}: must not be negative")
     if args.frozen is not None and not 0 <= args.frozen <= 3:
         raise InputError(f"--frozen {args.frozen}: must be from 0 to 3")
+    if args.resume is None and not args.evaluate:
+        choose_network(args)
+        for name, value in RECIPES[args.recipe].items():
+            if getattr(args, name) is None:
+                drawable = set(data.CLASSES) <= set(args.classes)  # other labels than ours can't be drawn
+                setattr(args, name, value if name != "synthetic" or drawable else 0.0)
     if args.resume is not None:
         cross_validation = Path(args.out) / "checkpoints" / "folds.json"
         if not args.resume and cross_validation.exists():
