@@ -40,7 +40,17 @@ class GrayConv2d(nn.Conv2d):
         return self._conv_forward(images, self.weight.sum(1, keepdim=True), self.bias)
 
 
-TRACER = {"leaf_modules": [GrayConv2d]}  # what torchvision's feature extractor must not look into
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution that trains in float32 on a CPU, whose gradient in bfloat16 takes four times as long."""
+
+    def forward(self, x):
+        if not x.requires_grad or x.device.type != "cpu":
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
+TRACER = {"leaf_modules": [GrayConv2d, DepthwiseConv2d]}  # what torchvision's feature extractor must not look into
 
 
 class ResidualBlock(nn.Module):
@@ -99,7 +109,8 @@ class ResNet(nn.Module):
 
 def lite_convolution(in_maps, maps, kernel, stride=1, groups=1, active=True):
     """Convolution, batch norm and, if active, ReLU6 as EfficientNet-Lite has them."""
-    convolution = nn.Conv2d(in_maps, maps, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+    kind = nn.Conv2d if groups == 1 else DepthwiseConv2d
+    convolution = kind(in_maps, maps, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(maps, eps=1e-3), *[nn.ReLU6(inplace=True)] * active)
 
 

@@ -599,7 +599,7 @@ def run_evaluate(args):
         _, val, test = data.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
         split = data.record_split(val, test, args.split)
     rows = data.recorded_part(table, split, "test")
-    precision = pick_precision(args.precision, device, model.config["network"])
+    precision = pick_precision(args.precision, device)
     prefix = f"{Path(args.evaluate).stem}_"
     out = Path(args.out)
     measure(model, checkpoint, rows, pictures, split["by"], out, prefix, precision, args.operating_point, args.tta)
@@ -649,7 +649,7 @@ def run_training(args):
     """Train in one process or torchrun's, then measure the best epoch on the test part. Returns the exit code."""
     keep_freed_memory()
     device = pick_device(args.device)
-    precision = pick_precision(args.precision, device, args.model)
+    precision = pick_precision(args.precision, device)
     with contextlib.ExitStack() as stack:
         device = stack.enter_context(processes(device))
         if rank() == 0:

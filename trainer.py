@@ -175,16 +175,14 @@ def pick_device(name="auto"):
     return torch.device(name)
 
 
-def pick_precision(name, device, network=""):
+def pick_precision(name, device):
     """torch.dtype of a network's arithmetic for "auto", "fp32" or "bf16".
 
-    "auto" is bfloat16 where the device is fast in it: CUDA with bfloat16, or a CPU with AVX512-BF16 or AMX, but for
-    EfficientNet, whose depthwise convolutions are slower in it there.
+    "auto" is bfloat16 where the device is fast in it: CUDA with bfloat16, or a CPU with AVX512-BF16 or AMX.
     """
     if name == "auto" and device.type == "cpu":
         cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        fast = (cpu.get("avx512_bf16") or cpu.get("amx_bf16")) and not network.startswith("efficientnet")
-        name = "bf16" if fast else "fp32"
+        name = "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
     elif name == "auto":
         name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else "fp32"
     elif name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):

