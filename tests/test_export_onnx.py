@@ -73,6 +73,44 @@ def test_the_int8_file_is_quantised_smaller_and_nearly_as_good(exported, small):
     assert len(figures) == 2 and all(f["cells_per_second"] > 0 for f in figures.values())
 
 
+@pytest.mark.parametrize("network", ["resnet", "efficientnet_lite0"])
+def test_weights_alone_can_be_int8_and_biases_make_up_for_the_rounding(elpv, small, tmp_path, network):
+    torch.manual_seed(0)
+    model = build_model(network, width=16, image_size=64)
+    images = torch.from_numpy(np.array(small[1]))
+    model.train()
+    for _ in range(20):  # batch norms get the statistics of real cells
+        model(images)
+    save_checkpoint(tmp_path / "my.ckp", model)
+    assert export(elpv, tmp_path, tmp_path / "my.ckp", "--int8-weights", "--max-drop", "1") == 0
+    plain, file = tmp_path / "my.onnx", tmp_path / "my_int8_weights.onnx"
+    graph = onnx.load(file).graph
+    large = [i for i in graph.initializer if len(i.dims) == 4 and np.prod(i.dims) >= 4096]
+    assert len(large) > 8 and all(i.data_type == onnx.TensorProto.INT8 for i in large)
+    assert {i.name for i in graph.initializer} <= {name for node in graph.node for name in node.input}
+    assert file.stat().st_size < 0.45 * plain.stat().st_size
+    assert metadata(file)["arithmetic"] == "int8_weights"
+
+    def maps(path):  # of the last layer before pooling
+        proto = onnx.load(path)
+        pooled = next(n.input[0] for n in proto.graph.node if n.op_type in ("GlobalAveragePool", "ReduceMean"))
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(pooled, onnx.TensorProto.FLOAT, None))
+        return onnxruntime.InferenceSession(proto.SerializeToString()).run([pooled], {"input": images.numpy()})[0]
+
+    before, after = maps(plain), maps(file)
+    uncorrected = onnx.load(file)
+    biases = {i.name: i for i in onnx.load(plain).graph.initializer}
+    corrected = [i for i in uncorrected.graph.initializer if i.name.endswith("_corrected_bias")]
+    for bias in corrected:
+        old = biases.get(bias.name.replace("_corrected_bias", "_bias"))
+        array = onnx.numpy_helper.to_array(old) if old else np.zeros(bias.dims, np.float32)
+        bias.CopyFrom(onnx.numpy_helper.from_array(array, bias.name))
+    onnx.save(uncorrected, tmp_path / "uncorrected.onnx")
+    without = maps(tmp_path / "uncorrected.onnx")
+    assert np.abs(after - before).mean() < 0.2 * before.std()
+    assert np.abs((after - before).mean((0, 2, 3))).mean() < np.abs((without - before).mean((0, 2, 3))).mean()
+
+
 def test_an_int8_file_that_loses_too_much_is_refused(elpv, best, tmp_path, capsys):
     assert export(elpv, tmp_path, best, "--int8", "--max-drop", "-1") == 2
     assert "best_int8.onnx: mean F1 falls by" in capsys.readouterr().err
