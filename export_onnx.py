@@ -234,7 +234,7 @@ def quantise(source, target, calibration):
         logging.getLogger().setLevel(level)
 
 
-def round_weights(source, target, calibration, small=4096):
+def round_weights(source, target, calibration, small=16384):
     """A float ONNX file with its convolutions' weights as int8, scaled per output channel; arithmetic stays float.
 
     Biases make up for the mean error of a layer's output that rounding brings ("bias correction" of Nagel et al. 2019,

@@ -197,7 +197,8 @@ def options():
         "--precision",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="arithmetic; auto takes bf16 where the device is fast in it (%(default)s)",
+        help="arithmetic of the training, the finished network is judged in fp32; auto takes bf16 where the device is "
+        "fast in it (%(default)s)",
     )
 
     group = parser.add_argument_group("run")
@@ -500,13 +501,13 @@ def plot_errors(labels, probabilities, thresholds, dataset, classes, path, colum
 # ---------------------------------------------------------------- commands
 
 
-def judge(model, rows, pictures, precision, operating_point, tta):
+def judge(model, rows, pictures, operating_point, tta):
     """Rows of a table with the model's probability (p_...) and threshold (threshold_...) of each class added."""
     if tta:
         model.average_symmetries()
     model.set_operating_point(operating_point)
     dataset = CellDataset(rows, pictures, model.classes)
-    _, _, probabilities = evaluate(model, dataset.to(next(model.parameters()).device), precision)
+    _, _, probabilities = evaluate(model, dataset.to(next(model.parameters()).device))
     judged = rows.copy()
     for i, name in enumerate(model.classes):
         judged[f"p_{name}"] = probabilities[:, i].round(6)
@@ -557,9 +558,9 @@ def about(model, checkpoint):
     }
 
 
-def measure(model, checkpoint, rows, pictures, by, out, prefix, precision, operating_point, tta):
+def measure(model, checkpoint, rows, pictures, by, out, prefix, operating_point, tta):
     """Evaluate a model on test rows; write report, predictions and plots, print the table."""
-    judged = judge(model, rows, pictures, precision, operating_point, tta)
+    judged = judge(model, rows, pictures, operating_point, tta)
     if rank() > 0:
         return
     write_predictions(judged, model.classes, out / "checkpoints" / f"{prefix}test_predictions.csv")
@@ -599,10 +600,9 @@ def run_evaluate(args):
         _, val, test = data.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
         split = data.record_split(val, test, args.split)
     rows = data.recorded_part(table, split, "test")
-    precision = pick_precision(args.precision, device)
     prefix = f"{Path(args.evaluate).stem}_"
     out = Path(args.out)
-    measure(model, checkpoint, rows, pictures, split["by"], out, prefix, precision, args.operating_point, args.tta)
+    measure(model, checkpoint, rows, pictures, split["by"], out, prefix, args.operating_point, args.tta)
     return 0
 
 
@@ -672,7 +672,7 @@ def run_training(args):
             if trained is None:
                 return 130
             print()
-            measure(*trained, parts[2], pictures, args.split, out, "", precision, args.operating_point, args.tta)
+            measure(*trained, parts[2], pictures, args.split, out, "", args.operating_point, args.tta)
             return 0
 
 
@@ -698,7 +698,7 @@ def cross_validate(args, table, pictures, device, precision):
             trained = train(args, parts, pictures, folder, out / "plots" / folder.name, device, precision, resume)
             if trained is None:
                 return 130
-            found = judge(trained[0], parts[2], pictures, precision, args.operating_point, args.tta)
+            found = judge(trained[0], parts[2], pictures, args.operating_point, args.tta)
             if rank() == 0:
                 write_predictions(found, args.classes, done)
             barrier()
@@ -854,7 +854,7 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
         )
         return None
     barrier()
-    trainer.calibrate_symmetries()
+    trainer.calibrate()
     return load_model(folder / "best.ckp", device)
 
 

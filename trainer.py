@@ -6,7 +6,6 @@
 """
 
 import contextlib
-import copy
 import ctypes
 import math
 import os
@@ -76,7 +75,7 @@ CLASSIC = {
 }
 # What `Trainer` takes; doc/results.md has what each part of "fast" (random weights) and "finetune" (weights from
 # another training) is worth.
-RECIPES = {"fast": FAST, "finetune": FAST | {"epochs": 6, "lr": 0.0006, "frozen": 2}, "classic": CLASSIC}
+RECIPES = {"fast": FAST, "finetune": FAST | {"epochs": 16, "lr": 0.0006, "frozen": 2}, "classic": CLASSIC}
 
 
 # ---------------------------------------------------------------- processes, device and precision
@@ -695,14 +694,19 @@ class Trainer:
             key=lambda i: (self.history[i]["side"], self.history[i]["f1_mean"], -self.history[i]["val_loss"]),
         )
 
-    def calibrate_symmetries(self):
-        """Store in best.ckp what `CellClassifier.average_symmetries` needs: `calibration` with it."""
+    def calibrate(self):
+        """Store `calibration` in best.ckp, and what `CellClassifier.average_symmetries` needs.
+
+        It is measured in float32, as the network will be used: bfloat16 moves probabilities by about 0.005.
+        """
         path = self.folder / "best.ckp"
         model, checkpoint = load_model(path, self.device)
-        config = copy.deepcopy(model.config)
-        model.config.update(tta=True, temperatures=[1.0] * len(model.classes))
-        _, labels, probabilities = evaluate(model, self.val_set, self.precision, batch_size=8)
-        checkpoint["config"] = {**config, "with_tta": calibration(labels, probabilities)}
+        found = []
+        for tta, batch_size in ((False, 32), (True, 4)):
+            model.config.update(tta=tta, temperatures=[1.0] * len(model.classes))
+            _, labels, probabilities = evaluate(model, self.val_set, batch_size=batch_size)
+            found.append(calibration(labels, probabilities))
+        checkpoint["config"] |= {**found[0], "tta": False, "with_tta": found[1]}
         barrier()
         if rank() == 0:
             write_checkpoint(path, checkpoint)
