@@ -130,6 +130,22 @@ def processes(device):
         dist.destroy_process_group()
 
 
+class SumOverProcesses(torch.autograd.Function):
+    """A tensor's sum over all processes, and on the way back its gradient's, as each of them used the sum."""
+
+    @staticmethod
+    def forward(context, value):
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context, gradient):
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over the batches of all processes, where PyTorch's own SyncBatchNorm can't run (CPU).
 
@@ -141,11 +157,11 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         x32 = x.to(torch.promote_types(x.dtype, torch.float32))
         own = torch.tensor(float(x[:, 0].numel()), dtype=x32.dtype)
-        count = dist.nn.functional.all_reduce(own).detach()
+        count = SumOverProcesses.apply(own)
         own_var, own_mean = torch.var_mean(x32, (0, 2, 3), correction=0)
-        mean = dist.nn.functional.all_reduce(own_mean * (own / count))
+        mean = SumOverProcesses.apply(own_mean * (own / count))
         # Not the mean of squares less the squared mean, which loses digits where the mean is large.
-        var = dist.nn.functional.all_reduce((own_var + (own_mean - mean) ** 2) * (own / count))
+        var = SumOverProcesses.apply((own_var + (own_mean - mean) ** 2) * (own / count))
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
