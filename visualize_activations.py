@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import data
 from data import InputError, atomic_path
-from model import TRACER, find_checkpoint, load_model, outputs_of, stages
+from model import TRACER, EfficientNetLite0, find_checkpoint, load_model, outputs_of, stages
 
 COLOURS = "plasma"
 SHARE = 0.05  # of the pixels that --check blacks out
@@ -104,7 +104,18 @@ METHODS = {  # name -> (how, stages counted from the last, enlargement of the in
     "LayerCAM 2-3": (layer_cam, (1, 2), 1),
     "LayerCAM 1-3": (layer_cam, (0, 1, 2), 1),
 }
-SHARP = "LayerCAM 1-3"  # the one of them that --check found best on the validation part (doc/results.md)
+SHARP = "LayerCAM 2-4"  # the one of them that --check found best on the validation part (doc/results.md)
+
+
+def map_layers(network):
+    """Names of the four layers, of strides 4, 8, 16 and 32, whose outputs class maps are made of.
+
+    They are the network's stages, but for EfficientNet, whose stages end in a convolution without activation: LayerCAM
+    wants outputs of 0 and more, which the first convolution of the next block has.
+    """
+    if isinstance(network, EfficientNetLite0):
+        return ["blocks.3.layers.0", "blocks.5.layers.0", "blocks.11.layers.0", "last"]
+    return stages(network)
 
 
 def class_map(model, images, index, method):
@@ -119,7 +130,7 @@ def class_map(model, images, index, method):
     batch = torch.from_numpy(np.ascontiguousarray(images))[:, None]
     if enlarge != 1:
         batch = F.interpolate(batch.float() / 255, scale_factor=enlarge, mode="bilinear", align_corners=False)
-    names = [stages(model.network)[i] for i in chosen]
+    names = [map_layers(model.network)[i] for i in chosen]
     logits, outputs = stage_gradients(model, batch, names)
     gradients = torch.autograd.grad(logits[:, index].sum(), outputs)
     product = torch.ones(len(images), 1, size, size)

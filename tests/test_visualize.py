@@ -83,6 +83,14 @@ def test_grad_cam_of_resnet34s_last_stage_is_the_exact_class_activation_map(smal
     assert exact.max() > 0 and torch.allclose(vis.grad_cam(last, gradient) * last[0, 0].numel(), exact, atol=1e-5)
 
 
+@pytest.mark.parametrize("name, signed", [("efficientnet_lite0", 0), ("resnet34", 0), ("resnet", 3)])
+def test_maps_are_made_of_layers_of_falling_size_that_are_not_negative(small, name, signed):
+    model = build_model(name, width=16, image_size=64).eval()
+    _, outputs = vis.stage_gradients(model, torch.from_numpy(np.array(small[1][:2])), vis.map_layers(model.network))
+    assert [o.shape[-1] for o in outputs] == [16, 8, 4, 2]
+    assert sum(bool((o < 0).any()) for o in outputs) <= signed  # our own network's blocks end in sums
+
+
 @pytest.mark.parametrize("method", list(vis.METHODS))
 def test_maps_are_scaled_and_leave_the_model_as_it_was(small, best, method):
     model, _ = load_model(best)
