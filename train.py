@@ -1,7 +1,7 @@
 """Train a classifier of defects (crack, inactive) on EL pictures of solar cells.
 
 $ python train.py                             # train on all ELPV cells
-$ python train.py --limit 100 --epochs 1      # a first try in a minute
+$ python train.py --limit 100 --epochs 1      # a first try in 20 seconds
 $ python train.py --resume                    # go on after an interruption
 $ torchrun --nproc-per-node 4 train.py        # several GPUs
 $ python train.py --evaluate checkpoints/best.ckp
