@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import logging
-import math
 import shutil
 import statistics
 import sys
@@ -244,7 +243,7 @@ def round_weights(source, target, calibration, small=16384):
     model = onnx.load(source)
     weights = {i.name: i for i in model.graph.initializer}
     layers = [n for n in model.graph.node if n.op_type == "Conv" and n.input[1] in weights]
-    layers = [n for n in layers if math.prod(weights[n.input[1]].dims) >= small]
+    layers = [n for n in layers if np.prod(weights[n.input[1]].dims) >= small]
     inputs = list(dict.fromkeys(n.input[0] for n in layers))
     watched = onnx.ModelProto()
     watched.CopyFrom(model)

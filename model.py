@@ -202,6 +202,17 @@ def stages(network):
     return [f"layer{i}" for i in (1, 2, 3, 4)]
 
 
+def map_layers(network):
+    """Names of the four layers, of strides 4, 8, 16 and 32, whose outputs class maps are made of.
+
+    They are the network's stages, but for EfficientNet, whose stages end in a convolution without activation: LayerCAM
+    wants outputs of 0 and more, which the first convolution of the next block has.
+    """
+    if isinstance(network, EfficientNetLite0):
+        return ["blocks.3.layers.0", "blocks.5.layers.0", "blocks.11.layers.0", "last"]
+    return stages(network)
+
+
 def first_layers(network, count):
     """A network's layers (without children of their own) up to the end of its stage number `count`; 0: none."""
     if not count:

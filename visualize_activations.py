@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import data
 from data import InputError, atomic_path
-from model import TRACER, EfficientNetLite0, find_checkpoint, load_model, outputs_of, stages
+from model import TRACER, find_checkpoint, load_model, map_layers, outputs_of
 
 COLOURS = "plasma"
 SHARE = 0.05  # of the pixels that --check blacks out
@@ -105,17 +105,6 @@ METHODS = {  # name -> (how, stages counted from the last, enlargement of the in
     "LayerCAM 1-3": (layer_cam, (0, 1, 2), 1),
 }
 SHARP = "LayerCAM 2-4"  # the one of them that --check found best on the validation part (doc/results.md)
-
-
-def map_layers(network):
-    """Names of the four layers, of strides 4, 8, 16 and 32, whose outputs class maps are made of.
-
-    They are the network's stages, but for EfficientNet, whose stages end in a convolution without activation: LayerCAM
-    wants outputs of 0 and more, which the first convolution of the next block has.
-    """
-    if isinstance(network, EfficientNetLite0):
-        return ["blocks.3.layers.0", "blocks.5.layers.0", "blocks.11.layers.0", "last"]
-    return stages(network)
 
 
 def class_map(model, images, index, method):

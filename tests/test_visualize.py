@@ -9,7 +9,7 @@ from PIL import Image
 
 import data
 import visualize_activations as vis
-from model import build_model, load_model
+from model import build_model, load_model, map_layers
 
 
 def run(elpv, *more):
@@ -86,7 +86,7 @@ def test_grad_cam_of_resnet34s_last_stage_is_the_exact_class_activation_map(smal
 @pytest.mark.parametrize("name, signed", [("efficientnet_lite0", 0), ("resnet34", 0), ("resnet", 3)])
 def test_maps_are_made_of_layers_of_falling_size_that_are_not_negative(small, name, signed):
     model = build_model(name, width=16, image_size=64).eval()
-    _, outputs = vis.stage_gradients(model, torch.from_numpy(np.array(small[1][:2])), vis.map_layers(model.network))
+    _, outputs = vis.stage_gradients(model, torch.from_numpy(np.array(small[1][:2])), map_layers(model.network))
     assert [o.shape[-1] for o in outputs] == [16, 8, 4, 2]
     assert sum(bool((o < 0).any()) for o in outputs) <= signed  # our own network's blocks end in sums
 
