@@ -41,16 +41,67 @@ class GrayConv2d(nn.Conv2d):
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution that trains in float32 on a CPU, whose gradient in bfloat16 takes four times as long."""
+    """A depthwise convolution whose gradient is reckoned in float32 on a CPU: in bfloat16 it takes four times as long."""
 
     def forward(self, x):
-        if not x.requires_grad or x.device.type != "cpu":
+        if x.dtype != torch.bfloat16 or x.device.type != "cpu" or not x.requires_grad:
             return super().forward(x)
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(x.float())
+        return _DepthwiseInBfloat16.apply(x, self.weight, self)
 
 
-TRACER = {"leaf_modules": [GrayConv2d, DepthwiseConv2d]}  # what torchvision's feature extractor must not look into
+class _DepthwiseInBfloat16(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x, weight, layer):
+        context.save_for_backward(x, weight)
+        context.layer = layer
+        return layer._conv_forward(x, weight.to(x.dtype), None)
+
+    @staticmethod
+    def backward(context, gradient):
+        x, weight = context.saved_tensors
+        (high, wide), (down, aside) = context.layer.kernel_size, context.layer.padding
+
+        def backward(x, weight, aside, by_x):
+            geometry = context.layer.stride, (down, aside), (1, 1), False, (0, 0), context.layer.groups
+            outputs = by_x, not by_x, False
+            return torch.ops.aten.convolution_backward(gradient, x, weight, None, *geometry, outputs)[not by_x]
+
+        gradient = gradient.float()
+        by_input = backward(x.float(), weight, aside, True).to(x.dtype)
+        if wide != 5:
+            return by_input, backward(x.float(), weight, aside, False), None
+        # For a kernel's gradient oneDNN is fast only up to three columns: the left three, then the right three.
+        shifted = [nn.functional.pad(x, (shift, -shift)).float() for shift in (1, -1)]
+        left, right = (backward(x, weight[..., :3], 1, False) for x in shifted)
+        return by_input, torch.cat([left, right[..., 1:]], 3), None
+
+
+class ReLU6(nn.Module):
+    """min(max(x, 0), 6), in place; of bfloat16 on a CPU as of 16-bit integers, whose order is the same from 0 on.
+
+    PyTorch's own goes through float32 number by number, which takes nine times as long.
+    """
+
+    def forward(self, x):
+        if x.dtype != torch.bfloat16 or x.device.type != "cpu":
+            return nn.functional.relu6(x, inplace=not x.requires_grad)
+        return _ReLU6OfBits.apply(x)
+
+
+class _ReLU6OfBits(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        x.view(torch.int16).clamp_(0, 0x40C0)  # the bits of 6.0
+        context.mark_dirty(x)
+        context.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(context, gradient):
+        return torch.ops.aten.hardtanh_backward(gradient, *context.saved_tensors, 0, 6)
+
+
+TRACER = {"leaf_modules": [GrayConv2d, DepthwiseConv2d, ReLU6]}  # what torchvision's feature extractor must not look into
 
 
 class ResidualBlock(nn.Module):
@@ -107,11 +158,27 @@ class ResNet(nn.Module):
         return self.fc(torch.cat([self.mean(x), self.maximum(x)], 1).flatten(1))
 
 
-def lite_convolution(in_maps, maps, kernel, stride=1, groups=1, active=True):
-    """Convolution, batch norm and, if active, ReLU6 as EfficientNet-Lite has them."""
-    kind = nn.Conv2d if groups == 1 else DepthwiseConv2d
-    convolution = kind(in_maps, maps, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(maps, eps=1e-3), *[nn.ReLU6(inplace=True)] * active)
+class LiteConvolution(nn.Sequential):
+    """Convolution, batch norm and, if active, ReLU6 as EfficientNet-Lite has them.
+
+    In bfloat16 on a CPU a batch norm that doesn't learn becomes part of the convolution before it.
+    """
+
+    def __init__(self, in_maps, maps, kernel, stride=1, groups=1, active=True):
+        kind = GrayConv2d if in_maps == 3 else nn.Conv2d if groups == 1 else DepthwiseConv2d
+        convolution = kind(in_maps, maps, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+        super().__init__(convolution, nn.BatchNorm2d(maps, eps=1e-3), *[ReLU6()] * active)
+
+    def forward(self, x):
+        convolution, norm = self[0], self[1]
+        if norm.training or not torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        weight = convolution.weight * scale[:, None, None, None]
+        if isinstance(convolution, GrayConv2d):
+            weight = weight.sum(1, keepdim=True)
+        x = convolution._conv_forward(x, weight, norm.bias - norm.running_mean * scale)
+        return self[2](x) if len(self) > 2 else x
 
 
 class InvertedBottleneck(nn.Module):
@@ -124,11 +191,11 @@ class InvertedBottleneck(nn.Module):
         super().__init__()
         inner = in_maps * expand
         layers = [
-            lite_convolution(inner, inner, kernel, stride, groups=inner),
-            lite_convolution(inner, maps, 1, active=False),
+            LiteConvolution(inner, inner, kernel, stride, groups=inner),
+            LiteConvolution(inner, maps, 1, active=False),
         ]
         if expand > 1:
-            layers.insert(0, lite_convolution(in_maps, inner, 1))
+            layers.insert(0, LiteConvolution(in_maps, inner, 1))
         self.layers, self.same = nn.Sequential(*layers), stride == 1 and in_maps == maps
 
     def forward(self, x):
@@ -144,8 +211,7 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self, classes=2):
         super().__init__()
-        self.stem = lite_convolution(3, 32, 3, 2)
-        self.stem[0] = GrayConv2d(3, 32, 3, 2, padding=1, bias=False)
+        self.stem = LiteConvolution(3, 32, 3, 2)
         blocks, maps = [], 32
         for expand, wide, count, stride, kernel in (
             (1, 16, 1, 1, 3),
@@ -160,7 +226,7 @@ class EfficientNetLite0(nn.Module):
                 blocks.append(InvertedBottleneck(maps, wide, 1 if i else stride, kernel, expand))
                 maps = wide
         self.blocks = nn.Sequential(*blocks)
-        self.last = lite_convolution(maps, 1280, 1)
+        self.last = LiteConvolution(maps, 1280, 1)
         self.mean, self.maximum = nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)
         self.drop, self.fc = nn.Dropout(0.2), nn.Linear(2 * 1280, classes)
         for module in self.modules():

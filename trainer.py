@@ -29,7 +29,6 @@ from model import (
     channels_last,
     first_layers,
     load_model,
-    outputs_of,
     read_checkpoint,
     save_checkpoint,
     stages,
@@ -427,16 +426,23 @@ class WithPlaces(nn.Module):
         self.model, self.head = model, None
         if places:
             self.layer = stages(model.network)[2]
-            self.outputs = outputs_of(model.network, [self.layer, "fc"])
+            self.eval()
             with torch.no_grad():
-                maps = self.outputs.eval()(torch.zeros(1, 1, 64, 64))[self.layer].shape[1]
+                maps = self.seen(torch.zeros(1, 1, 64, 64))[1].shape[1]
             self.head = nn.Sequential(nn.BatchNorm2d(maps), nn.ReLU(), nn.Conv2d(maps, len(model.classes), 1))
 
     def forward(self, images):
         if self.head is None:
             return self.model(images), None
-        outputs = self.outputs(self.model.normalise(images))
-        return outputs["fc"].float(), self.head(outputs[self.layer]).float()
+        logits, seen = self.seen(images)
+        return logits, self.head(seen).float()
+
+    def seen(self, images):
+        """The logits, and the output of the network's third stage."""
+        outputs = []
+        layer = self.model.network.get_submodule(self.layer)
+        with layer.register_forward_hook(lambda *arguments: outputs.append(arguments[-1])):
+            return self.model(images), outputs[0]
 
 
 class Trainer:
