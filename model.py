@@ -41,7 +41,7 @@ class GrayConv2d(nn.Conv2d):
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution whose gradient is reckoned in float32 on a CPU: in bfloat16 it takes four times as long."""
+    """A depthwise convolution with its gradient in float32 on a CPU: in bfloat16 it takes four times as long."""
 
     def forward(self, x):
         if x.dtype != torch.bfloat16 or x.device.type != "cpu" or not x.requires_grad:
@@ -59,7 +59,7 @@ class _DepthwiseInBfloat16(torch.autograd.Function):
     @staticmethod
     def backward(context, gradient):
         x, weight = context.saved_tensors
-        (high, wide), (down, aside) = context.layer.kernel_size, context.layer.padding
+        (down, aside), wide = context.layer.padding, weight.shape[3]
 
         def backward(x, weight, aside, by_x):
             geometry = context.layer.stride, (down, aside), (1, 1), False, (0, 0), context.layer.groups
@@ -70,38 +70,49 @@ class _DepthwiseInBfloat16(torch.autograd.Function):
         by_input = backward(x.float(), weight, aside, True).to(x.dtype)
         if wide != 5:
             return by_input, backward(x.float(), weight, aside, False), None
-        # For a kernel's gradient oneDNN is fast only up to three columns: the left three, then the right three.
-        shifted = [nn.functional.pad(x, (shift, -shift)).float() for shift in (1, -1)]
-        left, right = (backward(x, weight[..., :3], 1, False) for x in shifted)
+        # oneDNN is fast only for kernels of up to three columns: the left three, then the right three.
+        sides = (aside, 0), (0, aside)
+        left, right = (backward(nn.functional.pad(x, s).float(), weight[..., :3], 0, False) for s in sides)
         return by_input, torch.cat([left, right[..., 1:]], 3), None
 
 
-class ReLU6(nn.Module):
-    """min(max(x, 0), 6), in place; of bfloat16 on a CPU as of 16-bit integers, whose order is the same from 0 on.
+class ReLU(nn.Module):
+    """min(max(x, 0), top), in place; of bfloat16 on a CPU as of 16-bit integers, whose order is the same from 0 on.
 
-    PyTorch's own goes through float32 number by number, which takes nine times as long.
+    PyTorch's own goes through float32 number by number, which takes eight times as long. A NaN becomes 0 or top.
     """
 
+    def __init__(self, top=math.inf):
+        super().__init__()
+        self.top = top
+
     def forward(self, x):
-        if x.dtype != torch.bfloat16 or x.device.type != "cpu":
-            return nn.functional.relu6(x, inplace=not x.requires_grad)
-        return _ReLU6OfBits.apply(x)
+        if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+            return _ReLUOfBits.apply(x, self.top)
+        if self.top == math.inf:
+            return nn.functional.relu(x, inplace=True)
+        return nn.functional.hardtanh(x, 0, self.top, inplace=not x.requires_grad)
 
 
-class _ReLU6OfBits(torch.autograd.Function):
+class _ReLUOfBits(torch.autograd.Function):
     @staticmethod
-    def forward(context, x):
-        x.view(torch.int16).clamp_(0, 0x40C0)  # the bits of 6.0
+    def forward(context, x, top):
+        x.view(torch.int16).clamp_(0, torch.tensor(top, dtype=torch.bfloat16).view(torch.int16).item())
         context.mark_dirty(x)
         context.save_for_backward(x)
+        context.top = top
         return x
 
     @staticmethod
     def backward(context, gradient):
-        return torch.ops.aten.hardtanh_backward(gradient, *context.saved_tensors, 0, 6)
+        (y,) = context.saved_tensors
+        if context.top == math.inf:
+            return torch.ops.aten.threshold_backward(gradient, y, 0), None
+        return torch.ops.aten.hardtanh_backward(gradient, y, 0, context.top), None
 
 
-TRACER = {"leaf_modules": [GrayConv2d, DepthwiseConv2d, ReLU6]}  # what torchvision's feature extractor must not look into
+# What torchvision's feature extractor must not look into.
+TRACER = {"leaf_modules": [GrayConv2d, DepthwiseConv2d, ReLU]}
 
 
 class ResidualBlock(nn.Module):
@@ -117,7 +128,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_maps, maps, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(maps)
         self.conv2 = nn.Conv2d(maps, maps, 3, padding=1, bias=False)
-        self.relu1, self.relu2 = nn.ReLU(inplace=False), nn.ReLU(inplace=True)
+        self.relu1, self.relu2 = ReLU(), ReLU()
         self.skip = nn.Identity()
         if stride != 1 or in_maps != maps:
             self.skip = nn.Sequential(nn.Conv2d(in_maps, maps, 1, stride, bias=False), nn.BatchNorm2d(maps))
@@ -140,13 +151,13 @@ class ResNet(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(1, width, 7, 2, padding=3, bias=False),
             nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
+            ReLU(),
             nn.MaxPool2d(3, 2, padding=1),
         )
         maps = [width * k for k in (1, 1, 1, 2, 2, 4, 4, 8, 8)]
         strides = (1, 1, 2, 1, 2, 1, 2, 1)
         self.blocks = nn.Sequential(*(ResidualBlock(maps[i], maps[i + 1], strides[i]) for i in range(8)))
-        self.last = nn.Sequential(nn.BatchNorm2d(maps[-1]), nn.ReLU(inplace=True))
+        self.last = nn.Sequential(nn.BatchNorm2d(maps[-1]), ReLU())
         self.mean, self.maximum = nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)
         self.fc = nn.Linear(2 * maps[-1], classes)
         for module in self.modules():
@@ -167,7 +178,7 @@ class LiteConvolution(nn.Sequential):
     def __init__(self, in_maps, maps, kernel, stride=1, groups=1, active=True):
         kind = GrayConv2d if in_maps == 3 else nn.Conv2d if groups == 1 else DepthwiseConv2d
         convolution = kind(in_maps, maps, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-        super().__init__(convolution, nn.BatchNorm2d(maps, eps=1e-3), *[ReLU6()] * active)
+        super().__init__(convolution, nn.BatchNorm2d(maps, eps=1e-3), *[ReLU(6)] * active)
 
     def forward(self, x):
         convolution, norm = self[0], self[1]

