@@ -11,6 +11,7 @@ from trainer import (
     LAST_SHARE,
     RECIPES,
     Trainer,
+    WithPlaces,
     bootstrap_mean_f1,
     calibrated,
     calibration_error,
@@ -80,6 +81,18 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(small, tmp_path,
     assert [{k: v for k, v in e.items() if k not in timed} for e in second.history] == [
         {k: v for k, v in e.items() if k not in timed} for e in whole.history
     ]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_second_head_leaves_the_network_as_it_was(small, network):
+    torch.manual_seed(0)
+    model, images = build_model(network, width=16, image_size=64), channels_last(torch.from_numpy(small[1][:2]))
+    before = {k: v.clone() for k, v in model.network.state_dict().items()}
+    both = WithPlaces(model).eval()
+    with torch.no_grad():
+        logits, places = both(images)
+        assert equal(model.network.state_dict(), before) and torch.equal(logits, model(images))
+    assert places.shape == (2, 2, 4, 4)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(small, tmp_path):
