@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -144,20 +145,31 @@ def turns(ways, repeats, seconds):
     return {name: float(np.median(r)) for name, r in rates.items()}
 
 
+def our_trainer(name, train, val, folder, precision, seed=0, **settings):
+    """A Trainer with the recipe that train.py takes by default for a network, and that recipe's name.
+
+    efficientnet_lite0 starts from ImageNet weights (where its package is installed), the others from random ones.
+    """
+    torch.manual_seed(seed)
+    model = build_model(name, width=32)
+    weights = load_initial_weights(model, "imagenet" if name == "efficientnet_lite0" else "none")["used"]
+    recipe = "fast" if weights == "random" else "finetune"
+    options = {"defects": SyntheticDefects(), "precision": precision, "seed": seed, "keep": 0}
+    return Trainer(model, train, val, folder, **RECIPES[recipe] | settings, **options), recipe
+
+
 def ways_of(args, table, precision, folder):
     """What is measured: {part: {name: (function, pictures)}}, the classic way first."""
     torch.manual_seed(0)
-    model = build_model()
-    classic = Classic(model.network.state_dict())
+    classic = Classic(build_model().network.state_dict())
     handful = data.limit_cells(table, 64)
     data.write_variants(handful, folder)
     files = data.read_table(folder / "data.csv")
     files = files.sample(args.cells, random_state=0).reset_index(drop=True)
     pictures, handful["picture"] = data.load_pictures(handful)
     ours = CellDataset(handful, pictures)
-    defects, recipe = SyntheticDefects(), RECIPES["fast"] | {"progressive": False}
-    trainer = Trainer(model, ours, ours, folder, **recipe, defects=defects, precision=precision)
-    b = trainer.batch_size
+    trainers = {name: our_trainer(name, ours, ours, folder, precision)[0] for name in args.networks}
+    b, defects = RECIPES["fast"]["batch_size"], SyntheticDefects()
     rows = np.resize(np.random.default_rng(0).permutation(len(ours)), args.cells)
 
     def classic_pictures(augmentation):
@@ -171,15 +183,14 @@ def ways_of(args, table, precision, folder):
                 images, _, _ = defects.draw(images, labels, torch.rand(NUMBERS, len(images)))
             data.augment(images, data.draw_changes(len(images), turns=True))
 
-    def our_step():
+    def our_step(trainer):
+        trainer.training_mode()
         trainer.train_step(**trainer.batch(rows[:b]))
 
     images, labels = ours.batch(rows[:b])
-    normalised = model.normalise(images).expand(-1, 3, -1, -1).contiguous()
-    steps = {
-        "classic": (lambda: classic.step(normalised[:16], labels[:16]), 16),
-        "ours, with augmentation": (our_step, b),
-    }
+    normalised = ((images / 255 - data.MEAN) / data.STD).expand(-1, 3, -1, -1).contiguous()
+    steps = {"classic": (lambda: classic.step(normalised[:16], labels[:16]), 16)}
+    steps |= {f"ours, {name}": (partial(our_step, t), b) for name, t in trainers.items()}
     try:
         import timm
     except ImportError:
@@ -196,7 +207,7 @@ def ways_of(args, table, precision, folder):
             torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), labels).backward()
             optimizer.step()
 
-        steps["timm, our precision, channels_last"] = (timm_step, b)
+        steps["timm's resnet34, our precision"] = (timm_step, b)
     return {
         "data pipeline, pictures/s": {
             "classic": (lambda: classic_pictures(CLASSIC_AUGMENTATION), args.cells),
@@ -207,7 +218,7 @@ def ways_of(args, table, precision, folder):
         "training step, cells/s": steps,
         "evaluation, cells/s": {
             "classic": (lambda: classic.evaluate(handful), len(handful)),
-            "ours": (lambda: trainer.evaluate(ours), len(ours)),
+            **{f"ours, {name}": (partial(t.evaluate, ours), len(ours)) for name, t in trainers.items()},
         },
     }
 
@@ -215,7 +226,7 @@ def ways_of(args, table, precision, folder):
 def measure_rates(args, table, precision):
     """Measure and print the speeds of both; returns {part: {name: rate}}."""
     print(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, ResNet-34 at 300x300, ours "
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, 300x300 pixels, ours "
         f"in {str(precision).removeprefix('torch.')}; {args.repeats} turns of {args.seconds:g} s, medians\n"
     )
     figures = {}
@@ -224,12 +235,10 @@ def measure_rates(args, table, precision):
             figures[part] = turns(ways, args.repeats, args.seconds)
             for name, value in figures[part].items():
                 print(f"{part:28}{name:36}{value:9.1f}{value / figures[part]['classic']:8.2f} x")
-    share = (
-        figures["training step, cells/s"]["ours, with augmentation"]
-        / figures["data pipeline, pictures/s"]["ours with synthetic defects"]
-    )
-    print(f"our data pipeline takes {share:.1%} of a step")
-    return {**figures, "pipeline_share": share}
+    steps, pipeline = (figures[part] for part in ("training step, cells/s", "data pipeline, pictures/s"))
+    shares = {name: steps[f"ours, {name}"] / pipeline["ours with synthetic defects"] for name in args.networks}
+    print("our data pipeline's share of a step: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+    return {**figures, "pipeline_share": shares}
 
 
 # ---------------------------------------------------------------- time to a score
@@ -264,16 +273,12 @@ def endless(rows, batch_size, sixth, seed, load):
 
 def race_ours(args, name, train, val, seed):
     """Our recipe for a network; returns [(seconds, mean F1)] of the epochs on full pictures."""
-    torch.manual_seed(seed)
-    model = build_model(name, width=32)
-    weights = load_initial_weights(model, "imagenet" if name == "efficientnet_lite0" else "none")["used"]
-    recipe, precision = "fast" if weights == "random" else "finetune", pick_precision(args.precision, CPU)
-    print(f"\nseed {seed}, ours, {name}, {recipe} recipe from {weights} weights", flush=True)
+    precision, settings = pick_precision(args.precision, CPU), {"epochs": args.epochs} if args.epochs else {}
     with tempfile.TemporaryDirectory() as folder:
-        settings = RECIPES[recipe] | ({"epochs": args.epochs} if args.epochs else {})
+        trainer, recipe = our_trainer(name, train, val, folder, precision, seed, **settings)
+        used = trainer.model.config["initial_weights"]["used"]
+        print(f"\nseed {seed}, ours, {name}, {recipe} recipe from {used} weights", flush=True)
         began, points = time.monotonic(), []
-        options = {"defects": SyntheticDefects(), "precision": precision, "seed": seed, "keep": 0}
-        trainer = Trainer(model, train, val, folder, **settings, **options)
 
         def tell(trainer):
             side, f1, seconds = trainer.history[-1]["side"], trainer.history[-1]["f1_mean"], time.monotonic() - began
@@ -438,8 +443,8 @@ def main(argv=None):
         "--networks",
         nargs="+",
         choices=NETWORKS,
-        default=["resnet34"],
-        help="ours for --to-f1; resnet is 32 maps wide, efficientnet_lite0 starts from ImageNet weights (%(default)s)",
+        default=list(NETWORKS),
+        help="ours; resnet is 32 maps wide, efficientnet_lite0 starts from ImageNet weights (all)",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of --to-f1 (%(default)s)")
     parser.add_argument("--epochs", type=int, help="of our run for --to-f1 (the recipe's)")
