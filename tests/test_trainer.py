@@ -86,7 +86,10 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(small, tmp_path,
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_second_head_leaves_the_network_as_it_was(small, network):
     torch.manual_seed(0)
-    model, images = build_model(network, width=16, image_size=64), channels_last(torch.from_numpy(small[1][:2]))
+    model, images = (
+        build_model(network, width=16, image_size=64),
+        channels_last(torch.from_numpy(np.array(small[1][:2]))),
+    )
     before = {k: v.clone() for k, v in model.network.state_dict().items()}
     both = WithPlaces(model).eval()
     with torch.no_grad():
