@@ -66,10 +66,10 @@ class _DepthwiseInBfloat16(torch.autograd.Function):
             outputs = by_x, not by_x, False
             return torch.ops.aten.convolution_backward(gradient, x, weight, None, *geometry, outputs)[not by_x]
 
-        gradient = gradient.float()
-        by_input = backward(x.float(), weight, aside, True).to(x.dtype)
+        gradient, x32 = gradient.float(), x.float()
+        by_input = backward(x32, weight, aside, True).to(x.dtype)
         if wide != 5:
-            return by_input, backward(x.float(), weight, aside, False), None
+            return by_input, backward(x32, weight, aside, False), None
         # oneDNN is fast only for kernels of up to three columns: the left three, then the right three.
         sides = (aside, 0), (0, aside)
         left, right = (backward(nn.functional.pad(x, s).float(), weight[..., :3], 0, False) for s in sides)

@@ -145,7 +145,7 @@ def turns(ways, repeats, seconds):
     return {name: float(np.median(r)) for name, r in rates.items()}
 
 
-def our_trainer(name, train, val, folder, precision, seed=0, **settings):
+def our_trainer(name, train, val, folder, precision, defects, seed=0, **settings):
     """A Trainer with the recipe that train.py takes by default for a network, and that recipe's name.
 
     efficientnet_lite0 starts from ImageNet weights (where its package is installed), the others from random ones.
@@ -154,7 +154,7 @@ def our_trainer(name, train, val, folder, precision, seed=0, **settings):
     model = build_model(name, width=32)
     weights = load_initial_weights(model, "imagenet" if name == "efficientnet_lite0" else "none")["used"]
     recipe = "fast" if weights == "random" else "finetune"
-    options = {"defects": SyntheticDefects(), "precision": precision, "seed": seed, "keep": 0}
+    options = {"defects": defects, "precision": precision, "seed": seed, "keep": 0}
     return Trainer(model, train, val, folder, **RECIPES[recipe] | settings, **options), recipe
 
 
@@ -168,8 +168,8 @@ def ways_of(args, table, precision, folder):
     files = files.sample(args.cells, random_state=0).reset_index(drop=True)
     pictures, handful["picture"] = data.load_pictures(handful)
     ours = CellDataset(handful, pictures)
-    trainers = {name: our_trainer(name, ours, ours, folder, precision)[0] for name in args.networks}
     b, defects = RECIPES["fast"]["batch_size"], SyntheticDefects()
+    trainers = {name: our_trainer(name, ours, ours, folder, precision, defects)[0] for name in args.networks}
     rows = np.resize(np.random.default_rng(0).permutation(len(ours)), args.cells)
 
     def classic_pictures(augmentation):
@@ -275,7 +275,7 @@ def race_ours(args, name, train, val, seed):
     """Our recipe for a network; returns [(seconds, mean F1)] of the epochs on full pictures."""
     precision, settings = pick_precision(args.precision, CPU), {"epochs": args.epochs} if args.epochs else {}
     with tempfile.TemporaryDirectory() as folder:
-        trainer, recipe = our_trainer(name, train, val, folder, precision, seed, **settings)
+        trainer, recipe = our_trainer(name, train, val, folder, precision, SyntheticDefects(), seed, **settings)
         used = trainer.model.config["initial_weights"]["used"]
         print(f"\nseed {seed}, ours, {name}, {recipe} recipe from {used} weights", flush=True)
         began, points = time.monotonic(), []

@@ -78,7 +78,7 @@ def test_an_operating_point_changes_the_labels_but_no_probability(exported, best
     for point in ("f1", "recall"):
         for row in rows(tmp_path / f"onnx_{point}.csv"):
             above = float(row["p_crack"]) - engine.operating_points[point][0]
-            assert int(row["crack"]) == (above > 0) or abs(above) < 1e-4  # the table's probabilities are rounded
+            assert int(row["crack"]) == (above >= 0) or abs(above) <= 5e-5  # the table rounds to four digits
     points = [[r["p_crack"] for r in rows(tmp_path / f"onnx_{p}.csv")] for p in ("f1", "recall")]
     assert points[0] == points[1]
     assert run(exported, folder, "--operating-point", "best") == 2
