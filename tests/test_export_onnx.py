@@ -71,6 +71,7 @@ def test_the_int8_file_is_quantised_smaller_and_nearly_as_good(exported, small):
     assert np.abs(a - b).mean() < 0.05
     figures = json.loads(exported.with_suffix(".json").read_text())
     assert len(figures) == 2 and all(f["cells_per_second"] > 0 for f in figures.values())
+    assert all(0 <= f["f1_unseen"] <= 1 for f in figures.values())
 
 
 @pytest.mark.parametrize("network", ["resnet", "efficientnet_lite0"])
@@ -113,7 +114,7 @@ def test_weights_alone_can_be_int8_and_biases_make_up_for_the_rounding(elpv, sma
 
 def test_an_int8_file_that_loses_too_much_is_refused(elpv, best, tmp_path, capsys):
     assert export(elpv, tmp_path, best, "--int8", "--max-drop", "-1") == 2
-    assert "best_int8.onnx: mean F1 falls by" in capsys.readouterr().err
+    assert "best_int8.onnx: mean F1 on validation and test cells falls by" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["best.onnx"]
 
 
@@ -180,7 +181,8 @@ def test_calibration_sees_training_cells_only(elpv, best):
     held_back = table["cell"].isin(checkpoint["split"]["test"] + checkpoint["split"]["val"])
     held_back = {pictures[i].tobytes() for i in index[held_back]}
     assert len(cells.calibration) > 20 and not any(c.tobytes() in held_back for c in cells.calibration)
-    assert {c.tobytes() for c in cells.test} < held_back
+    assert {c.tobytes() for c in cells.test} < {c.tobytes() for c in cells.unseen} == held_back
+    assert len(cells.labels) == len(cells.unseen) and (cells.unseen[-len(cells.test) :] == cells.test).all()
 
 
 @pytest.mark.parametrize("what, complaint", [("nowhere.ckp", "no such checkpoint"), ("--opset", "writes 18 to 23")])
