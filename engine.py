@@ -126,7 +126,9 @@ def _open_checkpoint(path, tta):
     import torch
 
     from model import load_model
+    from trainer import keep_freed_memory
 
+    keep_freed_memory()
     model, _ = load_model(path)
     model = model.to(memory_format=torch.channels_last)
     if tta:

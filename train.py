@@ -590,6 +590,7 @@ def load_table(args):
 
 def run_evaluate(args):
     """`--evaluate`: a checkpoint's figures on its own test part."""
+    keep_freed_memory()
     device = pick_device(args.device)
     model, checkpoint = load_model(args.evaluate, device)
     args.classes, args.image_size = list(model.classes), model.config["image_size"]

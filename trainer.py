@@ -370,10 +370,13 @@ def autocast(device, precision):
 def evaluate(model, dataset, precision=torch.float32, batch_size=32, size=None):
     """Loss and predictions of a model on a CellDataset, without augmentation, on the device that the model is on.
 
-    size: side that the pictures are shrunk to (as they are). Several processes share the work.
+    batch_size: pictures at once, where the model takes each in eight symmetries an eighth as many cells. size: side
+    that the pictures are shrunk to (as they are). Several processes share the work.
     Returns (mean binary cross entropy, labels (N, C) float32, probabilities (N, C) float32), the same in each.
     """
     model.eval()
+    if model.config["tta"]:
+        batch_size = max(1, batch_size // 8)
     device = next(model.parameters()).device
     logits = torch.zeros(len(dataset), len(model.classes), device=device)
     mine = np.arange(rank(), len(dataset), world())
@@ -724,9 +727,9 @@ class Trainer:
         path = self.folder / "best.ckp"
         model, checkpoint = load_model(path, self.device)
         found = []
-        for tta, batch_size in ((False, 32), (True, 4)):
+        for tta in (False, True):
             model.config.update(tta=tta, temperatures=[1.0] * len(model.classes))
-            _, labels, probabilities = evaluate(model, self.val_set, batch_size=batch_size)
+            _, labels, probabilities = evaluate(model, self.val_set)
             found.append(calibration(labels, probabilities))
         checkpoint["config"] |= {**found[0], "tta": False, "with_tta": found[1]}
         barrier()
