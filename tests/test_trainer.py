@@ -15,6 +15,7 @@ from trainer import (
     bootstrap_mean_f1,
     calibrated,
     calibration_error,
+    evaluate,
     f1_scores,
     f1_thresholds,
     fit_temperatures,
@@ -416,3 +417,16 @@ def test_a_device_that_is_not_there_is_refused():
             pick_device("cuda")
     assert pick_precision("fp32", pick_device("cpu")) == torch.float32
     assert pick_precision("bf16", pick_device("cpu")) == torch.bfloat16
+
+
+def test_eight_symmetries_take_no_more_memory_than_one(small):
+    torch.manual_seed(0)
+    model, cells = build_model("resnet", width=16, image_size=64), CellDataset(*small)
+    seen = []
+    model.network.register_forward_pre_hook(lambda network, images: seen.append(len(images[0])))
+    evaluate(model, cells)
+    most = max(seen)
+    model.config["tta"] = True
+    _, _, probabilities = evaluate(model, cells)
+    assert max(seen) == most == 32 and sum(seen) == 9 * len(cells)
+    assert np.abs(probabilities - evaluate(model, cells, batch_size=8)[2]).max() < 1e-6
