@@ -14,7 +14,7 @@ accuracy = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(accuracy)
 
 
-@pytest.mark.parametrize("folder", ["doc", "doc/random_weights"])
+@pytest.mark.parametrize("folder", ["doc", "doc/tta", "doc/random_weights"])
 @pytest.mark.parametrize("by", ["cell", "module"])
 def test_every_cell_was_judged_once_by_a_network_that_saw_nothing_of_its_group(table, by, folder):
     judged = accuracy.read(by, ROOT / folder)
@@ -28,7 +28,7 @@ def test_every_cell_was_judged_once_by_a_network_that_saw_nothing_of_its_group(t
     assert (thresholds == 1).all(axis=None)
 
 
-@pytest.mark.parametrize("folder", ["doc", "doc/random_weights"])
+@pytest.mark.parametrize("folder", ["doc", "doc/tta", "doc/random_weights"])
 def test_the_tables_rows_follow_from_the_probabilities(folder):
     text = (ROOT / "doc" / "results.md").read_text()
     assert accuracy.HEADER in text
