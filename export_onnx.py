@@ -387,12 +387,18 @@ def as_input(images, model, raw):
 def print_table(files, cells):
     """Quality, size and speed of the files, one line each."""
     print(f"\nOn the {len(cells.test)} test cells, ONNX Runtime, batch 16, {torch.get_num_threads()} threads:")
-    known = {"average_precision": "av. prec.", "f1_unseen": "F1 val+test", "megabytes": "MB"}
-    known["cells_per_second"] = "cells/s"
-    names = {k: known.get(k, k.replace("f1_", "F1 ")) for k in next(iter(files.values()))}
-    print(f"{'':23}" + "".join(f"{n:>{max(len(n) + 2, 9)}}" for n in names.values()))
+    known = {
+        "average_precision": "av. prec.",
+        "f1_unseen": "F1 val+test",
+        "megabytes": "MB",
+        "cells_per_second": "cells/s",
+    }
+    headers = {k: f"  {known.get(k, k.replace('f1_', 'F1 ')):>7}" for k in next(iter(files.values()))}
+    print(f"{'':23}" + "".join(headers.values()))
     for path, figures in files.items():
-        row = (f"{figures[k]:{max(len(n) + 2, 9)}.{1 if n in ('MB', 'cells/s') else 4}f}" for k, n in names.items())
+        row = (
+            f"{figures[k]:{len(h)}.{1 if k in ('megabytes', 'cells_per_second') else 4}f}" for k, h in headers.items()
+        )
         print(f"{path.name:23}" + "".join(row))
 
 
