@@ -261,12 +261,27 @@ class EfficientNetLite0(nn.Module):
         return self.fc(self.drop(self.pool(x)))
 
 
+class MeanOfNetworks(nn.Module):
+    """The mean of several networks' logits: (N, 1, H, W) -> (N, classes)."""
+
+    def __init__(self, networks):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, x):
+        return torch.stack([network(x) for network in self.networks]).mean(0)
+
+
 def build_network(name, classes=2, width=64, gray=True):
     """A network with random weights: "efficientnet_lite0", "resnet34" (torchvision's) or "resnet" (ours).
+
+    Several names with "+" between them make a MeanOfNetworks.
 
     width: maps of ours. gray: torchvision's takes (N, 1, H, W); else the three channels of the torchvision original,
     with the same weights.
     """
+    if "+" in name:
+        return MeanOfNetworks(build_network(part, classes, width, gray) for part in name.split("+"))
     if name == "resnet":
         return ResNet(classes, width)
     if name == "efficientnet_lite0":
@@ -282,7 +297,12 @@ def build_network(name, classes=2, width=64, gray=True):
 
 
 def stages(network):
-    """Names of a network's four stages, whose outputs are the last of strides 4, 8, 16 and 32."""
+    """Names of a network's four stages, whose outputs are the last of strides 4, 8, 16 and 32.
+
+    Raises InputError for a mean of several networks, which has none of its own.
+    """
+    if isinstance(network, MeanOfNetworks):
+        raise InputError("a joined checkpoint has no layers of its own; give one of those that were joined")
     if isinstance(network, ResNet):
         return ["blocks.1", "blocks.3", "blocks.5", "last"]
     if isinstance(network, EfficientNetLite0):
@@ -410,6 +430,44 @@ def build_model(name="resnet34", classes=CLASSES, width=64, image_size=IMAGE_SIZ
         "initial_weights": {"asked": "none", "used": "random", "reason": ""},
     }
     return CellClassifier(build_network(name, len(classes), width), config)
+
+
+def join_models(models):
+    """A CellClassifier that judges by the mean of the calibrated logits of several, whose networks it takes over.
+
+    Networks of different kinds err on different cells (an ensemble: Lakshminarayanan et al. 2017). Their temperatures
+    become part of their last layers; those of the mean are 1 and its thresholds 0.5 until it is calibrated itself.
+    Raises InputError where classes, image size, normalisation or the width of our own networks differ.
+    """
+    configs = [model.config for model in models]
+    ours = [config["width"] for config in configs if "resnet" in config["network"].split("+")]
+    for name in ("classes", "image_size", "mean", "std"):
+        values = [str(config[name]) for config in configs]
+        if len(set(values)) > 1:
+            raise InputError(f"--join: {name} of the checkpoints is {' and '.join(values)}, but must be the same")
+    if len(set(ours)) > 1:
+        raise InputError(f"--join: our own networks are {' and '.join(map(str, ours))} maps wide; train them alike")
+    networks = []
+    for model in models:
+        temperatures = torch.tensor(model.config["temperatures"])
+        for network in getattr(model.network, "networks", [model.network]):
+            with torch.no_grad():
+                network.fc.weight /= temperatures[:, None]
+                network.fc.bias /= temperatures
+            networks.append(network)
+    records = [config["initial_weights"] for config in configs]
+    config = {
+        **{k: configs[0][k] for k in ("classes", "mean", "std", "image_size")},
+        "network": "+".join(config["network"] for config in configs),
+        "width": [*ours, configs[0]["width"]][0],
+        "thresholds": [0.5] * len(configs[0]["classes"]),
+        "initial_weights": {
+            "asked": "",
+            "used": " + ".join(record["used"] for record in records),
+            "reason": "; ".join(record["reason"] for record in records if record["reason"]),
+        },
+    }
+    return CellClassifier(MeanOfNetworks(networks), config).eval()
 
 
 def imagenet_weights(name):

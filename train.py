@@ -5,6 +5,7 @@ $ python train.py --limit 100 --epochs 1      # a first try in 20 seconds
 $ python train.py --resume                    # go on after an interruption
 $ torchrun --nproc-per-node 4 train.py        # several GPUs
 $ python train.py --evaluate checkpoints/best.ckp
+$ python train.py --join a/checkpoints/best.ckp b/checkpoints/best.ckp   # one network of two
 """
 
 import argparse
@@ -35,9 +36,11 @@ from model import (
     build_model,
     imagenet_file,
     imagenet_weights,
+    join_models,
     load_initial_weights,
     load_model,
     read_checkpoint,
+    save_checkpoint,
 )
 from synthetic import SyntheticDefects
 from trainer import (
@@ -45,6 +48,7 @@ from trainer import (
     Trainer,
     barrier,
     bootstrap_mean_f1,
+    calibrate,
     calibration_error,
     evaluate,
     keep_freed_memory,
@@ -218,6 +222,13 @@ def options():
     )
     group.add_argument("--evaluate", metavar="CKP", help="only measure a checkpoint on its test part")
     group.add_argument(
+        "--join",
+        nargs="+",
+        metavar="CKP",
+        help="make one checkpoint, checkpoints/best.ckp, of several networks of one split: it judges by the mean of "
+        "their logits, which is better on modules that were never seen",
+    )
+    group.add_argument(
         "--operating-point",
         default="f1",
         metavar="NAME",
@@ -276,7 +287,9 @@ def parse(argv):
         raise InputError(f"--places {args.places:g}: must not be negative")
     if args.frozen is not None and not 0 <= args.frozen <= 3:
         raise InputError(f"--frozen {args.frozen}: must be from 0 to 3")
-    if args.resume is None and not args.evaluate:
+    if args.join and (args.evaluate or args.resume is not None):
+        raise InputError("--join: makes a checkpoint of finished ones; leave out --evaluate and --resume")
+    if args.resume is None and not args.evaluate and not args.join:
         choose_network(args)
         for name, value in RECIPES[args.recipe].items():
             if getattr(args, name) is None:
@@ -550,6 +563,7 @@ def about(model, checkpoint):
     return {
         "initial_weights": model.config["initial_weights"],
         "best_epoch": checkpoint.get("epoch"),
+        **{k: checkpoint[k] for k in ("joined",) if k in checkpoint},
         "config": {k: model.config[k] for k in ("network", "width", "classes", "mean", "std", "image_size", "tta")},
         "settings": checkpoint.get("settings", {}),
         "history": checkpoint.get("history", []),
@@ -565,6 +579,8 @@ def measure(model, checkpoint, rows, pictures, by, out, prefix, operating_point,
         return
     write_predictions(judged, model.classes, out / "checkpoints" / f"{prefix}test_predictions.csv")
     epoch = f"epoch {checkpoint['epoch']}" if "epoch" in checkpoint else "no epoch recorded"
+    if "joined" in checkpoint:
+        epoch = f"mean of {model.config['network']}"
     epoch += ", mean over eight symmetries" * tta
     name = f"{epoch}, {describe_weights(model.config['initial_weights'])} at the start"
     write_results(judged, model.classes, pictures, by, out, prefix, name, about(model, checkpoint))
@@ -574,7 +590,7 @@ def load_table(args):
     """The table of args, its missing pictures filled in, with a `picture` column; and the pictures' array."""
     table = data.read_table(args.data, args.classes, args.images)
     for name in args.classes:
-        if table[name].nunique() < 2 and not args.evaluate:
+        if table[name].nunique() < 2 and not (args.evaluate or args.join):
             raise InputError(
                 f"{args.data}: {name} is {table[name].iloc[0]} in every row, so there is nothing to tell apart; add "
                 "cells with the other label or leave it out of --classes"
@@ -607,9 +623,44 @@ def run_evaluate(args):
     return 0
 
 
+def run_join(args):
+    """`--join`: one checkpoint of several, calibrated on the validation part and judged on the test part of all."""
+    keep_freed_memory()
+    device = pick_device(args.device)
+    loaded = [load_model(path, device) for path in args.join]
+    split = loaded[0][1].get("split")
+    for path, (_, checkpoint) in zip(args.join, loaded):
+        if not split or checkpoint.get("split") != split:
+            raise InputError(
+                f"--join: {path} was trained on other cells than {args.join[0]}, or does not say on which; train them "
+                "with the same --data, --split, --limit, --test-size and --val-size"
+            )
+    joined = [
+        {
+            "checkpoint": str(path),
+            "network": m.config["network"],
+            "epoch": c.get("epoch"),
+            "settings": c.get("settings", {}),
+        }
+        for path, (m, c) in zip(args.join, loaded)
+    ]
+    model = join_models([model for model, _ in loaded]).to(device)
+    args.classes, args.image_size = list(model.classes), model.config["image_size"]
+    table, pictures = load_table(args)
+    val, test = (data.recorded_part(table, split, part) for part in ("val", "test"))
+    calibrate(model, CellDataset(val, pictures, model.classes).to(device))
+    out = Path(args.out)
+    with sole_writer(out):
+        move_aside(out)
+        more = {"joined": joined, "split": split}
+        save_checkpoint(out / "checkpoints" / "best.ckp", model, **more)
+        measure(model, more, test, pictures, split["by"], out, "", args.operating_point, args.tta)
+    return 0
+
+
 def move_aside(out):
     """Rename an earlier run's checkpoints/ and plots/ in `out`, so that a new run overwrites nothing."""
-    if not any((out / "checkpoints" / name).exists() for name in ("last.ckp", "folds.json")):
+    if not any((out / "checkpoints" / name).exists() for name in ("last.ckp", "best.ckp", "folds.json")):
         return
     number = next(n for n in range(1, 10**6) if not (out / f"checkpoints_{n}").exists())
     for name in ("checkpoints", "plots"):
@@ -863,6 +914,8 @@ def main(argv=None):
     """Command line of this file; returns the exit code."""
     try:
         args = parse(argv)
+        if args.join:
+            return run_join(args)
         return run_evaluate(args) if args.evaluate else run_training(args)
     except (InputError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)

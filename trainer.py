@@ -392,6 +392,19 @@ def evaluate(model, dataset, precision=torch.float32, batch_size=32, size=None):
     return float(loss), dataset.labels, model.probabilities(logits).numpy()
 
 
+def calibrate(model, dataset):
+    """Settle a finished model's temperatures, thresholds and operating points on a CellDataset, its validation part.
+
+    Changes model.config: `calibration` of the model as it is, and of the mean over the symmetries as "with_tta". It is
+    measured in float32, as the network will be used: bfloat16 moves probabilities by about 0.005.
+    """
+    for tta in (True, False):
+        model.config.update(tta=tta, temperatures=[1.0] * len(model.classes))
+        _, labels, probabilities = evaluate(model, dataset)
+        found = calibration(labels, probabilities)
+        model.config.update({"with_tta": found} if tta else found)
+
+
 def step_decay(epoch):
     """Factor of the learning rate: x0.1 at epochs 10, 20, 30, 40 and x0.5 at 60, 80, 100, 130."""
     return 0.1 ** sum(epoch >= e for e in TENTHS) * 0.5 ** sum(epoch >= e for e in HALVES)
@@ -720,21 +733,13 @@ class Trainer:
         )
 
     def calibrate(self):
-        """Store `calibration` in best.ckp, and what `CellClassifier.average_symmetries` needs.
-
-        It is measured in float32, as the network will be used: bfloat16 moves probabilities by about 0.005.
-        """
+        """`calibrate` best.ckp on the validation part."""
         path = self.folder / "best.ckp"
         model, checkpoint = load_model(path, self.device)
-        found = []
-        for tta in (False, True):
-            model.config.update(tta=tta, temperatures=[1.0] * len(model.classes))
-            _, labels, probabilities = evaluate(model, self.val_set)
-            found.append(calibration(labels, probabilities))
-        checkpoint["config"] |= {**found[0], "tta": False, "with_tta": found[1]}
+        calibrate(model, self.val_set)
         barrier()
         if rank() == 0:
-            write_checkpoint(path, checkpoint)
+            write_checkpoint(path, {**checkpoint, "config": model.config})
         barrier()
 
     def evaluate(self, dataset, size=None):

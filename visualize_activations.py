@@ -395,6 +395,7 @@ def main(argv=None):
     try:
         model, checkpoint = load_model(find_checkpoint(args.checkpoint))
         network, out = model.network, Path(args.out)
+        map_layers(network)  # a joined checkpoint has none, and is refused before anything is written
         check_layers(network, [*(args.layers or []), *([args.channels] if args.channels else [])])
         only_files = args.cells and all(Path(c).is_file() for c in args.cells) and not args.check
         table = None if only_files else data.read_table(args.data, model.classes, args.images)

@@ -10,7 +10,7 @@ import torch
 import data
 import export_onnx
 from engine import open_model
-from model import build_model, build_network, load_model, save_checkpoint
+from model import build_model, build_network, join_models, load_model, save_checkpoint
 
 
 def export(elpv, out, *more):
@@ -45,6 +45,21 @@ def test_the_mean_over_symmetries_can_be_in_the_file(best, elpv, small, tmp_path
     with torch.no_grad():
         expected = model.probabilities(model(torch.from_numpy(images)))
     assert np.abs(engine(images) - expected.numpy()).max() < 1e-4 < (plain - expected).abs().max()
+
+
+def test_a_joined_checkpoint_becomes_one_file(small, elpv, tmp_path):
+    torch.manual_seed(0)
+    models = [build_model(name, width=16, image_size=64).eval() for name in ("resnet34", "resnet")]
+    joined = join_models(models)
+    save_checkpoint(tmp_path / "joined.ckp", joined)
+    assert export(elpv, tmp_path, tmp_path / "joined.ckp") == 0
+    path, images = tmp_path / "joined.onnx", np.array(small[1][:7])
+    with torch.no_grad():
+        expected = joined.probabilities(joined(torch.from_numpy(images))).numpy()
+        raw = export_onnx.RawInput(joined).eval()(torch.from_numpy(export_onnx.as_input(images, joined, True)))
+    assert np.abs(open_model(path, "onnxruntime")(images) - expected).max() < 1e-4
+    assert np.abs(raw.numpy() - expected).max() < 1e-4
+    assert metadata(path)["network"] == "resnet34+resnet"
 
 
 def test_all_that_it_takes_to_use_it_travels_in_the_one_file(exported, best):

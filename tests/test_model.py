@@ -17,6 +17,7 @@ from model import (
     build_network,
     first_layers,
     imagenet_file,
+    join_models,
     load_initial_weights,
     load_model,
     outputs_of,
@@ -66,6 +67,30 @@ def test_the_gray_stem_is_the_three_channel_network_exactly(small):
 def test_an_unknown_network_is_refused():
     with pytest.raises(InputError, match="no network 'vgg', expected one of efficientnet_lite0, resnet34, resnet"):
         build_model("vgg")
+
+
+def test_joined_networks_give_the_mean_of_their_calibrated_logits(small):
+    torch.manual_seed(0)
+    models = [build_model(name, width=16).eval() for name in ("efficientnet_lite0", "resnet34", "resnet")]
+    models[0].config.update(temperatures=[2.0, 0.5], width=64)  # which says nothing of EfficientNet-Lite0
+    images = cells(small)
+    expected = [m(images).detach() / torch.tensor(m.config["temperatures"]) for m in models]
+    joined = join_models(models)
+    assert joined.config["network"] == "efficientnet_lite0+resnet34+resnet" and joined.config["width"] == 16
+    assert torch.allclose(joined(images), sum(expected) / 3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "others, complaint",
+    [
+        ({"image_size": 32}, "image_size of the checkpoints is 300 and 32, but must be the same"),
+        ({"classes": ("inactive", "crack")}, "classes of the checkpoints is"),
+        ({"width": 17}, "our own networks are 16 and 17 maps wide"),
+    ],
+)
+def test_networks_that_do_not_fit_together_are_not_joined(others, complaint):
+    with pytest.raises(InputError, match=f"--join: {complaint}"):
+        join_models([build_model("resnet", width=16), build_model("resnet", **{"width": 16, **others})])
 
 
 # ---------------------------------------------------------------- initial weights

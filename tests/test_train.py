@@ -115,6 +115,63 @@ def test_evaluate_takes_the_original_recipes_checkpoint(elpv, tmp_path, capsys):
     assert "does not say which cells it was trained on" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def joined(finished, elpv, tmp_path_factory):
+    """The folder of a checkpoint made of the finished run's and of another seed's, and these two's paths."""
+    out = tmp_path_factory.mktemp("joined")
+    assert run(elpv, out / "other", "--seed", "1", "--epochs", "1") == 0
+    members = [folder / "checkpoints" / "best.ckp" for folder in (finished, out / "other")]
+    assert run(elpv, out, "--join", *members) == 0
+    return out, members
+
+
+def test_a_joined_checkpoint_judges_by_the_mean_of_the_calibrated_logits(joined, elpv, small, tmp_path, capsys):
+    out, members = joined
+    best = out / "checkpoints" / "best.ckp"
+    model, checkpoint = load_model(best)
+    images = torch.from_numpy(small[1][:16].copy())
+    with torch.no_grad():
+        expected = [torch.logit(m.probabilities(m(images))) for m in (load_model(p)[0] for p in members)]
+        assert (model(images) - sum(expected) / 2).abs().max() < 1e-3
+    assert model.config["network"] == "resnet+resnet" and model.config["initial_weights"]["used"] == "random + random"
+    assert checkpoint["split"] == read_checkpoint(members[0])["split"]
+    report = json.loads((out / "checkpoints" / "report.json").read_text())
+    assert [m["network"] for m in report["joined"]] == ["resnet", "resnet"]
+    assert run(elpv, tmp_path, "--evaluate", best, "--tta") == 0
+    assert "mean of resnet+resnet, mean over eight symmetries" in capsys.readouterr().out
+
+
+def test_a_joined_checkpoint_is_calibrated_on_the_validation_part(joined, elpv, small):
+    model, checkpoint = load_model(joined[0] / "checkpoints" / "best.ckp")
+    stored = {k: model.config[k] for k in ("temperatures", "thresholds", "operating_points")}
+    val = data.CellDataset(data.recorded_part(small[0], checkpoint["split"], "val"), small[1])
+    model.config["temperatures"] = [1.0, 1.0]
+    _, labels, probabilities = evaluate(model, val)
+    found = calibration(labels, probabilities)
+    assert found["thresholds"] == pytest.approx(stored["thresholds"], abs=1e-4)
+    assert found["temperatures"] == pytest.approx(stored["temperatures"], rel=1e-3)
+
+
+def test_a_joined_checkpoint_can_be_joined_again_and_every_network_counts_alike(joined, elpv, small, tmp_path):
+    out, members = joined
+    assert run(elpv, tmp_path, "--join", out / "checkpoints" / "best.ckp", members[0]) == 0
+    model = load_model(tmp_path / "checkpoints" / "best.ckp")[0]
+    assert model.config["network"] == "resnet+resnet+resnet" and len(model.network.networks) == 3
+
+
+def test_networks_of_different_splits_are_not_joined(finished, elpv, tmp_path, capsys):
+    best = finished / "checkpoints" / "best.ckp"
+    checkpoint = read_checkpoint(best)
+    for split in ({**checkpoint["split"], "test": checkpoint["split"]["test"][1:]}, None):
+        torch.save({**checkpoint, "split": split}, tmp_path / "other.ckp")
+        assert run(elpv, tmp_path / "out", "--join", best, tmp_path / "other.ckp") == 2
+        err = capsys.readouterr().err
+        assert f"other.ckp was trained on other cells than {best}" in err and err.count("\n") == 1
+    assert run(elpv, tmp_path / "out", "--join", best, best, "--resume") == 2
+    assert "--join: makes a checkpoint of finished ones" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_second_run_overwrites_nothing(finished, elpv, tmp_path, capsys):
     assert run(elpv, tmp_path, "--epochs", "1") == 0
     before = (tmp_path / "checkpoints" / "best.ckp").read_bytes()

@@ -9,7 +9,7 @@ from PIL import Image
 
 import data
 import visualize_activations as vis
-from model import build_model, load_model, map_layers
+from model import build_model, join_models, load_model, map_layers, save_checkpoint
 
 
 def run(elpv, *more):
@@ -153,6 +153,13 @@ def test_a_map_that_marks_what_decides_makes_the_probability_fall():
     assert vis.probabilities(model, dark)[:, 0].min() > 0.8
     fall, elsewhere = vis.deletion(model, dark, 0, "LayerCAM 1-3", np.full_like(dark, 180))
     assert fall > elsewhere + 0.1
+
+
+def test_a_joined_checkpoint_is_refused(elpv, best, tmp_path, capsys):
+    save_checkpoint(tmp_path / "joined.ckp", join_models([load_model(best)[0], load_model(best)[0]]))
+    assert run(elpv, tmp_path / "joined.ckp", "--out", tmp_path / "out") == 2
+    assert "a joined checkpoint has no layers of its own; give one of those" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
