@@ -54,26 +54,32 @@ class GrayInput(nn.Module):
                 new = nn.Conv2d(1, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False)
                 new.weight = nn.Parameter(old.weight.detach().sum(1, keepdim=True))
                 network.set_submodule(name, new)
-        self.network, self.scale = network, 1 / (255 * model.config["std"])
-        self.offset = model.config["mean"] / model.config["std"]
+        self.network, self.normalise = network, model.normalise
         self.probabilities, self.tta = model.probabilities, model.config["tta"]
 
     def forward(self, images):
-        return self.probabilities(logits_of(self.network, images.float() * self.scale - self.offset, self.tta))
+        return self.probabilities(logits_of(self.network, self.normalise(images), self.tta))
 
 
 class RawInput(nn.Module):
-    """The classic form: three equal, normalised float channels (N, 3, S, S) -> probabilities (N, C)."""
+    """The classic form: three equal, normalised float channels (N, 3, S, S) -> probabilities (N, C).
+
+    Normalised by mean and std alone: where the network wants exposures evened, that is done here.
+    """
 
     def __init__(self, model):
         super().__init__()
         self.gray = not isinstance(model.network, torchvision.models.ResNet)
         self.network = build_network(model.config["network"], len(model.classes), model.config["width"], gray=self.gray)
         self.network.load_state_dict(model.network.state_dict())
+        self.normalise, self.config = model.normalise, model.config
         self.probabilities, self.tta = model.probabilities, model.config["tta"]
 
     def forward(self, images):
-        return self.probabilities(logits_of(self.network, images[:, :1] if self.gray else images, self.tta))
+        images = images[:, :1] if self.gray else images
+        if self.config["even_exposure"]:
+            images = self.normalise(images * self.config["std"] + self.config["mean"])
+        return self.probabilities(logits_of(self.network, images, self.tta))
 
 
 def write_onnx(module, example, path, opset):
@@ -301,6 +307,7 @@ def metadata_of(model, checkpoint, path, raw):
         "mean",
         "std",
         "image_size",
+        "even_exposure",
         "initial_weights",
         "tta",
     )
@@ -381,7 +388,8 @@ def as_input(images, model, raw):
     """uint8 pictures in the form that the exported file takes."""
     if not raw:
         return images
-    return model.normalise(torch.from_numpy(images)).expand(-1, 3, -1, -1).numpy()
+    pixels = torch.from_numpy(images).float() / 255
+    return ((pixels - model.config["mean"]) / model.config["std"]).expand(-1, 3, -1, -1).numpy()
 
 
 def print_table(files, cells):

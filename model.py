@@ -20,7 +20,7 @@ import torchvision
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from data import CLASSES, IMAGE_SIZE, MEAN, STD, InputError, atomic_path
+from data import BRIGHTNESS, CLASSES, IMAGE_SIZE, MEAN, STD, InputError, atomic_path
 
 # Ours is "resnet"; another of torchvision's ResNets needs but its name here.
 NETWORKS = ("efficientnet_lite0", "resnet34", "resnet")
@@ -363,13 +363,25 @@ def logits_of(network, images, tta=False):
     return logits.reshape(8, -1, logits.shape[1]).mean(0)
 
 
+def even_exposure(images):
+    """Gray images, float (N, C, S, S) in 0..1, each scaled to the same brightness: exposures differ between modules.
+
+    A cell's brightness is the mean of its pixels weighted by their squares, which dark regions hardly change. (One of
+    all black stays black.)
+    """
+    squares = images * images
+    brightness = (squares * images).mean((1, 2, 3), keepdim=True) / squares.mean((1, 2, 3), keepdim=True).clamp(1e-6)
+    return images * (BRIGHTNESS / brightness.clamp(0.02))
+
+
 class CellClassifier(nn.Module):
     """A network with all that it takes to use it: normalisation, classes and their thresholds.
 
     config: dict with network, width, classes (list of str), mean, std (of pixels in 0..1), image_size (pixels),
     thresholds (list of float, one a class, probabilities from which a cell counts as positive), temperatures (list of
     float, one a class, by which logits are divided), operating_points (dict of other lists of thresholds, by name),
-    initial_weights (what load_initial_weights reports), tta (whether logits in evaluation are the mean over the eight
+    initial_weights (what load_initial_weights reports), even_exposure (whether pictures are brought to the same
+    brightness before they are normalised), tta (whether logits in evaluation are the mean over the eight
     symmetries) and, in the checkpoint of a finished run, with_tta (the temperatures, thresholds and operating_points
     for that).
     """
@@ -380,6 +392,7 @@ class CellClassifier(nn.Module):
         config.setdefault("temperatures", [1.0] * len(config["classes"]))
         config.setdefault("operating_points", {"f1": config["thresholds"]})
         config.setdefault("tta", False)
+        config.setdefault("even_exposure", False)
 
     @property
     def classes(self):
@@ -390,6 +403,8 @@ class CellClassifier(nn.Module):
         """Gray images, uint8 or float in 0..1, to what the network was trained on (float)."""
         if images.dtype == torch.uint8:
             images = images.float() / 255
+        if self.config["even_exposure"]:
+            images = even_exposure(images)
         return (images - self.config["mean"]) / self.config["std"]
 
     def forward(self, images):
@@ -441,7 +456,7 @@ def join_models(models):
     """
     configs = [model.config for model in models]
     ours = [config["width"] for config in configs if "resnet" in config["network"].split("+")]
-    for name in ("classes", "image_size", "mean", "std"):
+    for name in ("classes", "image_size", "mean", "std", "even_exposure"):
         values = [str(config[name]) for config in configs]
         if len(set(values)) > 1:
             raise InputError(f"--join: {name} of the checkpoints is {' and '.join(values)}, but must be the same")
@@ -457,7 +472,7 @@ def join_models(models):
             networks.append(network)
     records = [config["initial_weights"] for config in configs]
     config = {
-        **{k: configs[0][k] for k in ("classes", "mean", "std", "image_size")},
+        **{k: configs[0][k] for k in ("classes", "mean", "std", "image_size", "even_exposure")},
         "network": "+".join(config["network"] for config in configs),
         "width": [*ours, configs[0]["width"]][0],
         "thresholds": [0.5] * len(configs[0]["classes"]),

@@ -162,6 +162,12 @@ def options():
         help=f"stages, of four, that stay as they are, from the first one on {of_recipes('frozen')}",
     )
     group.add_argument(
+        "--even-exposure",
+        action=argparse.BooleanOptionalAction,
+        help="scale pictures to the same brightness first, also in the finished network: how bright a cell is tells "
+        f"which module it is of {of_recipes('even_exposure')}",
+    )
+    group.add_argument(
         "--schedule", choices=("one-cycle", "steps"), help=f"of the learning rate {of_recipes('schedule')}"
     )
     group.add_argument(
@@ -564,7 +570,10 @@ def about(model, checkpoint):
         "initial_weights": model.config["initial_weights"],
         "best_epoch": checkpoint.get("epoch"),
         **{k: checkpoint[k] for k in ("joined",) if k in checkpoint},
-        "config": {k: model.config[k] for k in ("network", "width", "classes", "mean", "std", "image_size", "tta")},
+        "config": {
+            k: model.config[k]
+            for k in ("network", "width", "classes", "mean", "std", "image_size", "even_exposure", "tta")
+        },
         "settings": checkpoint.get("settings", {}),
         "history": checkpoint.get("history", []),
         "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},

@@ -56,6 +56,7 @@ FAST = {
     "synthetic": 0.75,
     "places": 1.0,
     "frozen": 0,
+    "even_exposure": True,
 }
 CLASSIC = {
     "epochs": 3,
@@ -71,6 +72,7 @@ CLASSIC = {
     "synthetic": 0.0,
     "places": 0.0,
     "frozen": 0,
+    "even_exposure": False,
 }
 # What `Trainer` takes; doc/results.md has what each part of "fast" (random weights) and "finetune" (weights from
 # another training) is worth.
@@ -476,6 +478,7 @@ class Trainer:
     places: weight of the loss of a second head, which learns where the defects were drawn; dropped after training.
     frozen: how many of the network's four stages stay as they are, from the first one on, their batch norms' statistics
         included; for networks that were trained before.
+    even_exposure: bring pictures to the same brightness first (`model.even_exposure`), in the finished network too.
     device: torch.device or its name. precision: torch.float32 or torch.bfloat16 (autocast).
     seed: order and augmentation of every step follow from (seed, epoch, step) alone, so a resumed run repeats nothing
         and ends where an uninterrupted one does.
@@ -506,6 +509,7 @@ class Trainer:
         synthetic=0.0,
         places=0.0,
         frozen=0,
+        even_exposure=False,
         defects=None,
         device="cpu",
         precision=torch.float32,
@@ -520,6 +524,7 @@ class Trainer:
         self.label_smoothing = label_smoothing
         self.synthetic, self.places, self.defects = synthetic, places * (synthetic > 0), defects
         self.model = model
+        model.config["even_exposure"] = even_exposure
         self.trained = WithPlaces(model, self.places > 0).to(device, memory_format=torch.channels_last)
         self.still = nn.ModuleList(first_layers(model.network, frozen)).requires_grad_(False)
         self.parallel = self.trained

@@ -40,7 +40,7 @@ def eager(model):
 
     @torch.inference_mode()
     def run(images):
-        x = torch.from_numpy((images.astype(np.float32) / 255 - config["mean"]) / config["std"])
+        x = model.normalise(torch.from_numpy(images))
         return torch.sigmoid(network(x.repeat(1, channels, 1, 1))).numpy()
 
     return run

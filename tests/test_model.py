@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from data import InputError
+from data import BRIGHTNESS, InputError
 from model import (
     LITE0_CONTRAST,
     NETWORKS,
@@ -15,6 +15,7 @@ from model import (
     ReLU,
     build_model,
     build_network,
+    even_exposure,
     first_layers,
     imagenet_file,
     join_models,
@@ -53,6 +54,26 @@ def test_networks_give_logits_of_gray_pictures(small, name, size):
     assert logits.shape == (2, 3) and logits.dtype == torch.float32
     assert torch.allclose(model(images.float() / 255), logits, atol=1e-4)
     assert torch.equal(model.probabilities(logits), 1 / (1 + torch.exp(-logits)))
+
+
+def test_with_even_exposure_a_picture_taken_darker_gives_the_same_logits(small):
+    torch.manual_seed(0)
+    model, images = build_model("resnet", width=16).eval(), cells(small).float() / 255
+    darker = images * torch.tensor([0.5, 0.8])[:, None, None, None]
+    assert (model(darker) - model(images)).abs().max() > 0.01
+    model.config["even_exposure"] = True
+    assert torch.allclose(model(darker), model(images), atol=1e-4)
+    assert model(torch.zeros(1, 1, 64, 64)).isfinite().all()
+
+
+def test_even_exposure_goes_by_what_is_bright(small):
+    images = cells(small).float() / 255
+    corner = torch.ones_like(images)
+    corner[..., :16, :32] = 0.1  # an eighth of the cell is dead
+    factor = even_exposure(images * corner) / (images * corner)
+    assert torch.allclose(factor, (even_exposure(images) / images), rtol=0.05)
+    even = even_exposure(images)
+    assert torch.allclose((even**3).mean((1, 2, 3)) / (even**2).mean((1, 2, 3)), torch.tensor(BRIGHTNESS))
 
 
 def test_the_gray_stem_is_the_three_channel_network_exactly(small):
