@@ -2,6 +2,7 @@
 
 $ python doc/accuracy.py                      # doc/oof_by_cell.csv and doc/oof_by_module.csv as rows of a table
 $ python doc/accuracy.py doc/random_weights   # the same of the two files in another folder
+$ python doc/accuracy.py doc/tta doc/random_weights   # of the mean of the logits of both, at 0.5
 """
 
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit, logit
 
 ROOT = Path(__file__).resolve().parent.parent
 DOC = ROOT / "doc"
@@ -22,11 +24,19 @@ HEADER = (
 )
 
 
-def read(by, folder=DOC):
-    """Out-of-fold predictions of a cross-validation by "cell" or "module", with each cell's module and type."""
-    judged = pd.read_csv(Path(folder) / f"oof_by_{by}.csv", sep=";")
+def read(by, *folders):
+    """Out-of-fold predictions of a cross-validation by "cell" or "module", with each cell's module and type.
+
+    Of several folders (doc, if none) the mean of their logits, as `train.py --join` judges; its thresholds are 0.5, as
+    those of each fold's validation part are not in the files.
+    """
+    first, *others = (pd.read_csv(Path(folder) / f"oof_by_{by}.csv", sep=";") for folder in folders or [DOC])
+    for c in CLASSES if others else ():
+        parts = [first[["filename", f"p_{c}"]].merge(other, on="filename")[f"p_{c}_y"] for other in others]
+        mean = np.mean([logit(p.clip(1e-6, 1 - 1e-6)) for p in (first[f"p_{c}"], *parts)], axis=0)
+        first[f"p_{c}"], first[f"threshold_{c}"] = expit(mean), 0.5
     table = pd.read_csv(ROOT / "data.csv", sep=";")
-    return judged.merge(table[["filename", "type", "module"]], on="filename", how="left", validate="one_to_one")
+    return first.merge(table[["filename", "type", "module"]], on="filename", how="left", validate="one_to_one")
 
 
 def line(name, judged, by):
@@ -39,25 +49,24 @@ def line(name, judged, by):
     return f"| {name} | " + " | ".join(f if isinstance(f, str) else f"{f:.3f}" for f in figures) + " |"
 
 
-def lines(folder=DOC):
+def lines(*folders):
     """All rows: each split as a whole and by type."""
     rows = []
     for by in ("cell", "module"):
-        judged = read(by, folder)
+        judged = read(by, *folders)
         rows.append(line(f"by {by}: all {len(judged):,}", judged, by))
         rows += [line(f"by {by}: {kind}", part, by) for kind, part in judged.groupby("type")]
     return rows
 
 
-def any_defect(by, folder=DOC):
+def any_defect(by, *folders):
     """Share of cells whose being sound or not (either label) is told right, in 0..1."""
-    judged = read(by, folder)
+    judged = read(by, *folders)
     y, p, thresholds = (judged[[f"{k}{c}" for c in CLASSES]].to_numpy(float) for k in ("", "p_", "threshold_"))
     return float(np.mean((p >= thresholds).any(1) == (y > 0).any(1)))
 
 
 if __name__ == "__main__":
-    folder = sys.argv[1] if len(sys.argv) > 1 else DOC
-    print("\n".join([HEADER, *lines(folder)]))
-    told = (f"{any_defect(by, folder):.1%} by {by}" for by in ("cell", "module"))
+    print("\n".join([HEADER, *lines(*sys.argv[1:])]))
+    told = (f"{any_defect(by, *sys.argv[1:]):.1%} by {by}" for by in ("cell", "module"))
     print("\nSound or not, told right: " + ", ".join(told))

@@ -28,11 +28,11 @@ def test_every_cell_was_judged_once_by_a_network_that_saw_nothing_of_its_group(t
     assert (thresholds == 1).all(axis=None)
 
 
-@pytest.mark.parametrize("folder", ["doc", "doc/tta", "doc/random_weights"])
-def test_the_tables_rows_follow_from_the_probabilities(folder):
+@pytest.mark.parametrize("folders", ["doc", "doc/tta", "doc/random_weights", "doc/tta doc/random_weights"])
+def test_the_tables_rows_follow_from_the_probabilities(folders):
     text = (ROOT / "doc" / "results.md").read_text()
     assert accuracy.HEADER in text
-    for line in accuracy.lines(ROOT / folder):
+    for line in accuracy.lines(*(ROOT / folder for folder in folders.split())):
         assert line in text, f"doc/results.md lacks, or has otherwise: {line}"
 
 
@@ -54,3 +54,19 @@ def test_a_row_is_reckoned_as_anyone_would(tmp_path):
     expected = [crack, inactive, (crack + inactive) / 2]
     assert [float(c) for c in cells[1:4]] == pytest.approx(np.round(expected, 3))
     assert float(cells[5]) == pytest.approx((2 / 3 + 1) / 2, abs=1e-3)
+
+
+def test_several_folders_are_judged_by_the_mean_of_their_logits(tmp_path):
+    order = {"a": ["cell0001", "cell0002"], "b": ["cell0002", "cell0001"]}
+    p = {"cell0001": (0.5, 0.9), "cell0002": (0.2, 0.8)}
+    for i, (folder, cells) in enumerate(order.items()):
+        judged = pd.DataFrame({"filename": [f"images/{c}.png" for c in cells], "fold": 0, "crack": 1, "inactive": 0})
+        for c in CLASSES:
+            judged[f"p_{c}"], judged[f"threshold_{c}"] = [p[cell][i] for cell in cells], 0.3
+        (tmp_path / folder).mkdir()
+        judged.to_csv(tmp_path / folder / "oof_by_cell.csv", sep=";", index=False)
+    judged = accuracy.read("cell", tmp_path / "a", tmp_path / "b")
+    assert judged["filename"].tolist() == ["images/cell0001.png", "images/cell0002.png"]
+    odds = [(1 * 9) ** 0.5, (0.25 * 4) ** 0.5]
+    assert judged["p_crack"].tolist() == pytest.approx([o / (1 + o) for o in odds])
+    assert (judged["threshold_inactive"] == 0.5).all()
