@@ -56,7 +56,7 @@ FAST = {
     "synthetic": 0.75,
     "places": 1.0,
     "frozen": 0,
-    "even_exposure": True,
+    "even_exposure": False,
 }
 CLASSIC = {
     "epochs": 3,

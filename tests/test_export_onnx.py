@@ -47,9 +47,11 @@ def test_the_mean_over_symmetries_can_be_in_the_file(best, elpv, small, tmp_path
     assert np.abs(engine(images) - expected.numpy()).max() < 1e-4 < (plain - expected).abs().max()
 
 
-def test_a_joined_checkpoint_becomes_one_file(small, elpv, tmp_path):
+def test_a_joined_checkpoint_of_even_exposure_becomes_one_file(small, elpv, tmp_path):
     torch.manual_seed(0)
     models = [build_model(name, width=16, image_size=64).eval() for name in ("resnet34", "resnet")]
+    for model in models:
+        model.config["even_exposure"] = True
     joined = join_models(models)
     save_checkpoint(tmp_path / "joined.ckp", joined)
     assert export(elpv, tmp_path, tmp_path / "joined.ckp") == 0
