@@ -26,7 +26,7 @@ from data import CLASSES, InputError, atomic_path
 SHARE = 0.5  # of the sound cells that get a defect
 KINDS = (0.6, 0.12, 0.28)  # of these: crack only, inactive only, both
 HARMLESS = 0.4  # share of all sound cells that get harmless marks, with or without a defect
-STRENGTHS = {"crack": (0.15, 0.65), "inactive": (0.72, 0.96), "harmless": (0.08, 0.5)}  # share of light taken away
+STRENGTHS = {"crack": (0.15, 0.65), "inactive": (0.72, 0.96), "harmless": (0.16, 1.0)}  # share of light taken away
 COUNTS = {"crack": 1500, "inactive": 700, "harmless": 500}
 UNIT = 300  # the drawings' coordinates are pixels of a cell of this side
 NUMBERS = 3 + 3 * 5  # random numbers that a cell takes
@@ -129,21 +129,39 @@ def inactive(rng, size):
     return polygon_mask(points, rng.uniform(0.7, 2.5), size)
 
 
+def contacts(rng, size):
+    """The dark ends of two to five busbars, alike and at the same heights at both edges."""
+    mask, busbars = np.zeros((size, size), np.float32), rng.integers(2, 6)
+    half, depth, blur = rng.uniform(5, 15), rng.uniform(8, 28), rng.uniform(0.8, 2.5)
+    for y in UNIT * (np.arange(busbars) + 0.5) / busbars + 3 * rng.normal(size=busbars):
+        for edge, inwards in ((0, 1), (UNIT, -1)):
+            tip = edge + inwards * depth * rng.uniform(0.8, 1.2)
+            shoulder, wide, narrow = edge + 0.8 * (tip - edge), half * rng.uniform(0.8, 1.2), half * rng.uniform(0.3, 1)
+            above = [(edge, -wide), (shoulder, -wide), (tip, -narrow)]
+            points = [(x, y + dy) for x, dy in above + [(x, -dy) for x, dy in above[::-1]]]
+            mask = np.maximum(mask, polygon_mask(points, blur, size))
+    return mask
+
+
 def harmless(rng, size):
-    """What must not be called a defect: interrupted fingers (upright streaks), soft blobs, stains."""
-    if rng.random() < 0.6:
+    """What must not be called a defect: contacts, and up to half as dark as these may be (0.5 in the mask, not 0.9),
+    interrupted fingers (upright streaks), soft blobs, stains."""
+    kind = rng.random()
+    if kind < 0.2:
+        return 0.9 * contacts(rng, size)
+    if kind < 0.7:
         lines = []
         for _ in range(rng.integers(1, 5)):
             x, y, length = rng.uniform(10, UNIT - 10), rng.choice([20, 60, 110, 160, 210]), rng.uniform(20, 95)
             lines.append([(x, y), (x, min(y + length, UNIT - 5))])
-        return lines_mask(lines, rng.uniform(1, 4), 1.0, size)
+        return 0.5 * lines_mask(lines, rng.uniform(1, 4), 1.0, size)
     mask = np.zeros((size, size), np.float32)
     for _ in range(rng.integers(1, 4)):
         x, y, r = *rng.uniform(20, UNIT - 20, 2), log_uniform(rng, 6, 40)
         t = np.linspace(0, 2 * math.pi, 12)
         points = zip(x + r * rng.uniform(0.6, 1.4, 12) * np.cos(t), y + r * rng.uniform(0.6, 1.4, 12) * np.sin(t))
         mask = np.maximum(mask, polygon_mask(list(points), r * rng.uniform(0.3, 0.8), size))
-    return mask / max(mask.max(), 1e-3)
+    return 0.5 * mask / max(mask.max(), 1e-3)
 
 
 # ---------------------------------------------------------------- into batches

@@ -92,3 +92,11 @@ def test_the_sheet_of_drawings_is_written(elpv, tmp_path, capsys):
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
     assert synthetic.main(["--data", str(tmp_path / "none.csv")]) == 2
     assert "none.csv: can't be read" in capsys.readouterr().err
+
+
+def test_contacts_are_dark_at_both_edges_alone_and_harmless():
+    for i in range(20):
+        mask = synthetic.contacts(np.random.default_rng(i), 300)
+        assert mask[:, :3].max() > 0.5 < mask[:, -3:].max() and mask[:, 45:-45].max() == 0
+    masks = [synthetic.harmless(np.random.default_rng(i), 100).max() for i in range(60)]
+    assert 0.05 < np.mean(np.array(masks) > 0.55) < 0.4  # contacts are darker than the other marks
