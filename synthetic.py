@@ -26,7 +26,7 @@ from data import CLASSES, InputError, atomic_path
 SHARE = 0.5  # of the sound cells that get a defect
 KINDS = (0.6, 0.12, 0.28)  # of these: crack only, inactive only, both
 HARMLESS = 0.4  # share of all sound cells that get harmless marks, with or without a defect
-STRENGTHS = {"crack": (0.15, 0.65), "inactive": (0.72, 0.96), "harmless": (0.16, 1.0)}  # share of light taken away
+STRENGTHS = {"crack": (0.15, 0.65), "inactive": (0.72, 0.96), "harmless": (0.16, 1.0)}  # of light, where a mask is 1
 COUNTS = {"crack": 1500, "inactive": 700, "harmless": 500}
 UNIT = 300  # the drawings' coordinates are pixels of a cell of this side
 NUMBERS = 3 + 3 * 5  # random numbers that a cell takes
