@@ -366,12 +366,12 @@ def logits_of(network, images, tta=False):
 def even_exposure(images):
     """Gray images, float (N, C, S, S) in 0..1, each scaled to the same brightness: exposures differ between modules.
 
-    A cell's brightness is the mean of its pixels weighted by their squares, which dark regions hardly change. (One of
-    all black stays black.)
+    A cell's brightness is the mean of its pixels weighted by their squares, which dark regions hardly change. What is
+    below 0.05, darker than any cell of ELPV, stays dark.
     """
     squares = images * images
     brightness = (squares * images).mean((1, 2, 3), keepdim=True) / squares.mean((1, 2, 3), keepdim=True).clamp(1e-6)
-    return images * (BRIGHTNESS / brightness.clamp(0.02))
+    return images * (BRIGHTNESS / brightness.clamp(0.05))
 
 
 class CellClassifier(nn.Module):

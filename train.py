@@ -569,7 +569,7 @@ def about(model, checkpoint):
     return {
         "initial_weights": model.config["initial_weights"],
         "best_epoch": checkpoint.get("epoch"),
-        **{k: checkpoint[k] for k in ("joined",) if k in checkpoint},
+        "joined": checkpoint.get("joined"),
         "config": {
             k: model.config[k]
             for k in ("network", "width", "classes", "mean", "std", "image_size", "even_exposure", "tta")

@@ -56,7 +56,7 @@ FAST = {
     "synthetic": 0.75,
     "places": 1.0,
     "frozen": 0,
-    "even_exposure": False,
+    "even_exposure": True,
 }
 CLASSIC = {
     "epochs": 3,
