@@ -35,6 +35,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm"}
 BATCHES_AHEAD = 4  # decoded while the network works; bounds the memory
 SHIPPED = Path(__file__).resolve().parent / "cells.onnx"
 REPORT_CELLS = 1000  # the surest defects that the report shows
+NEARLY_BLACK = 0.13  # mean pixel in 0..1; darker cells of ELPV are but noise, and labelled neither (doc/labels.md)
 
 
 # ---------------------------------------------------------------- input and output
@@ -73,8 +74,8 @@ def walk(folder):
 
 
 def columns(classes):
-    """Header of the output: a table that `train.py --data` could read, with probabilities and errors."""
-    return ["filename", *classes, *(f"p_{c}" for c in classes), "error"]
+    """Header of the output: a table that `train.py --data` could read, with probabilities, brightness and errors."""
+    return ["filename", *classes, *(f"p_{c}" for c in classes), "brightness", "error"]
 
 
 def read_done(path, classes):
@@ -171,10 +172,11 @@ def batches(paths, size, batch_size, threads):
 def predict(engine, paths, write, batch_size=16, threads=data.THREADS):
     """Run an Engine over picture files.
 
-    write(row) gets one list a picture: [path, 0/1 of each class, probability of each class, error], the values empty
-    where the file can't be read. Returns (pictures, errors, count of positives per class).
+    write(row) gets one list a picture: [path, 0/1 of each class, probability of each class, brightness (mean pixel in
+    0..1), error], the values empty where the file can't be read. Returns (pictures, errors, how many of them are
+    NEARLY_BLACK, count of positives per class).
     """
-    pictures = failed = 0
+    pictures = failed = black = 0
     positives = np.zeros(len(engine.classes), int)
     for part, images, errors in batches(paths, engine.image_size, batch_size, threads):
         good = [i for i, image in enumerate(images) if image is not None]
@@ -184,11 +186,13 @@ def predict(engine, paths, write, batch_size=16, threads=data.THREADS):
             if i in place:
                 found = (p[place[i]] >= engine.thresholds).astype(int)
                 positives += found
-                write([path, *found, *(f"{v:.4f}" for v in p[place[i]]), ""])
+                brightness = images[i].mean() / 255
+                black += brightness < NEARLY_BLACK
+                write([path, *found, *(f"{v:.4f}" for v in p[place[i]]), f"{brightness:.3f}", ""])
             else:
-                write([path, *[""] * (2 * len(engine.classes)), errors[i]])
+                write([path, *[""] * (2 * len(engine.classes) + 1), errors[i]])
         pictures, failed = pictures + len(part), failed + len(part) - len(good)
-    return pictures, failed, positives
+    return pictures, failed, black, positives
 
 
 # ---------------------------------------------------------------- report
@@ -217,7 +221,7 @@ img {{ display: block; width: 120px; height: 120px; image-rendering: auto }} .f 
 <table><thead><tr><th>cell</th><th>file</th>{heads}</tr></thead><tbody>
 {rows}
 </tbody></table>
-{errors}
+{listed}
 <footer>A cell counts as positive from these probabilities on: {thresholds}.</footer>
 <script>
 document.querySelectorAll("th").forEach((th, i) => th.addEventListener("click", () => {{
@@ -242,8 +246,8 @@ def thumbnail(path, side=120):
 def write_report(table, target, engine, model):
     """One self-contained HTML page about an output table: counts, and the surest defects with their pictures."""
     n = len(engine.classes)
-    pictures, positives, defective, errors = 0, np.zeros(n, int), [], []
-    sound = count = failed = 0
+    pictures, positives, defective, errors, dark = 0, np.zeros(n, int), [], [], []
+    sound = count = failed = black = 0
     with open(table, encoding="utf-8", newline="") as file:
         rows = csv.reader(file, delimiter=";")
         next(rows)
@@ -255,6 +259,9 @@ def write_report(table, target, engine, model):
                 continue
             found, p = np.array(row[1 : 1 + n], int), [float(v) for v in row[1 + n : 1 + 2 * n]]
             positives += found
+            if float(row[-2]) < NEARLY_BLACK:
+                black += 1
+                dark.append(row[0]) if len(dark) < REPORT_CELLS else None
             sound += not found.any()
             if found.any():
                 count += 1
@@ -273,7 +280,15 @@ def write_report(table, target, engine, model):
         name = html.escape(path)
         lines.append(f'<tr><td data-v="{name}">{picture}</td><td class="f">{name}</td>{cells}</tr>')
     counts = [("cells", pictures), *zip(engine.classes, positives), ("no defect", sound), ("unreadable", failed)]
-    listed = "".join(f"<li>{html.escape(row[-1])}</li>" for row in errors)
+    counts += [("nearly black", black)] * (black > 0)
+    lists = {
+        "Nearly black: dead or underexposed, which the probabilities can't tell": dark,
+        "Unreadable": [row[-1] for row in errors],
+    }
+    listed = ""
+    for title, part in lists.items():
+        names = "".join(f"<li>{html.escape(line)}</li>" for line in part)
+        listed += f'<h2>{title}</h2><ul class="error">{names}</ul>' * bool(part)
     page = PAGE.format(
         pictures=pictures,
         model=html.escape(str(model)),
@@ -283,7 +298,7 @@ def write_report(table, target, engine, model):
         + (f"; the {REPORT_CELLS} surest are shown." if count > REPORT_CELLS else ", the surest first."),
         heads="".join(f"<th>{html.escape(c)}</th>" for c in engine.classes),
         rows="\n".join(lines),
-        errors=f'<h2>Unreadable</h2><ul class="error">{listed}</ul>' if listed else "",
+        listed=listed,
         thresholds=", ".join(f"{html.escape(c)} {t:.3f}" for c, t in zip(engine.classes, engine.thresholds)),
     )
     with atomic_path(target) as temporary:
@@ -387,9 +402,9 @@ def run_share(args, engine, model, rank, world, add):
                 flushed = time.monotonic()
 
         started = time.monotonic()
-        pictures, failed, positives = predict(engine, paths, write, args.batch_size)
+        pictures, failed, black, positives = predict(engine, paths, write, args.batch_size)
         seconds = time.monotonic() - started
-    pictures, failed, *positives = add([pictures, failed, *positives])
+    pictures, failed, black, *positives = add([pictures, failed, black, *positives])
     if rank > 0:
         return 0
     if world > 1:
@@ -397,6 +412,8 @@ def run_share(args, engine, model, rank, world, add):
     speed = f"{pictures / seconds:.1f} pictures/s with {engine.name}" if pictures else "nothing left to do"
     found = ", ".join(f"{n} {c}" for c, n in zip(engine.classes, positives))
     print(f"{pictures} pictures: {found}, {failed} unreadable; {speed}", file=sys.stderr)
+    if black:
+        print(f"{black} of them are nearly black, dead or underexposed: the probabilities can't tell.", file=sys.stderr)
     if args.report:
         write_report(args.csv, args.report, engine, model)
         print(f"{args.report} shows them.", file=sys.stderr)

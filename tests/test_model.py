@@ -74,6 +74,7 @@ def test_even_exposure_goes_by_what_is_bright(small):
     assert torch.allclose(factor, (even_exposure(images) / images), rtol=0.05)
     even = even_exposure(images)
     assert torch.allclose((even**3).mean((1, 2, 3)) / (even**2).mean((1, 2, 3)), torch.tensor(BRIGHTNESS))
+    assert even_exposure(images * 0.01).max() < 0.3  # a dead cell stays dark
 
 
 def test_the_gray_stem_is_the_three_channel_network_exactly(small):

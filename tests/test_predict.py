@@ -97,6 +97,17 @@ def test_an_unreadable_picture_gets_a_row_and_the_run_goes_on(exported, folder, 
     assert "2 unreadable" in capsys.readouterr().err
 
 
+def test_a_nearly_black_picture_is_told_of(exported, folder, tmp_path, capsys):
+    cell = sorted(folder.glob("*.png"))[2]
+    Image.fromarray((np.asarray(Image.open(cell)) * 0.08).astype(np.uint8)).save(folder / "<i>dead.png")
+    assert run(exported, folder, "--report", tmp_path / "out.html") == 0
+    assert "1 of them are nearly black" in capsys.readouterr().err
+    dark = [r["filename"] for r in rows(tmp_path / "out.csv") if float(r["brightness"]) < predict.NEARLY_BLACK]
+    page = (tmp_path / "out.html").read_text()
+    assert [os.path.basename(name) for name in dark] == ["<i>dead.png"]
+    assert "<b>1</b>nearly black" in page and "&lt;i&gt;dead.png</li>" in page
+
+
 def test_an_interrupted_output_goes_on_and_ends_the_same(exported, folder, tmp_path, capsys):
     whole, part = tmp_path / "whole.csv", tmp_path / "part.csv"
     assert run(exported, folder, "--csv", whole) == 0
@@ -118,7 +129,7 @@ def test_resume_does_not_touch_a_foreign_table(exported, folder, elpv, capsys):
 def test_globs_lists_and_files(exported, folder, monkeypatch, capsys):
     assert run(exported, folder / "**" / "*.png") == 0
     by_glob = capsys.readouterr().out.splitlines()
-    assert by_glob[0] == "filename;crack;inactive;p_crack;p_inactive;error" and len(by_glob) == 1 + 17
+    assert by_glob[0] == "filename;crack;inactive;p_crack;p_inactive;brightness;error" and len(by_glob) == 1 + 17
     one = by_glob[1].split(";")[0]
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{one}\n\n{one}\n"))
     assert run(exported, "-", one) == 0
