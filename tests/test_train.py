@@ -51,6 +51,7 @@ def test_the_report_is_complete_and_agrees_with_the_predictions(finished):
     low, high = report["mean_f1_interval_95"]
     assert low <= report["at_threshold"]["mean"]["f1"] <= high
     assert report["initial_weights"]["used"] == "random" and report["settings"]["lr"] == 0.0014
+    assert report["config"]["even_exposure"]
 
 
 def test_tta_judges_by_the_mean_over_the_symmetries(finished, elpv, tmp_path, capsys):
@@ -458,6 +459,7 @@ def test_resume_refuses_other_options(finished, capsys):
 def test_the_classic_recipe_trains_on_the_six_variants_and_can_be_lengthened(elpv, tmp_path):
     assert run(elpv, tmp_path, "--recipe", "classic", "--epochs", "1", "--lr", "0.005") == 0
     checkpoint = read_checkpoint(tmp_path / "checkpoints" / "last.ckp")
+    assert not checkpoint["config"]["even_exposure"]
     assert checkpoint["rows"] == 6 * (48 - len(checkpoint["split"]["test"]) - len(checkpoint["split"]["val"]))
     assert checkpoint["metrics"]["lr"] == 0.005 and checkpoint["settings"]["batch_size"] == 8
     assert train.main(["--resume", "--out", str(tmp_path), "--epochs", "2"]) == 0
