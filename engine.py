@@ -136,8 +136,7 @@ def _open_checkpoint(path, tta):
 
     @torch.inference_mode()
     def run(images):
-        parts = torch.from_numpy(images).split(max(1, len(images) // 8) if tta else len(images))
-        return torch.cat([model.probabilities(model(part)) for part in parts]).numpy()
+        return model.probabilities(model(torch.from_numpy(images))).numpy()
 
     config = model.config
     points = config["operating_points"]

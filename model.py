@@ -408,8 +408,13 @@ class CellClassifier(nn.Module):
         return (images - self.config["mean"]) / self.config["std"]
 
     def forward(self, images):
-        """Logits (N, C), float32, of gray images (N, 1, H, W), uint8 or float in 0..1."""
-        return logits_of(self.network, self.normalise(images), self.config["tta"] and not self.training).float()
+        """Logits (N, C), float32, of gray images (N, 1, H, W), uint8 or float in 0..1.
+
+        Over the eight symmetries an eighth of the images at a time, as each becomes eight.
+        """
+        images, tta = self.normalise(images), self.config["tta"] and not self.training
+        parts = images.split(max(1, len(images) // 8)) if tta else [images]
+        return torch.cat([logits_of(self.network, part, tta) for part in parts]).float()
 
     def probabilities(self, logits):
         """Probabilities (N, C) of logits (N, C), calibrated: the one place where the sigmoid is applied."""

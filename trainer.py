@@ -372,13 +372,10 @@ def autocast(device, precision):
 def evaluate(model, dataset, precision=torch.float32, batch_size=32, size=None):
     """Loss and predictions of a model on a CellDataset, without augmentation, on the device that the model is on.
 
-    batch_size: pictures at once, where the model takes each in eight symmetries an eighth as many cells. size: side
-    that the pictures are shrunk to (as they are). Several processes share the work.
+    batch_size: pictures at once. size: side that they are shrunk to (as they are). Several processes share the work.
     Returns (mean binary cross entropy, labels (N, C) float32, probabilities (N, C) float32), the same in each.
     """
     model.eval()
-    if model.config["tta"]:
-        batch_size = max(1, batch_size // 8)
     device = next(model.parameters()).device
     logits = torch.zeros(len(dataset), len(model.classes), device=device)
     mine = np.arange(rank(), len(dataset), world())
