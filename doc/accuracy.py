@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 from data import CLASSES
 from trainer import bootstrap_mean_f1, metrics_table
 
+SPLITS = ("cell", "module")
 HEADER = (
     "| cells | F1 crack | F1 inactive | F1 mean | 95 % interval | F1 mean at 0.5 | AP crack | AP inactive | ECE crack "
     "| ECE inactive |\n| --- |" + " ---: |" * 9
@@ -39,12 +40,6 @@ def read(by, *folders):
     return first.merge(table[["filename", "type", "module"]], on="filename", how="left", validate="one_to_one")
 
 
-def splits(*folders):
-    """The splits, of "cell" and "module", of which all folders (doc, if none) have the predictions."""
-    there = {by: [Path(folder) / f"oof_by_{by}.csv" for folder in folders or [DOC]] for by in ("cell", "module")}
-    return [by for by, files in there.items() if all(file.exists() for file in files)]
-
-
 def line(name, judged, by):
     """One row of the table: figures of judged cells at the thresholds of their folds, the interval over groups."""
     y, p, thresholds = (judged[[f"{k}{c}" for c in CLASSES]].to_numpy(float) for k in ("", "p_", "threshold_"))
@@ -58,7 +53,7 @@ def line(name, judged, by):
 def lines(*folders):
     """All rows: each split as a whole and by type."""
     rows = []
-    for by in splits(*folders):
+    for by in SPLITS:
         judged = read(by, *folders)
         rows.append(line(f"by {by}: all {len(judged):,}", judged, by))
         rows += [line(f"by {by}: {kind}", part, by) for kind, part in judged.groupby("type")]
@@ -74,5 +69,5 @@ def any_defect(by, *folders):
 
 if __name__ == "__main__":
     print("\n".join([HEADER, *lines(*sys.argv[1:])]))
-    told = (f"{any_defect(by, *sys.argv[1:]):.1%} by {by}" for by in splits(*sys.argv[1:]))
+    told = (f"{any_defect(by, *sys.argv[1:]):.1%} by {by}" for by in SPLITS)
     print("\nSound or not, told right: " + ", ".join(told))
