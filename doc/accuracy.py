@@ -18,11 +18,15 @@ sys.path.insert(0, str(ROOT))
 from data import CLASSES
 from trainer import bootstrap_mean_f1, metrics_table
 
-SPLITS = ("cell", "module")
 HEADER = (
     "| cells | F1 crack | F1 inactive | F1 mean | 95 % interval | F1 mean at 0.5 | AP crack | AP inactive | ECE crack "
     "| ECE inactive |\n| --- |" + " ---: |" * 9
 )
+
+
+def splits(*folders):
+    """By what cross-validations are in all of the folders (doc, if none): "cell", "module"."""
+    return [by for by in ("cell", "module") if all((Path(f) / f"oof_by_{by}.csv").exists() for f in folders or [DOC])]
 
 
 def read(by, *folders):
@@ -53,7 +57,7 @@ def line(name, judged, by):
 def lines(*folders):
     """All rows: each split as a whole and by type."""
     rows = []
-    for by in SPLITS:
+    for by in splits(*folders):
         judged = read(by, *folders)
         rows.append(line(f"by {by}: all {len(judged):,}", judged, by))
         rows += [line(f"by {by}: {kind}", part, by) for kind, part in judged.groupby("type")]
@@ -69,5 +73,5 @@ def any_defect(by, *folders):
 
 if __name__ == "__main__":
     print("\n".join([HEADER, *lines(*sys.argv[1:])]))
-    told = (f"{any_defect(by, *sys.argv[1:]):.1%} by {by}" for by in SPLITS)
+    told = (f"{any_defect(by, *sys.argv[1:]):.1%} by {by}" for by in splits(*sys.argv[1:]))
     print("\nSound or not, told right: " + ", ".join(told))
