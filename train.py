@@ -232,7 +232,7 @@ def options():
         nargs="+",
         metavar="CKP",
         help="make one checkpoint, checkpoints/best.ckp, of several networks of one split: it judges by the mean of "
-        "their logits, as trainings err on different cells",
+        "their logits, on average a little better than one of them",
     )
     group.add_argument(
         "--operating-point",

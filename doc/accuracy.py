@@ -24,11 +24,6 @@ HEADER = (
 )
 
 
-def splits(*folders):
-    """By what cross-validations are in all of the folders (doc, if none): "cell", "module"."""
-    return [by for by in ("cell", "module") if all((Path(f) / f"oof_by_{by}.csv").exists() for f in folders or [DOC])]
-
-
 def read(by, *folders):
     """Out-of-fold predictions of a cross-validation by "cell" or "module", with each cell's module and type.
 
@@ -42,6 +37,12 @@ def read(by, *folders):
         first[f"p_{c}"], first[f"threshold_{c}"] = expit(mean), 0.5
     table = pd.read_csv(ROOT / "data.csv", sep=";")
     return first.merge(table[["filename", "type", "module"]], on="filename", how="left", validate="one_to_one")
+
+
+def splits(*folders):
+    """The splits, of "cell" and "module", of which all folders (doc, if none) have the predictions."""
+    there = {by: [Path(folder) / f"oof_by_{by}.csv" for folder in folders or [DOC]] for by in ("cell", "module")}
+    return [by for by, files in there.items() if all(file.exists() for file in files)]
 
 
 def line(name, judged, by):

@@ -16,7 +16,7 @@ FOLDERS = ["doc", "doc/tta", "doc/seed1", "doc/seed1/tta", "doc/before", "doc/ra
 JOINED = ["doc doc/seed1", "doc/tta doc/seed1/tta", "doc doc/before", "doc doc/random_weights"]
 
 
-@pytest.mark.parametrize(("folder", "by"), [(f, by) for f in FOLDERS for by in accuracy.splits(ROOT / f)])
+@pytest.mark.parametrize("by, folder", [(by, f) for f in FOLDERS for by in accuracy.splits(ROOT / f)])
 def test_every_cell_was_judged_once_by_a_network_that_saw_nothing_of_its_group(table, by, folder):
     judged = accuracy.read(by, ROOT / folder)
     assert len(judged) == 2624 and set(judged["filename"]) == set(table["filename"])
