@@ -1,0 +1,147 @@
+"""Measure how much a network loses on pictures that were taken or cut otherwise than those that it learnt from.
+
+$ python benchmarks/robustness.py                                       # checkpoints/best.ckp, its validation part
+$ python benchmarks/robustness.py checkpoints/fold_*/best.ckp           # all folds of a cross-validation together
+$ python benchmarks/robustness.py --part test --only "as they are" "blur"
+
+Each change is made to whole pictures of 300x300 pixels, labels stay; so a part of a loss by cutting is that a defect
+at the cell's edge is no longer there.
+"""
+
+import argparse
+import io
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import functional as tv
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import data
+from data import InputError, atomic_path
+from model import find_checkpoint, load_model
+from trainer import evaluate, keep_freed_memory, metrics_table
+
+
+def zoom(images, factor=1.0, shift=0, degrees=0):
+    """Enlarge about the centre, shift to the right by so many pixels, turn; what was outside is black."""
+    smooth = {"interpolation": tv.InterpolationMode.BILINEAR, "fill": 0}
+    return tv.affine(images, degrees, [shift, 0], factor, [0.0, 0.0], **smooth)
+
+
+def resolution(images, side):
+    """As from a camera with `side` pixels for a cell."""
+    return tv.resize(tv.resize(images, [side], antialias=True), [images.shape[-1]], antialias=True)
+
+
+def curve(images, gain=1.0, gamma=1.0):
+    """Gray levels 255 * (gain * level / 255) ** gamma; what is too bright is cut off at 255."""
+    return (255 * (gain * images.float() / 255).clamp(max=1) ** gamma).round().byte()
+
+
+def noise(images, sigma):
+    """Gray levels plus normal noise of standard deviation sigma, the same in every run."""
+    drawn = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return (images + sigma * drawn).round().clamp(0, 255).byte()
+
+
+def jpeg(images, quality):
+    """Through a JPEG file of that quality."""
+    read = []
+    for image in images[:, 0].numpy():
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=quality)
+        read.append(np.array(Image.open(file)))
+    return torch.from_numpy(np.stack(read))[:, None]
+
+
+# Each takes and returns uint8 images (N, 1, S, S).
+CHANGES = {
+    "as they are": lambda images: images,
+    "cut closer, cell 104 %": partial(zoom, factor=1.04),
+    "cut closer, cell 107 %": partial(zoom, factor=1.07),
+    "cut wider, cell 96 %, black around": partial(zoom, factor=0.96),
+    "cut wider, cell 93 %, black around": partial(zoom, factor=0.93),
+    "shifted by 6 pixels": partial(zoom, shift=6),
+    "shifted by 12 pixels": partial(zoom, shift=12),
+    "turned by 2 degrees": partial(zoom, degrees=2),
+    "turned by 5 degrees": partial(zoom, degrees=5),
+    "camera of 200 pixels a cell": partial(resolution, side=200),
+    "camera of 150 pixels a cell": partial(resolution, side=150),
+    "blur, sigma 1 pixel": partial(tv.gaussian_blur, kernel_size=[7, 7], sigma=1.0),
+    "blur, sigma 2 pixels": partial(tv.gaussian_blur, kernel_size=[13, 13], sigma=2.0),
+    "noise, sigma 5 gray levels": partial(noise, sigma=5),
+    "noise, sigma 15 gray levels": partial(noise, sigma=15),
+    "half as bright": partial(curve, gain=0.5),
+    "a quarter as bright": partial(curve, gain=0.25),
+    "1.5 times as bright, cut off at 255": partial(curve, gain=1.5),
+    "gamma 0.7": partial(curve, gamma=0.7),
+    "gamma 1.4": partial(curve, gamma=1.4),
+    "JPEG, quality 75": partial(jpeg, quality=75),
+    "JPEG, quality 30": partial(jpeg, quality=30),
+}
+
+
+def judge(checkpoints, table, pictures, part, changes, precision):
+    """Labels, probabilities and thresholds, each (cells, classes), of all checkpoints together, for each change."""
+    judged = {name: [] for name in changes}
+    bar = tqdm(total=len(checkpoints) * len(changes), unit="change", leave=False, disable=None)
+    for path in checkpoints:
+        model, checkpoint = load_model(path)
+        if "split" not in checkpoint:
+            raise InputError(f"{path}: has no record of its parts; take the best.ckp of a finished run")
+        rows = data.recorded_part(table, checkpoint["split"], part)
+        dataset = data.CellDataset(rows, pictures, model.classes)
+        images = dataset.batch(np.arange(len(rows)))[0]
+        places = rows.assign(picture=np.arange(len(rows)), turn="")
+        for name in changes:
+            changed = data.CellDataset(places, CHANGES[name](images).numpy(), model.classes)
+            _, labels, p = evaluate(model, changed, precision, size=model.config["image_size"])
+            judged[name].append((labels, p, np.tile(model.config["thresholds"], (len(p), 1))))
+            bar.update()
+    bar.close()
+    return {name: [np.concatenate(a) for a in zip(*parts)] for name, parts in judged.items()}, model.classes
+
+
+def main(argv=None):
+    """Command line of this file; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="*", default=["best"], help="best, last or paths (best)")
+    parser.add_argument("--part", choices=("val", "test"), default="val", help="of each checkpoint (%(default)s)")
+    parser.add_argument("--only", nargs="+", choices=CHANGES, metavar="CHANGE", help=f"{'; '.join(CHANGES)} (all)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic (%(default)s)")
+    parser.add_argument("--out", default="robustness.json", metavar="FILE", help="figures (%(default)s)")
+    data.add_table_options(parser)
+    args = parser.parse_args(argv)
+    keep_freed_memory()
+    try:
+        table = data.read_table(args.data, args.classes, args.images)
+        data.fill_images(table)
+        pictures, table["picture"] = data.load_pictures(table)
+        checkpoints = [find_checkpoint(c) for c in args.checkpoints]
+        precision = torch.bfloat16 if args.precision == "bf16" else torch.float32
+        judged, classes = judge(checkpoints, table, pictures, args.part, args.only or list(CHANGES), precision)
+    except InputError as error:
+        print(f"robustness.py: {error}", file=sys.stderr)
+        return 2
+    count = len(next(iter(judged.values()))[0])
+    print(f"{count} cells of the {args.part} part of {len(checkpoints)} networks; F1 at their thresholds\n")
+    print(f"{'pictures':36}" + "".join(f"{f'{k} {c}':>13}" for k in ("F1", "AP") for c in (*classes, "mean")))
+    figures = {}
+    for name, (labels, p, thresholds) in judged.items():
+        figures[name] = m = metrics_table(labels, p, thresholds, classes)
+        values = [m[c][k] for k in ("f1", "average_precision") for c in (*classes, "mean")]
+        print(f"{name:36}" + "".join(f"{v:13.3f}" for v in values))
+    with atomic_path(args.out) as temporary:
+        temporary.write_text(json.dumps(figures, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
