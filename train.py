@@ -200,6 +200,13 @@ def options():
         metavar="WEIGHT",
         help=f"of the loss that teaches where the drawn defects are {of_recipes('places')}",
     )
+    group.add_argument(
+        "--noise",
+        type=float,
+        metavar="LEVELS",
+        help="of a camera, for half of the pictures: normal, standard deviation up to LEVELS of 255, mostly less "
+        f"{of_recipes('noise')}",
+    )
     group.add_argument("--momentum", type=float, default=0.9, metavar="M", help="SGD's momentum (%(default)s)")
     group.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (%(default)s)")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
@@ -289,8 +296,9 @@ def parse(argv):
     for name, below in (("label_smoothing", 0.5), ("synthetic", 1)):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) < below:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name):g}: must be from 0 to below {below:g}")
-    if args.places is not None and args.places < 0:
-        raise InputError(f"--places {args.places:g}: must not be negative")
+    for name in ("places", "noise"):
+        if getattr(args, name) is not None and getattr(args, name) < 0:
+            raise InputError(f"--{name} {getattr(args, name):g}: must not be negative")
     if args.frozen is not None and not 0 <= args.frozen <= 3:
         raise InputError(f"--frozen {args.frozen}: must be from 0 to 3")
     if args.join and (args.evaluate or args.resume is not None):

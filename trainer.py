@@ -57,6 +57,7 @@ FAST = {
     "places": 1.0,
     "frozen": 0,
     "even_exposure": True,
+    "noise": 15.0,
 }
 CLASSIC = {
     "epochs": 3,
@@ -73,6 +74,7 @@ CLASSIC = {
     "places": 0.0,
     "frozen": 0,
     "even_exposure": False,
+    "noise": 0.0,
 }
 # What `Trainer` takes; doc/results.md has what each part of "fast" (random weights) and "finetune" (weights from
 # another training) is worth.
@@ -476,6 +478,7 @@ class Trainer:
     frozen: how many of the network's four stages stay as they are, from the first one on, their batch norms' statistics
         included; for networks that were trained before.
     even_exposure: bring pictures to the same brightness first (`model.even_exposure`), in the finished network too.
+    noise: half of the pictures get normal noise, of up to this standard deviation (gray levels of 255), mostly of less.
     device: torch.device or its name. precision: torch.float32 or torch.bfloat16 (autocast).
     seed: order and augmentation of every step follow from (seed, epoch, step) alone, so a resumed run repeats nothing
         and ends where an uninterrupted one does.
@@ -507,6 +510,7 @@ class Trainer:
         places=0.0,
         frozen=0,
         even_exposure=False,
+        noise=0.0,
         defects=None,
         device="cpu",
         precision=torch.float32,
@@ -518,7 +522,7 @@ class Trainer:
         self.train_set, self.val_set, self.folder = train.to(device), val.to(device), Path(folder)
         self.epochs, self.batch_size, self.seed, self.keep = epochs, batch_size, seed, keep
         self.schedule, self.progressive, self.turns, self.defective = schedule, progressive, turns, defective
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.noise = label_smoothing, noise
         self.synthetic, self.places, self.defects = synthetic, places * (synthetic > 0), defects
         self.model = model
         model.config["even_exposure"] = even_exposure
@@ -576,16 +580,19 @@ class Trainer:
         self.parallel.train()
         self.still.eval()
 
-    def train_step(self, images, labels, changes, share=1.0, places=None, known=None):
+    def train_step(self, images, labels, changes, share=1.0, places=None, known=None, noise=None):
         """One optimiser step; returns the sum of the pictures' losses (0-d tensor).
 
         images: uint8 (B, 1, S, S), labels (B, C) and changes (B, 2, 3) of this process. share: B over the mean B of
         all processes. places: uint8 (B, C, S, S), where defects were drawn. known: float (B,), what the places of each
         cell count, 0 for one with real defects, which stand who knows where; its mean over all processes is 1.
+        noise: float (B, 1, side, side), added to the pictures of 0..1.
         """
-        images, labels = images.to(self.device), labels.to(self.device)
+        images, labels = augment(images.to(self.device), changes, self.side), labels.to(self.device)
+        if noise is not None:
+            images = (images + noise).clamp(0, 1)
         with autocast(self.device, self.precision):
-            logits, seen = self.parallel(channels_last(augment(images, changes, self.side)))
+            logits, seen = self.parallel(channels_last(images))
         targets = labels * (1 - 2 * self.label_smoothing) + self.label_smoothing
         loss = F.binary_cross_entropy_with_logits(logits, targets)
         where = self._places_loss(seen, places, changes, known) if self.places and places is not None else 0.0
@@ -618,12 +625,24 @@ class Trainer:
             share = SHARE if self.epoch < self.synthetic * self.epochs else LAST_SHARE
             u = torch.rand(NUMBERS, len(rows), generator=self._generator(self.epoch, self.step, 1))
             images, labels, places = self.defects.draw(images, labels, u[:, mine], share)
-        return {"images": images, "labels": labels, "changes": changes[mine], "places": places, "known": known}
+        more = {"places": places, "known": known, "noise": self._noise(len(rows), mine) if self.noise else None}
+        return {"images": images, "labels": labels, "changes": changes[mine], **more}
+
+    def _noise(self, count, mine):
+        """The noise of a step's `count` pictures, float (B, 1, side, side), on the device; of this process's part."""
+        u = torch.rand(2, count, 1, 1, 1, generator=self._generator(self.epoch, self.step, 2)).to(self.device)
+        sigma = torch.where(u[0] < 0.5, self.noise / 255 * u[1] ** 2, 0)
+        generator = torch.Generator(self.device)
+        generator.manual_seed(self._generator(self.epoch, self.step, 3).initial_seed())
+        drawn = torch.randn(count, 1, self.side, self.side, generator=generator, device=self.device)
+        return (sigma * drawn)[mine]
 
     def examples(self, count=16):
         """First pictures of the coming epoch, as the network will see them: float (count, 1, S, S) in 0..1, labels."""
         batch = self.batch(self._order()[:count])
-        return augment(batch["images"], batch["changes"], self.side), batch["labels"]
+        images = augment(batch["images"], batch["changes"], self.side)
+        noise = 0 if batch["noise"] is None else batch["noise"].to(images.device)
+        return (images + noise).clamp(0, 1), batch["labels"]
 
     def _train_epoch(self):
         self.training_mode()

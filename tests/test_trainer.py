@@ -285,6 +285,36 @@ def test_smoothed_labels_are_only_the_targets(small, tmp_path):
         assert loss == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_noise_is_in_half_of_the_pictures_up_to_its_level_and_follows_from_the_step(small, tmp_path, monkeypatch):
+    trainer = make_trainer(small, tmp_path, noise=20.0)
+    rows = np.arange(40)
+    noise = trainer.batch(rows)["noise"]
+    assert noise.shape == (40, 1, 64, 64)
+    sigma = 255 * noise.std((1, 2, 3))
+    assert 10 < (sigma == 0).sum() < 30 and 10 < sigma.max() < 21 and sigma[sigma > 0].median() < 10
+    assert torch.equal(noise, trainer.batch(rows)["noise"])
+    trainer.step = 1
+    assert not torch.equal(noise, trainer.batch(rows)["noise"])
+    trainer.step = 0
+    with monkeypatch.context() as second_of_four:
+        second_of_four.setattr("trainer.rank", lambda: 1)
+        second_of_four.setattr("trainer.world", lambda: 4)
+        assert torch.equal(trainer.batch(rows)["noise"], noise[1::4])
+    assert make_trainer(small, tmp_path).batch(rows)["noise"] is None
+
+
+def test_the_network_sees_the_noise(small, tmp_path):
+    losses = []
+    for level in (0, 100):
+        trainer = make_trainer(small, tmp_path)
+        images, labels = trainer.train_set.batch(range(8))
+        noise = torch.randn(8, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * level / 255
+        changes = data.draw_changes(8, torch.Generator().manual_seed(0))
+        losses.append([float(trainer.train_step(images, labels, changes, noise=n)) for n in (None, noise)])
+        assert all(np.isfinite(losses[-1]))
+    assert losses[0][0] == losses[1][0] and losses[0][1] != losses[1][1]
+
+
 def test_the_gray_stem_is_computed_in_channels_last():
     images = channels_last(torch.rand(2, 1, 64, 64))
     for name in NETWORKS:
