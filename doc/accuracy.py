@@ -2,7 +2,7 @@
 
 $ python doc/accuracy.py                      # doc/oof_by_cell.csv and doc/oof_by_module.csv as rows of a table
 $ python doc/accuracy.py doc/random_weights   # the same of the two files in another folder
-$ python doc/accuracy.py doc/tta doc/random_weights   # of the mean of the logits of both, at 0.5
+$ python doc/accuracy.py doc doc/no_noise     # of the mean of the logits of both, at 0.5
 """
 
 import sys

@@ -12,8 +12,15 @@ from data import CLASSES
 spec = importlib.util.spec_from_file_location("accuracy", ROOT / "doc" / "accuracy.py")
 accuracy = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(accuracy)
-FOLDERS = ["doc", "doc/tta", "doc/seed1", "doc/seed1/tta", "doc/before", "doc/random_weights"]
-JOINED = ["doc doc/seed1", "doc/tta doc/seed1/tta", "doc doc/before", "doc doc/random_weights"]
+FOLDERS = [
+    "doc",
+    "doc/no_noise",
+    "doc/no_noise/tta",
+    "doc/no_noise/seed1",
+    "doc/no_noise/seed1/tta",
+    "doc/random_weights",
+]
+JOINED = ["doc doc/no_noise", "doc/no_noise/tta doc/no_noise/seed1/tta"]
 
 
 @pytest.mark.parametrize("by, folder", [(by, f) for f in FOLDERS for by in accuracy.splits(ROOT / f)])
