@@ -588,9 +588,7 @@ class Trainer:
         cell count, 0 for one with real defects, which stand who knows where; its mean over all processes is 1.
         noise: float (B, 1, side, side), added to the pictures of 0..1.
         """
-        images, labels = augment(images.to(self.device), changes, self.side), labels.to(self.device)
-        if noise is not None:
-            images = (images + noise).clamp(0, 1)
+        images, labels = self._changed(images, changes, noise), labels.to(self.device)
         with autocast(self.device, self.precision):
             logits, seen = self.parallel(channels_last(images))
         targets = labels * (1 - 2 * self.label_smoothing) + self.label_smoothing
@@ -600,6 +598,11 @@ class Trainer:
         ((loss + self.places * where) * share).backward()
         self.optimizer.step()
         return loss.detach() * len(images)
+
+    def _changed(self, images, changes, noise):
+        """Pictures of a batch as the network sees them: float (B, 1, side, side) in 0..1, on the device."""
+        images = augment(images.to(self.device), changes, self.side)
+        return images if noise is None else (images + noise).clamp(0, 1)
 
     def _places_loss(self, seen, places, changes, known):
         """Mean binary cross entropy (0-d) of place logits (B, C, h, w) and what was drawn there, weighted by known."""
@@ -640,9 +643,7 @@ class Trainer:
     def examples(self, count=16):
         """First pictures of the coming epoch, as the network will see them: float (count, 1, S, S) in 0..1, labels."""
         batch = self.batch(self._order()[:count])
-        images = augment(batch["images"], batch["changes"], self.side)
-        noise = 0 if batch["noise"] is None else batch["noise"].to(images.device)
-        return (images + noise).clamp(0, 1), batch["labels"]
+        return self._changed(batch["images"], batch["changes"], batch["noise"]), batch["labels"]
 
     def _train_epoch(self):
         self.training_mode()

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 import data
 from data import InputError, atomic_path
 from model import find_checkpoint, load_model
-from trainer import evaluate, keep_freed_memory, metrics_table
+from trainer import evaluate, keep_freed_memory, metrics_table, pick_precision
 
 
 def zoom(images, factor=1.0, shift=0, degrees=0):
@@ -97,8 +97,7 @@ def judge(checkpoints, table, pictures, part, changes, precision):
         if "split" not in checkpoint:
             raise InputError(f"{path}: has no record of its parts; take the best.ckp of a finished run")
         rows = data.recorded_part(table, checkpoint["split"], part)
-        dataset = data.CellDataset(rows, pictures, model.classes)
-        images = dataset.batch(np.arange(len(rows)))[0]
+        images = data.CellDataset(rows, pictures, model.classes).batch(np.arange(len(rows)))[0]
         places = rows.assign(picture=np.arange(len(rows)), turn="")
         for name in changes:
             changed = data.CellDataset(places, CHANGES[name](images).numpy(), model.classes)
@@ -125,7 +124,7 @@ def main(argv=None):
         data.fill_images(table)
         pictures, table["picture"] = data.load_pictures(table)
         checkpoints = [find_checkpoint(c) for c in args.checkpoints]
-        precision = torch.bfloat16 if args.precision == "bf16" else torch.float32
+        precision = pick_precision(args.precision, torch.device("cpu"))
         judged, classes = judge(checkpoints, table, pictures, args.part, args.only or list(CHANGES), precision)
     except InputError as error:
         print(f"robustness.py: {error}", file=sys.stderr)
