@@ -14,13 +14,14 @@ accuracy = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(accuracy)
 FOLDERS = [
     "doc",
+    "doc/tta",
     "doc/no_noise",
     "doc/no_noise/tta",
     "doc/no_noise/seed1",
     "doc/no_noise/seed1/tta",
     "doc/random_weights",
 ]
-JOINED = ["doc doc/no_noise", "doc/no_noise/tta doc/no_noise/seed1/tta"]
+JOINED = ["doc/tta doc/no_noise/tta", "doc/no_noise/tta doc/no_noise/seed1/tta"]
 
 
 @pytest.mark.parametrize("by, folder", [(by, f) for f in FOLDERS for by in accuracy.splits(ROOT / f)])

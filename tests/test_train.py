@@ -352,24 +352,26 @@ def test_defects_are_drawn_where_the_labels_know_them(elpv, tmp_path, capsys):
     assert "--synthetic: draws crack and inactive, which the labels lack" in capsys.readouterr().err
 
 
-def torchrun(processes, *options, script=ROOT / "train.py"):
-    """Run a script in several processes on the CPU, a thread each."""
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "29517"]
+def torchrun(*runs, script=ROOT / "train.py"):
+    """Outputs of a script on the CPU, a thread a process; each of `runs`, side by side, is (processes, *options)."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *command, str(script), *map(str, options)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    started = []
+    for number, (processes, *options) in enumerate(runs):
+        command = ["-m", "torch.distributed.run", "--nproc-per-node", processes, "--master-port", 29517 + number]
+        command = [str(part) for part in (sys.executable, *command, script, *options)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, env=environment, text=True, **pipes))
+    ended = [process.communicate(timeout=240) for process in started]
+    for process, (_, err) in zip(started, ended):
+        assert process.returncode == 0, err
+    return [out for out, _ in ended]
 
 
 def test_two_processes_train_as_one_does_and_one_goes_on_from_them(elpv, tmp_path):
-    options = ["--data", str(elpv), *SMALL, "--precision", "fp32", "--lr", "0.0002"]
-    runs = {}
-    for name, processes in (("one", 1), ("two", 2)):
-        done = torchrun(processes, *options, "--epochs", "3", "--out", tmp_path / name)
-        assert done.returncode == 0, done.stderr
-        runs[name] = pd.read_csv(tmp_path / name / "checkpoints" / "metrics.csv", sep=";").drop(
-            columns=["seconds", "cells_per_second"]
-        )
-        assert done.stdout.count("Mean F1") == 1
+    options = ["--data", elpv, *SMALL, "--precision", "fp32", "--lr", "0.0002", "--epochs", "3", "--out"]
+    for out in torchrun((1, *options, tmp_path / "one"), (2, *options, tmp_path / "two")):
+        assert out.count("Mean F1") == 1
+    runs = {n: pd.read_csv(tmp_path / n / "checkpoints" / "metrics.csv", sep=";") for n in ("one", "two")}
     # float32's rounding grows from step to step; that the sums are the same is tested below in float64.
     one, two = (r[["train_loss", "val_loss"]].to_numpy() for r in runs.values())
     assert one == pytest.approx(two, rel=0.1)
@@ -386,11 +388,8 @@ def test_two_processes_train_as_one_does_and_one_goes_on_from_them(elpv, tmp_pat
 
 
 def test_each_step_of_two_processes_is_the_step_of_one_exactly_in_float64(elpv):
-    losses = []
-    for n in (1, 2):
-        done = torchrun(n, elpv, script=ROOT / "tests" / "steps_in_float64.py")
-        assert done.returncode == 0, done.stderr
-        losses.append([float(line) for line in done.stdout.split()])
+    outputs = torchrun((1, elpv), (2, elpv), script=ROOT / "tests" / "steps_in_float64.py")
+    losses = [[float(line) for line in out.split()] for out in outputs]
     assert len(losses[0]) == 5 and losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 
