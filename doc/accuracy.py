@@ -1,7 +1,7 @@
 """The table of accuracy in doc/results.md, from the committed out-of-fold probabilities.
 
 $ python doc/accuracy.py                      # doc/oof_by_cell.csv and doc/oof_by_module.csv as rows of a table
-$ python doc/accuracy.py doc/random_weights   # the same of the two files in another folder
+$ python doc/accuracy.py doc/no_noise         # the same of the two files in another folder
 $ python doc/accuracy.py doc doc/no_noise     # of the mean of the logits of both, at 0.5
 """
 
