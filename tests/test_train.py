@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import shutil
@@ -5,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -355,16 +357,17 @@ def test_defects_are_drawn_where_the_labels_know_them(elpv, tmp_path, capsys):
 def torchrun(*runs, script=ROOT / "train.py"):
     """Outputs of a script on the CPU, a thread a process; each of `runs`, side by side, is (processes, *options)."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    started = []
-    for number, (processes, *options) in enumerate(runs):
-        command = ["-m", "torch.distributed.run", "--nproc-per-node", processes, "--master-port", 29517 + number]
-        command = [str(part) for part in (sys.executable, *command, script, *options)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen(command, env=environment, text=True, **pipes))
-    ended = [process.communicate(timeout=240) for process in started]
-    for process, (_, err) in zip(started, ended):
-        assert process.returncode == 0, err
-    return [out for out, _ in ended]
+
+    def output(port, run):
+        processes, *options = run
+        command = ["-m", "torch.distributed.run", "--nproc-per-node", processes, "--master-port", port, script]
+        command = [str(part) for part in (sys.executable, *command, *options)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(output, itertools.count(29517), runs))
 
 
 def test_two_processes_train_as_one_does_and_one_goes_on_from_them(elpv, tmp_path):
