@@ -11,6 +11,7 @@ $ python train.py --join a/checkpoints/best.ckp b/checkpoints/best.ckp   # one n
 import argparse
 import contextlib
 import copy
+import hashlib
 import io
 import json
 import platform
@@ -665,7 +666,8 @@ def run_join(args):
             )
     joined = [
         {
-            "checkpoint": str(path),
+            "checkpoint": str(path),  # where it was; an earlier run in this folder is moved aside
+            "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
             "network": m.config["network"],
             "epoch": c.get("epoch"),
             "settings": c.get("settings", {}),

@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import json
 import os
@@ -140,6 +141,7 @@ def test_a_joined_checkpoint_judges_by_the_mean_of_the_calibrated_logits(joined,
     assert checkpoint["split"] == read_checkpoint(members[0])["split"]
     report = json.loads((out / "checkpoints" / "report.json").read_text())
     assert [m["network"] for m in report["joined"]] == ["resnet", "resnet"]
+    assert [m["sha256"] for m in report["joined"]] == [hashlib.sha256(p.read_bytes()).hexdigest() for p in members]
     assert run(elpv, tmp_path, "--evaluate", best, "--tta") == 0
     assert "mean of resnet+resnet, mean over eight symmetries" in capsys.readouterr().out
 
