@@ -512,12 +512,11 @@ def draw_changes(count, generator=None, turns=False):
     return torch.stack([x, y, shift]).permute(2, 1, 0)
 
 
-def augment(images, changes, size=None, black=None):
+def augment(images, changes, size=None):
     """Apply `draw_changes` in one resampling pass (bilinear, edge pixels repeated), on the device of the images.
 
-    images: uint8 (B, C, S, S). changes: (B, 2, 3). size: side of the result (S); a smaller one is reached by
-    antialiased shrinking first. black: bool (B,), the pictures around which it is black; None: none of them.
-    Returns float32 (B, C, size, size) in 0..1.
+    images: uint8 (B, 1, S, S). changes: (B, 2, 3). size: side of the result (S); a smaller one is reached by
+    antialiased shrinking first. Returns float32 (B, 1, size, size) in 0..1.
     """
     import torch
 
@@ -528,11 +527,7 @@ def augment(images, changes, size=None, black=None):
     side = images.shape[-1]
     at = (2 * torch.arange(side, device=images.device) + 1) / side - 1
     grid = torch.view_as_real((across * at)[:, None, :] + (down * at + shift)[:, :, None])
-    images = torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    if black is None:
-        return images
-    inside = (grid.abs() <= 1).all(-1) | ~black.to(images.device)[:, None, None]
-    return images * inside[:, None]
+    return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def shrink(images, size=None):

@@ -77,7 +77,6 @@ FIXED = (
     "seed",
     *RECIPES["fast"],
 )
-LATER = {"noise": 0.0, "framing": 0.0}  # settings that older checkpoints don't record, as they were then
 
 
 # ---------------------------------------------------------------- options
@@ -209,13 +208,6 @@ def options():
         help="of a camera, for half of the pictures: normal, standard deviation up to LEVELS of 255, mostly less "
         f"{of_recipes('noise')}",
     )
-    group.add_argument(
-        "--framing",
-        type=float,
-        metavar="PERCENT",
-        help="cut half of the pictures up to PERCENT closer or wider, black around, for cells that will not be cut as "
-        f"exactly as those of the training {of_recipes('framing')}",
-    )
     group.add_argument("--momentum", type=float, default=0.9, metavar="M", help="SGD's momentum (%(default)s)")
     group.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (%(default)s)")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
@@ -308,8 +300,6 @@ def parse(argv):
     for name in ("places", "noise"):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) < np.inf:
             raise InputError(f"--{name} {getattr(args, name):g}: must be 0 or more")
-    if args.framing is not None and not 0 <= args.framing <= 50:
-        raise InputError(f"--framing {args.framing:g}: must be from 0 to 50")
     if args.frozen is not None and not 0 <= args.frozen <= 3:
         raise InputError(f"--frozen {args.frozen}: must be from 0 to 3")
     if args.join and (args.evaluate or args.resume is not None):
@@ -328,7 +318,7 @@ def parse(argv):
         else:
             args.resume = args.resume or str(Path(args.out) / "checkpoints" / "last.ckp")
             settings = read_checkpoint(args.resume).get("settings")
-        settings = LATER | settings if isinstance(settings, dict) else {}
+        settings = {"noise": 0.0} | settings if isinstance(settings, dict) else {}  # of older ones, which had none
         if not settings.keys() >= set(FIXED):
             raise InputError(f"{args.resume}: not a checkpoint to go on from; give a last.ckp of `python train.py`")
         parser.set_defaults(**settings)

@@ -58,7 +58,6 @@ FAST = {
     "frozen": 0,
     "even_exposure": True,
     "noise": 15.0,
-    "framing": 0.0,
 }
 CLASSIC = {
     "epochs": 3,
@@ -76,7 +75,6 @@ CLASSIC = {
     "frozen": 0,
     "even_exposure": False,
     "noise": 0.0,
-    "framing": 0.0,
 }
 # What `Trainer` takes; doc/results.md has what each part of "fast" (random weights) and "finetune" (weights from
 # another training) is worth.
@@ -481,7 +479,6 @@ class Trainer:
         included; for networks that were trained before.
     even_exposure: bring pictures to the same brightness first (`model.even_exposure`), in the finished network too.
     noise: half of the pictures get normal noise, of up to this standard deviation (gray levels of 255), mostly of less.
-    framing: half of the pictures are cut up to this many % closer or wider, with black around them.
     device: torch.device or its name. precision: torch.float32 or torch.bfloat16 (autocast).
     seed: order and augmentation of every step follow from (seed, epoch, step) alone, so a resumed run repeats nothing
         and ends where an uninterrupted one does.
@@ -514,7 +511,6 @@ class Trainer:
         frozen=0,
         even_exposure=False,
         noise=0.0,
-        framing=0.0,
         defects=None,
         device="cpu",
         precision=torch.float32,
@@ -526,7 +522,7 @@ class Trainer:
         self.train_set, self.val_set, self.folder = train.to(device), val.to(device), Path(folder)
         self.epochs, self.batch_size, self.seed, self.keep = epochs, batch_size, seed, keep
         self.schedule, self.progressive, self.turns, self.defective = schedule, progressive, turns, defective
-        self.label_smoothing, self.noise, self.framing = label_smoothing, noise, framing
+        self.label_smoothing, self.noise = label_smoothing, noise
         self.synthetic, self.places, self.defects = synthetic, places * (synthetic > 0), defects
         self.model = model
         model.config["even_exposure"] = even_exposure
@@ -584,34 +580,33 @@ class Trainer:
         self.parallel.train()
         self.still.eval()
 
-    def train_step(self, images, labels, changes, share=1.0, places=None, known=None, noise=None, black=None):
+    def train_step(self, images, labels, changes, share=1.0, places=None, known=None, noise=None):
         """One optimiser step; returns the sum of the pictures' losses (0-d tensor).
 
         images: uint8 (B, 1, S, S), labels (B, C) and changes (B, 2, 3) of this process. share: B over the mean B of
         all processes. places: uint8 (B, C, S, S), where defects were drawn. known: float (B,), what the places of each
         cell count, 0 for one with real defects, which stand who knows where; its mean over all processes is 1.
-        noise: float (B, 1, side, side), added to the pictures of 0..1. black: bool (B,), as of `augment`.
+        noise: float (B, 1, side, side), added to the pictures of 0..1.
         """
-        images, labels = self._changed(images, changes, noise, black), labels.to(self.device)
+        images, labels = self._changed(images, changes, noise), labels.to(self.device)
         with autocast(self.device, self.precision):
             logits, seen = self.parallel(channels_last(images))
         targets = labels * (1 - 2 * self.label_smoothing) + self.label_smoothing
         loss = F.binary_cross_entropy_with_logits(logits, targets)
-        where = 0.0
-        if self.places and places is not None:
-            where = self._places_loss(seen, augment(places.to(self.device), changes, self.side, black), known)
+        where = self._places_loss(seen, places, changes, known) if self.places and places is not None else 0.0
         self.optimizer.zero_grad(set_to_none=True)
         ((loss + self.places * where) * share).backward()
         self.optimizer.step()
         return loss.detach() * len(images)
 
-    def _changed(self, images, changes, noise, black):
+    def _changed(self, images, changes, noise):
         """Pictures of a batch as the network sees them: float (B, 1, side, side) in 0..1, on the device."""
-        images = augment(images.to(self.device), changes, self.side, black)
+        images = augment(images.to(self.device), changes, self.side)
         return images if noise is None else (images + noise).clamp(0, 1)
 
-    def _places_loss(self, seen, drawn, known):
+    def _places_loss(self, seen, places, changes, known):
         """Mean binary cross entropy (0-d) of place logits (B, C, h, w) and what was drawn there, weighted by known."""
+        drawn = augment(places.to(self.device), changes, self.side)
         targets = (F.adaptive_max_pool2d(drawn, seen.shape[2:]) > DRAWN).to(seen.dtype)
         losses = F.binary_cross_entropy_with_logits(seen, targets, reduction="none").mean((1, 2, 3))
         return (losses * known.to(self.device)).mean()
@@ -625,7 +620,6 @@ class Trainer:
     def batch(self, rows):
         """This process's part of a step, as `train_step` takes it, but for the share; defects are drawn in."""
         changes = draw_changes(len(rows), self._generator(self.epoch, self.step), self.turns)
-        changes, black = self._framed(changes) if self.framing else (changes, None)
         mine = slice(rank(), None, world())
         images, labels = self.train_set.batch(rows[mine])
         places, known = None, torch.from_numpy((self.train_set.labels[rows] == 0).all(1)).float()
@@ -635,14 +629,7 @@ class Trainer:
             u = torch.rand(NUMBERS, len(rows), generator=self._generator(self.epoch, self.step, 1))
             images, labels, places = self.defects.draw(images, labels, u[:, mine], share)
         more = {"places": places, "known": known, "noise": self._noise(len(rows), mine) if self.noise else None}
-        more["black"] = None if black is None else black[mine]
         return {"images": images, "labels": labels, "changes": changes[mine], **more}
-
-    def _framed(self, changes):
-        """Changes of a step, with some pictures closer or wider; and bool (B,), those around which it is black."""
-        u = torch.rand(2, len(changes), 1, 1, generator=self._generator(self.epoch, self.step, 4))
-        factor = torch.where(u[0] < 0.5, 1 + self.framing / 100 * (2 * u[1] - 1), 1)
-        return changes * factor, u[0].flatten() < 0.5
 
     def _noise(self, count, mine):
         """The noise of a step's `count` pictures, float (B, 1, side, side), on the device; of this process's part."""
@@ -656,7 +643,7 @@ class Trainer:
     def examples(self, count=16):
         """First pictures of the coming epoch, as the network will see them: float (count, 1, S, S) in 0..1, labels."""
         batch = self.batch(self._order()[:count])
-        return self._changed(*(batch[k] for k in ("images", "changes", "noise", "black"))), batch["labels"]
+        return self._changed(batch["images"], batch["changes"], batch["noise"]), batch["labels"]
 
     def _train_epoch(self):
         self.training_mode()

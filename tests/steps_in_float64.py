@@ -41,8 +41,7 @@ with trainer.processes(torch.device("cpu")), tempfile.TemporaryDirectory() as fo
     model = build_model("resnet", width=16, image_size=64)
     rows = data.CellDataset(cells, pictures)
     defects = SyntheticDefects(size=64, counts={"crack": 9, "inactive": 9, "harmless": 9})
-    options = {"batch_size": 8, "turns": True, "synthetic": 0.5, "places": 1.0, "defects": defects}
-    options |= {"noise": 15, "framing": 10}
+    options = {"batch_size": 8, "turns": True, "synthetic": 0.5, "places": 1.0, "defects": defects, "noise": 15}
     run = trainer.Trainer(model, rows, rows, folder, **options)
     torch.set_default_dtype(torch.float32)
     run._train_epoch()

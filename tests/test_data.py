@@ -348,19 +348,6 @@ def test_with_turns_all_eight_symmetries_come_equally_often_and_exactly(small):
     assert (plain[:, 0, 1] == 0).all()
 
 
-def test_around_chosen_pictures_it_is_black(small):
-    _, pictures = small
-    images = torch.from_numpy(pictures[:3].clip(1))
-    wider, closer = (torch.eye(2, 3).expand(3, 2, 3) * factor for factor in (1.25, 0.8))
-    black = torch.tensor([True, False, True])
-    out = data.augment(images, wider, None, black)
-    plain = data.augment(images, wider)
-    framed = torch.ones(3, 1, 64, 64, dtype=bool)
-    framed[:, :, 6:-6, 6:-6] = framed[1] = False
-    assert torch.equal(out == 0, framed) and torch.equal(out[~framed], plain[~framed])
-    assert torch.equal(data.augment(images, closer, None, black), data.augment(images, closer))
-
-
 def test_smaller_pictures_are_shrunk_with_antialiasing(small):
     cells, pictures = small
     images, _ = data.CellDataset(cells, pictures).batch(range(8))

@@ -259,8 +259,8 @@ def test_cells_with_real_defects_teach_nothing_about_places(small, tmp_path):
     defects = SyntheticDefects(size=64, counts={"crack": 3, "inactive": 3, "harmless": 3})
     trainer = make_trainer(small, tmp_path, synthetic=0.5, places=1.0, defects=defects)
     seen, places = torch.randn(4, 2, 4, 4), torch.zeros(4, 2, 64, 64, dtype=torch.uint8)
-    known = torch.tensor([2.0, 0.0, 2.0, 0.0])
-    loss = trainer._places_loss(seen, places.float(), known)
+    changes, known = data.draw_changes(4), torch.tensor([2.0, 0.0, 2.0, 0.0])
+    loss = trainer._places_loss(seen, places, changes, known)
     expected = torch.nn.functional.softplus(seen[[0, 2]]).mean()  # nothing was drawn
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     batch = trainer.batch(np.arange(8))
@@ -301,47 +301,6 @@ def test_noise_is_in_half_of_the_pictures_up_to_its_level_and_follows_from_the_s
         second_of_four.setattr("trainer.world", lambda: 4)
         assert torch.equal(trainer.batch(rows)["noise"], noise[1::4])
     assert make_trainer(small, tmp_path).batch(rows)["noise"] is None
-
-
-def test_half_of_the_pictures_are_cut_otherwise_as_follows_from_the_step(small, tmp_path, monkeypatch):
-    rows = np.arange(40)
-    as_they_are = make_trainer(small, tmp_path).batch(rows)
-    trainer = make_trainer(small, tmp_path, framing=10.0)
-    batch = trainer.batch(rows)
-    factor = (batch["changes"] / as_they_are["changes"]).flatten(1)
-    torch.testing.assert_close(factor, factor[:, :1].expand(-1, 6))
-    factor, black = factor[:, 0], batch["black"]
-    assert as_they_are["black"] is None and 10 < black.sum() < 30 and (factor[~black] == 1).all()
-    assert (factor[black] != 1).all() and 0.9 <= factor.min() < 0.92 and 1.08 < factor.max() <= 1.1
-    assert torch.equal(trainer.batch(rows)["changes"], batch["changes"])
-    seen = trainer.examples(40)[0]
-    trainer.step = 1
-    assert not torch.equal(trainer.batch(rows)["black"], black)
-    trainer.step = 0
-    with monkeypatch.context() as second_of_four:
-        second_of_four.setattr("trainer.rank", lambda: 1)
-        second_of_four.setattr("trainer.world", lambda: 4)
-        part = trainer.batch(rows)
-    assert torch.equal(part["black"], black[1::4]) and torch.equal(part["changes"], batch["changes"][1::4])
-    order = trainer.batch(trainer._order()[:40])
-    corners = seen[..., [0, 0, -1, -1], [0, -1, 0, -1]].amax((1, 2))
-    wider = order["changes"].abs().sum(2).amin(1) > 1.08  # beyond the picture on all sides, but for the shift
-    assert wider.any() and (corners[wider] == 0).all() and (corners[~order["black"]] > 0).all()
-
-
-def test_what_was_drawn_is_cut_like_its_picture(small, tmp_path, monkeypatch):
-    defects = SyntheticDefects(size=64, counts={"crack": 8, "inactive": 8, "harmless": 8})
-    trainer = make_trainer(small, tmp_path, framing=10.0, synthetic=0.5, places=1.0, defects=defects)
-    batch, taken = trainer.batch(np.arange(40)), []
-
-    def recorded(images, *how):
-        taken.append(how)
-        return data.augment(images, *how)
-
-    monkeypatch.setattr("trainer.augment", recorded)
-    trainer.train_step(**batch)
-    (changes, side, black), drawn = taken
-    assert changes is drawn[0] and side == drawn[1] and black is drawn[2] is batch["black"]
 
 
 def test_the_network_sees_the_noise(small, tmp_path):
