@@ -482,11 +482,22 @@ class CellDataset:
         if isinstance(self.pictures, np.ndarray):
             images = torch.from_numpy(self.pictures[self.index[rows]])
         else:
-            images = self.pictures[torch.from_numpy(self.index[rows]).to(self.pictures.device)]
-        for i, turn in enumerate(self.turns[rows]):
-            if turn:
-                images[i] = VARIANTS[turn][0](images[i])
+            images = self.pictures[send(torch.from_numpy(self.index[rows]), self.pictures.device)]
+        turns = self.turns[rows]
+        for turn in sorted(set(turns) - {""}):
+            those = send(torch.from_numpy(np.flatnonzero(turns == turn)), images.device)
+            images[those] = VARIANTS[turn][0](images[those])
         return images, torch.from_numpy(self.labels[rows])
+
+
+def send(tensor, device):
+    """A tensor on `device`. A GPU fetches it from pinned memory while the program goes on; an ordinary copy would wait
+    until the GPU has done all that it was given before."""
+    import torch
+
+    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def draw_changes(count, generator=None, turns=False):
@@ -522,7 +533,7 @@ def augment(images, changes, size=None):
 
     images = shrink(images, size)
     # Places as complex numbers, x + iy: thirteen times as fast as PyTorch's affine_grid on a CPU.
-    changes = torch.view_as_complex(changes.to(images.device).transpose(1, 2).contiguous())
+    changes = torch.view_as_complex(send(changes.transpose(1, 2).contiguous(), images.device))
     across, down, shift = changes[:, :, None].unbind(1)
     side = images.shape[-1]
     at = (2 * torch.arange(side, device=images.device) + 1) / side - 1

@@ -67,21 +67,30 @@ def read_onnx(path):
     return proto, metadata
 
 
-def _run_onnxruntime(path, threads):
+def _run_onnxruntime(path, threads, device):
+    """A file in ONNX Runtime, on its CUDA provider where that is installed and `device` allows it; (function, name)."""
     import onnxruntime
 
+    cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if device == "cuda" and not cuda:
+        raise InputError(f"{path}: device cuda needs ONNX Runtime's CUDA provider; `pip install onnxruntime-gpu`")
+    fast = [("CUDAExecutionProvider", {"use_tf32": 0})] * (cuda and device != "cpu")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=[*fast, "CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions
         raise InputError(f"{path}: ONNX Runtime can't load it ({str(error).splitlines()[0][:150]})") from None
-    return lambda images: session.run(["output"], {"input": images})[0]
+    name = "onnxruntime on CUDA" if session.get_providers()[0].startswith("CUDA") else "onnxruntime"
+    return lambda images: session.run(["output"], {"input": images})[0], name
 
 
-def _run_openvino(path, threads):
+def _run_openvino(path, threads, device):
     import openvino
+
+    if device == "cuda":
+        raise InputError(f"{path}: OpenVINO has no device cuda; take onnxruntime for that")
 
     config = {"PERFORMANCE_HINT": "LATENCY"}
     if threads:
@@ -91,25 +100,26 @@ def _run_openvino(path, threads):
     except Exception as error:  # openvino's own exceptions
         raise InputError(f"{path}: OpenVINO can't load it ({str(error).splitlines()[0][:150]})") from None
     request = compiled.create_infer_request()
-    return lambda images: request.infer({"input": images})["output"].copy()
+    return lambda images: request.infer({"input": images})["output"].copy(), "openvino"
 
 
-def open_model(path, engine="auto", threads=0, tta=False):
+def open_model(path, engine="auto", threads=0, tta=False, device="auto"):
     """Open an ONNX file, or a checkpoint (which needs PyTorch), as an Engine.
 
-    engine: "onnxruntime", "openvino", or "auto" (OpenVINO where it is installed); for ONNX files.
+    engine: "onnxruntime", "openvino", or "auto" (OpenVINO where it is installed, for a CPU); for ONNX files.
     threads: of the arithmetic, 0 for all cores. tta: the mean over the eight symmetries of a picture (checkpoints).
+    device: "cpu", "cuda", or "auto" (CUDA where it can be had: by PyTorch for checkpoints, by ONNX Runtime for files).
     """
     if Path(path).suffix != ".onnx":
-        return _open_checkpoint(path, tta)
+        return _open_checkpoint(path, tta, device)
     if tta:
         raise InputError(f"--tta: {path} can't be changed; export it with `python export_onnx.py --tta`")
     _, about = read_onnx(path)
     there = importlib.util.find_spec("openvino") is not None
     if engine == "openvino" and not there:
         raise InputError("--engine openvino: it is not installed; `pip install openvino`")
-    engine = ("openvino" if there else "onnxruntime") if engine == "auto" else engine
-    run = {"onnxruntime": _run_onnxruntime, "openvino": _run_openvino}[engine](path, threads)
+    engine = ("openvino" if there and device != "cuda" else "onnxruntime") if engine == "auto" else engine
+    run, name = {"onnxruntime": _run_onnxruntime, "openvino": _run_openvino}[engine](path, threads, device)
     if about["input"] == "uint8":
         call = run
     else:
@@ -119,25 +129,26 @@ def open_model(path, engine="auto", threads=0, tta=False):
             return run(np.repeat((images.astype(np.float32) / 255 - mean) / std, 3, axis=1))
 
     points = about.get("operating_points", {"f1": about["thresholds"]})
-    return Engine(call, about["classes"], about["thresholds"], about["image_size"], engine, points)
+    return Engine(call, about["classes"], about["thresholds"], about["image_size"], name, points)
 
 
-def _open_checkpoint(path, tta):
+def _open_checkpoint(path, tta, device):
     import torch
 
     from model import load_model
-    from trainer import keep_freed_memory
+    from trainer import keep_freed_memory, pick_device
 
     keep_freed_memory()
-    model, _ = load_model(path)
+    device = pick_device(device)
+    model, _ = load_model(path, device)
     model = model.to(memory_format=torch.channels_last)
     if tta:
         model.average_symmetries()
 
     @torch.inference_mode()
     def run(images):
-        return model.probabilities(model(torch.from_numpy(images))).numpy()
+        return model.probabilities(model(torch.from_numpy(images).to(device))).cpu().numpy()
 
     config = model.config
     points = config["operating_points"]
-    return Engine(run, model.classes, config["thresholds"], config["image_size"], "pytorch", points)
+    return Engine(run, model.classes, config["thresholds"], config["image_size"], f"pytorch on {device.type}", points)

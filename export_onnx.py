@@ -31,7 +31,7 @@ import data
 from data import InputError, atomic_path
 from engine import open_model
 from model import GrayConv2d, build_network, find_checkpoint, load_model, logits_of
-from trainer import f1_scores, metrics_table
+from trainer import f1_scores, metrics_table, pick_device
 
 TOLERANCE = 1e-4  # of probabilities, between ONNX Runtime and PyTorch
 CHECK_CELLS = 64
@@ -84,7 +84,7 @@ class RawInput(nn.Module):
 
 def write_onnx(module, example, path, opset):
     """Export a module with a dynamic batch to one ONNX file (dynamo exporter), named `input` and `output`."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
@@ -141,9 +141,10 @@ class Cells:
 
 @torch.inference_mode()
 def torch_probabilities(model, images, batch_size=32):
-    """Probabilities (N, C) of a CellClassifier in float32 on the CPU."""
-    parts = [torch.from_numpy(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
-    return torch.cat([model.probabilities(model(part)) for part in parts]).numpy()
+    """Probabilities (N, C) of a CellClassifier in float32, on the device that it is on."""
+    device = next(model.parameters()).device
+    parts = [torch.from_numpy(images[i : i + batch_size]).to(device) for i in range(0, len(images), batch_size)]
+    return torch.cat([model.probabilities(model(part)) for part in parts]).cpu().numpy()
 
 
 def engine_probabilities(engine, images, batch_size=16):
@@ -162,7 +163,7 @@ def check_file(path):
 
 def largest_difference(path, expected, images):
     """Largest difference between ONNX Runtime's probabilities and those expected, on all images and on 1 and 7."""
-    engine = open_model(path, "onnxruntime")
+    engine = open_model(path, "onnxruntime", device="cpu")
     differences = [np.abs(engine_probabilities(engine, images) - expected).max()]
     for n in (1, 7):
         differences.append(np.abs(engine(images[:n]) - expected[:n]).max())
@@ -187,7 +188,7 @@ def measure(path, cells):
     f1_unseen is the mean F1 on validation and test part, by which files are compared: of the test part's positives
     alone one more or less at the threshold can be worth 0.01.
     """
-    engine = open_model(path, "onnxruntime")
+    engine = open_model(path, "onnxruntime", device="cpu")
     p, tested = engine_probabilities(engine, cells.unseen), slice(-len(cells.test), None)
     table = metrics_table(cells.labels[tested], p[tested], engine.thresholds, engine.classes)
     figures = {f"f1_{c}": table[c]["f1"] for c in (*engine.classes, "mean")}
@@ -324,10 +325,12 @@ def metadata_of(model, checkpoint, path, raw):
 def export(args):
     """Everything that the command line asks for; returns the exit code."""
     path = find_checkpoint(args.checkpoint)
-    model, checkpoint = load_model(path)
+    model, checkpoint = load_model(path, pick_device(args.device))
     if args.tta:
         model.average_symmetries()
     cells = Cells(args, model, checkpoint)
+    expected = torch_probabilities(model, cells.check)
+    model.cpu()
     size = model.config["image_size"]
     module = RawInput(model) if args.raw_input else GrayInput(model)
     example = torch.zeros(2, 3, size, size) if args.raw_input else torch.zeros(2, 1, size, size, dtype=torch.uint8)
@@ -340,7 +343,6 @@ def export(args):
         write_onnx(module, example, plain, args.opset)
         set_metadata(plain, metadata)
         check_file(plain)
-        expected = torch_probabilities(model, cells.check)
         difference = largest_difference(plain, expected, cells.check)
         if not difference <= TOLERANCE:
             raise InputError(
@@ -445,6 +447,7 @@ def options():
     group = parser.add_argument_group("cells to check with")
     group.add_argument("--data", default="data.csv", metavar="CSV", help="table with the cells (%(default)s)")
     group.add_argument("--images", metavar="DIR", help="folder of its file names (the table's folder)")
+    group.add_argument("--device", default="auto", help="of PyTorch's side of the check: auto, cpu, cuda (%(default)s)")
     return parser
 
 

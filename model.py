@@ -111,10 +111,6 @@ class _ReLUOfBits(torch.autograd.Function):
         return torch.ops.aten.hardtanh_backward(gradient, y, 0, context.top), None
 
 
-# What torchvision's feature extractor must not look into.
-TRACER = {"leaf_modules": [GrayConv2d, DepthwiseConv2d, ReLU]}
-
-
 class MeanAndMaximum(nn.Module):
     """Mean and maximum of every map side by side: (N, C, H, W) -> (N, 2 C).
 
@@ -126,7 +122,13 @@ class MeanAndMaximum(nn.Module):
         self.mean, self.maximum = nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)
 
     def forward(self, x):
-        return torch.cat([self.mean(x), self.maximum(x)], 1).flatten(1)
+        # Without gradients (amax gives it to all equal places) the same by an operation that every exporter knows.
+        maximum = self.maximum(x) if torch.is_grad_enabled() else x.amax((2, 3), keepdim=True)
+        return torch.cat([self.mean(x), maximum], 1).flatten(1)
+
+
+# What torchvision's feature extractor must not look into.
+TRACER = {"leaf_modules": [GrayConv2d, DepthwiseConv2d, ReLU, MeanAndMaximum]}
 
 
 class ResidualBlock(nn.Module):

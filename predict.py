@@ -343,6 +343,7 @@ def options():
     group.add_argument("--report", metavar="FILE", help="write an HTML page with counts and the defective cells")
     group = parser.add_argument_group("speed")
     group.add_argument("--engine", choices=ENGINES, default="auto", help="what runs an ONNX file (%(default)s)")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
     group.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at a time (%(default)s)")
     group.add_argument("--threads", type=int, default=0, metavar="N", help="of the network, 0: all (%(default)s)")
     return parser
@@ -355,7 +356,7 @@ def run(args):
     if args.report and not args.csv:
         args.csv = str(Path(args.report).with_suffix(".csv"))
     model = args.model or default_model()
-    engine = open_model(model, args.engine, args.threads, args.tta)
+    engine = open_model(model, args.engine, args.threads, args.tta, args.device)
     engine.set_operating_point(args.operating_point)
     if args.csv and Path(args.csv).exists() and not args.resume:
         raise InputError(f"{args.csv}: is there already; add --resume to go on with it, or give another --csv")

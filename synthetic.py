@@ -194,12 +194,12 @@ class SyntheticDefects:
     def draw(self, images, labels, u, share=SHARE):
         """Draw into the sound cells of a batch.
 
-        images: uint8 (B, 1, S, S). labels: float (B, C). u: float (NUMBERS, B) in 0..1, random numbers on the CPU from
-            which all that is drawn follows. share: of the sound cells that get a defect.
+        images: uint8 (B, 1, S, S), on any device. labels: float (B, C) and u: float (NUMBERS, B) in 0..1, random
+            numbers from which all that is drawn follows, both on the CPU. share: of the sound cells that get a defect.
         Returns (images, labels, places), new tensors; the labels say what was drawn, places, uint8 (B, C, S, S), where.
         Cells with a label are left alone.
         """
-        sound = labels.amax(1).cpu() == 0
+        sound = labels.amax(1) == 0
         cracked = sound & (u[0] < share) & ((u[1] < KINDS[0]) | (u[1] >= KINDS[0] + KINDS[1]))
         dead = sound & (u[0] < share) & (u[1] >= KINDS[0])
         images, labels = images.clone(), labels.clone()
@@ -207,18 +207,18 @@ class SyntheticDefects:
         chosen = {"harmless": sound & (u[2] < HARMLESS), "crack": cracked, "inactive": dead}
         for (kind, cells), v in zip(chosen.items(), u[3:].split(5)):
             rows = cells.nonzero()[:, 0]
-            v, (low, high) = v[:, rows], STRENGTHS[kind]
-            masks = self.masks[kind][(v[0] * len(self.masks[kind])).long().to(images.device)]
-            x, y, turned = (v[2:] < 0.5).to(images.device)[:, :, None, None]
+            v, (low, high) = data.send(v[:, rows].contiguous(), images.device), STRENGTHS[kind]
+            masks = self.masks[kind][(v[0] * len(self.masks[kind])).long()]
+            x, y, turned = (v[2:] < 0.5)[:, :, None, None]
             masks = torch.where(x, masks.flip(-1), masks)
             masks = torch.where(y, masks.flip(-2), masks)
             if kind != "harmless":  # fingers run upright
                 masks = torch.where(turned, masks.transpose(-1, -2), masks)
-            strength = (low + (high - low) * v[1]).to(images.device)[:, None, None]
-            there = rows.to(images.device)
+            strength = (low + (high - low) * v[1])[:, None, None]
+            there = data.send(rows, images.device)
             images[there, 0] = (images[there, 0] * (1 - strength / 255 * masks)).to(torch.uint8)
             if kind in self.column:
-                labels[rows.to(labels.device), self.column[kind]] = 1
+                labels[rows, self.column[kind]] = 1
                 places[there, self.column[kind]] = masks
         return images, labels, places
 

@@ -10,7 +10,6 @@ $ python train.py --join a/checkpoints/best.ckp b/checkpoints/best.ckp   # one n
 
 import argparse
 import contextlib
-import copy
 import hashlib
 import io
 import json
@@ -797,16 +796,14 @@ def epochs_within(trainer, seconds, share=0.9):
     is for evaluation and checkpoints.
     """
     full = trainer.train_set.pictures.shape[-1]
-    before = copy.deepcopy(trainer.trained.state_dict())
     trainer.epoch, times = trainer.epochs - 1, []
     rows = np.arange(min(trainer.batch_size, len(trainer.train_set)))
     trainer.training_mode()
-    for _ in range(6):
-        started = time.monotonic()
-        trainer.train_step(**trainer.batch(rows))
-        times.append(time.monotonic() - started)
-    trainer.trained.load_state_dict(before)
-    trainer.optimizer.state.clear()
+    with trainer.undone():
+        for _ in range(6):
+            started = time.monotonic()
+            float(trainer.run_step(trainer.batch(rows)))  # waits for a GPU
+            times.append(time.monotonic() - started)
     trainer.epoch = 0
     step = trainer.summed(torch.tensor(float(np.median(times[1:])), device=trainer.device)).item() / world()
     epoch = trainer.steps * step

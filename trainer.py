@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import copy
 import ctypes
 import math
 import os
@@ -24,7 +25,8 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data import InputError, atomic_path, augment, draw_changes, shrink
+from data import InputError, atomic_path, augment, draw_changes, send, shrink
+from elcells.graphs import GraphedStep
 from model import (
     channels_last,
     first_layers,
@@ -119,14 +121,20 @@ def keep_freed_memory():
 
 @contextlib.contextmanager
 def processes(device):
-    """Join the processes that `torchrun` started (nccl on GPUs, gloo elsewhere); yields the device of this one."""
+    """Join the processes that `torchrun` started; yields the device of this one.
+
+    They talk by nccl on GPUs, by gloo elsewhere and where several share a GPU, which nccl refuses.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
         return
+    backend = "gloo"
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        gpus = torch.cuda.device_count()
+        backend = "nccl" if int(os.environ["LOCAL_WORLD_SIZE"]) <= gpus else "gloo"
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % gpus)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(backend)
     try:
         yield device
     finally:
@@ -174,7 +182,10 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronised(module):
-    """A network's batch norms replaced by ones over the batches of all processes, sharing its weights."""
+    """A network's batch norms replaced by ones over the batches of all processes, sharing its weights.
+
+    On CUDA they are new modules: what is said of single ones (that they are frozen) must be said afterwards.
+    """
     if next(module.parameters()).device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for child in module.modules():
@@ -184,12 +195,17 @@ def synchronised(module):
 
 
 def pick_device(name="auto"):
-    """torch.device for "auto" (CUDA, then Apple's MPS, then CPU), "cpu", "cuda" or "mps"; InputError if not there."""
+    """torch.device for "auto" (CUDA, then Apple's MPS, then CPU), "cpu", "cuda" or "mps"; InputError if not there.
+
+    CUDA's convolutions are told to compute float32 as float32, not as TensorFloat-32, which has ten bits for the
+    mantissa, and the same every time.
+    """
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(d for d in ("cuda", "mps", "cpu") if there[d])
     if not there.get(name.split(":")[0]):
         raise InputError(f"--device {name}: there is none that PyTorch can use here; take --device cpu")
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
     return torch.device(name)
 
 
@@ -385,7 +401,7 @@ def evaluate(model, dataset, precision=torch.float32, batch_size=32, size=None):
         rows = mine[start : start + batch_size]
         images = channels_last(shrink(dataset.batch(rows)[0].to(device), size))
         with autocast(device, precision):
-            logits[torch.from_numpy(rows).to(device)] = model(images)
+            logits[send(torch.from_numpy(rows), device)] = model(images)
     if world() > 1:
         dist.all_reduce(logits)
     logits, labels = logits.cpu(), torch.from_numpy(dataset.labels)
@@ -480,8 +496,8 @@ class Trainer:
     even_exposure: bring pictures to the same brightness first (`model.even_exposure`), in the finished network too.
     noise: half of the pictures get normal noise, of up to this standard deviation (gray levels of 255), mostly of less.
     device: torch.device or its name. precision: torch.float32 or torch.bfloat16 (autocast).
-    seed: order and augmentation of every step follow from (seed, epoch, step) alone, so a resumed run repeats nothing
-        and ends where an uninterrupted one does.
+    seed: order, augmentation and dropout of every step follow from (seed, epoch, step) alone, so a resumed run repeats
+        nothing and ends where an uninterrupted one does.
     keep: how many of the newest epoch snapshots stay (None: all). notes: dict stored in every checkpoint.
 
     Under torchrun each process works on its share of every batch; process 0 writes the files (last.ckp only at the end
@@ -527,16 +543,18 @@ class Trainer:
         self.model = model
         model.config["even_exposure"] = even_exposure
         self.trained = WithPlaces(model, self.places > 0).to(device, memory_format=torch.channels_last)
-        self.still = nn.ModuleList(first_layers(model.network, frozen)).requires_grad_(False)
-        self.parallel = self.trained
         if world() > 1:
-            self.parallel = DistributedDataParallel(synchronised(self.trained))
+            self.trained = synchronised(self.trained)
+        self.still = nn.ModuleList(first_layers(model.network, frozen)).requires_grad_(False)
+        self.parallel = DistributedDataParallel(self.trained) if world() > 1 else self.trained
         settings = {"lr": lr, "weight_decay": weight_decay, "fused": True}
         learning = [p for p in self.trained.parameters() if p.requires_grad]
         if optimizer == "sgd":
             self.optimizer = torch.optim.SGD(learning, momentum=momentum, **settings)
         else:
             self.optimizer = torch.optim.AdamW(learning, **settings)
+        self.graphs = {} if self.device.type == "cuda" and world() == 1 else None
+        self._learning_rate_on_device()
         self.epoch = self.step = 0  # epochs completed, steps done in the one that is under way
         self.loss_sum = torch.zeros((), device=device)
         self.seconds = 0.0  # of the epoch under way
@@ -572,13 +590,53 @@ class Trainer:
             factor = step_decay(self.epoch)
         else:
             factor = one_cycle((self.epoch * self.steps + self.step + 0.5) / (self.epochs * self.steps))
+        rate = self.optimizer.defaults["lr"] * factor
         for group in self.optimizer.param_groups:
-            group["lr"] = self.optimizer.defaults["lr"] * factor
+            if self.graphs is None:
+                group["lr"] = rate
+            else:
+                group["lr"].fill_(rate)
+
+    def _learning_rate_on_device(self):
+        """A recorded step reads the learning rate from the GPU's memory."""
+        if self.graphs is not None:
+            for group in self.optimizer.param_groups:
+                group.update(lr=torch.tensor(float(group["lr"]), device=self.device), capturable=True)
 
     def training_mode(self):
         """Set the network to training, but for its frozen stages."""
         self.parallel.train()
         self.still.eval()
+
+    @contextlib.contextmanager
+    def undone(self):
+        """Steps inside are undone at the end: weights, batch-norm statistics and optimiser, in the memory they have."""
+        weights = copy.deepcopy(self.trained.state_dict())
+        slots = copy.deepcopy({i: self.optimizer.state.get(p, {}) for i, p in enumerate(self._learning())})
+        yield
+        self.trained.load_state_dict(weights)
+        for i, p in enumerate(self._learning()):
+            for name, value in self.optimizer.state[p].items():
+                value.copy_(slots[i][name]) if name in slots[i] else value.zero_()
+
+    def _learning(self):
+        return self.optimizer.param_groups[0]["params"]
+
+    def run_step(self, batch, share=1.0):
+        """`train_step` of a dict from `batch`; on one GPU as a CUDA graph, recorded at the first batch of each size."""
+        key = len(batch["images"]), self.side
+        if self.graphs is not None and key not in self.graphs:
+            first = {k: None if v is None else send(v, self.device).clone() for k, v in batch.items()}
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with self.undone():
+                with torch.cuda.stream(stream):
+                    for _ in range(3):
+                        self.train_step(**first)
+                torch.cuda.current_stream().wait_stream(stream)
+            self.graphs[key] = GraphedStep(self.train_step, first)
+        torch.manual_seed(self._generator(self.epoch, self.step, 4, rank()).initial_seed())  # of dropout
+        return self.train_step(**batch, share=share) if self.graphs is None else self.graphs[key](batch)
 
     def train_step(self, images, labels, changes, share=1.0, places=None, known=None, noise=None):
         """One optimiser step; returns the sum of the pictures' losses (0-d tensor).
@@ -588,7 +646,7 @@ class Trainer:
         cell count, 0 for one with real defects, which stand who knows where; its mean over all processes is 1.
         noise: float (B, 1, side, side), added to the pictures of 0..1.
         """
-        images, labels = self._changed(images, changes, noise), labels.to(self.device)
+        images, labels = self._changed(images, changes, noise), send(labels, self.device)
         with autocast(self.device, self.precision):
             logits, seen = self.parallel(channels_last(images))
         targets = labels * (1 - 2 * self.label_smoothing) + self.label_smoothing
@@ -609,7 +667,7 @@ class Trainer:
         drawn = augment(places.to(self.device), changes, self.side)
         targets = (F.adaptive_max_pool2d(drawn, seen.shape[2:]) > DRAWN).to(seen.dtype)
         losses = F.binary_cross_entropy_with_logits(seen, targets, reduction="none").mean((1, 2, 3))
-        return (losses * known.to(self.device)).mean()
+        return (losses * send(known, self.device)).mean()
 
     def _order(self):
         """Rows of an epoch (as many as there are), in order; those with a label stand `defective` times in the pot."""
@@ -633,7 +691,7 @@ class Trainer:
 
     def _noise(self, count, mine):
         """The noise of a step's `count` pictures, float (B, 1, side, side), on the device; of this process's part."""
-        u = torch.rand(2, count, 1, 1, 1, generator=self._generator(self.epoch, self.step, 2)).to(self.device)
+        u = send(torch.rand(2, count, 1, 1, 1, generator=self._generator(self.epoch, self.step, 2)), self.device)
         sigma = torch.where(u[0] < 0.5, self.noise / 255 * u[1] ** 2, 0)
         generator = torch.Generator(self.device)
         generator.manual_seed(self._generator(self.epoch, self.step, 3).initial_seed())
@@ -665,7 +723,7 @@ class Trainer:
                 batch = self.batch(rows)
                 count = len(batch["images"])
                 self._learning_rate()
-                loss = self.train_step(**batch, share=count * world() / len(rows))
+                loss = self.run_step(batch, count * world() / len(rows))
                 self.loss_sum += loss
                 self.step += 1
                 self.seconds = before + time.monotonic() - started
@@ -728,7 +786,7 @@ class Trainer:
                     "average_precision": metrics_table(labels, probabilities, 0.5, self.model.classes)["mean"][
                         "average_precision"
                     ],
-                    "lr": self.optimizer.param_groups[0]["lr"],
+                    "lr": float(self.optimizer.param_groups[0]["lr"]),
                     "cells_per_second": len(self.train_set) / max(self.seconds, 1e-9),
                     "seconds": self.seconds,
                 }
@@ -771,12 +829,15 @@ class Trainer:
     def save(self, path):
         """Write a checkpoint from which `resume` goes on exactly here (only process 0 should)."""
         self._check_finite()
+        optimizer = self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group["lr"] = float(group["lr"])
         save_checkpoint(
             path,
             self.model,
             **self.notes,
             head=self.trained.head.state_dict() if self.trained.head else {},
-            optimizer=self.optimizer.state_dict(),
+            optimizer=optimizer,
             epoch=self.epoch,
             step=self.step,
             seed=self.seed,
@@ -785,7 +846,6 @@ class Trainer:
             rows=len(self.train_set),
             history=self.history,
             metrics=self.history[-1] if self.history else {},
-            rng=torch.get_rng_state(),
         )
 
     def _save_epoch(self):
@@ -804,7 +864,7 @@ class Trainer:
                     old.unlink()
 
     def resume(self, path):
-        """Take over weights, optimiser, place in the run and random state from a checkpoint of `save`."""
+        """Take over weights, optimiser and place in the run from a checkpoint of `save`."""
         checkpoint = read_checkpoint(path)
         try:
             if checkpoint["rows"] != len(self.train_set) or checkpoint["seed"] != self.seed:
@@ -817,10 +877,10 @@ class Trainer:
                 self.trained.head.load_state_dict(checkpoint["head"])
             self.model.config.update(checkpoint["config"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self._learning_rate_on_device()
             self.epoch, self.step, self.seconds = checkpoint["epoch"], checkpoint["step"], checkpoint["seconds"]
             self.loss_sum = checkpoint["loss_sum"].to(self.device) * (rank() == 0)
             self.history = checkpoint["history"]
-            torch.set_rng_state(checkpoint["rng"])
         except (KeyError, RuntimeError) as error:
             what = str(error).splitlines()[0][:150]
             raise InputError(f"{path}: can't go on from it ({what}); give a last.ckp of the same network") from None

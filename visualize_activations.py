@@ -27,6 +27,7 @@ from tqdm import tqdm
 import data
 from data import InputError, atomic_path
 from model import TRACER, ReLU, find_checkpoint, load_model, map_layers, outputs_of
+from trainer import pick_device
 
 COLOURS = "plasma"
 SHARE = 0.05  # of the pixels that --check blacks out
@@ -54,12 +55,12 @@ def check_layers(network, names):
 def activations(model, image, layers):
     """Outputs of layers for one picture: {name: float (channels, h, w)}. image: uint8 (S, S)."""
     extract = outputs_of(model.network, layers)
-    return {n: a[0] for n, a in extract(model.normalise(as_batch(image))).items() if a.ndim == 4}
+    return {n: a[0].cpu() for n, a in extract(model.normalise(as_batch(model, image[None]))).items() if a.ndim == 4}
 
 
-def as_batch(image):
-    """uint8 (S, S) numpy -> uint8 (1, 1, S, S) tensor."""
-    return torch.from_numpy(np.ascontiguousarray(image))[None, None]
+def as_batch(model, images):
+    """uint8 (N, S, S) numpy -> uint8 (N, 1, S, S) tensor on the model's device."""
+    return torch.from_numpy(np.ascontiguousarray(images))[:, None].to(next(model.parameters()).device)
 
 
 # ---------------------------------------------------------------- class maps
@@ -67,10 +68,7 @@ def as_batch(image):
 
 def stage_gradients(model, images, names):
     """Logits (N, C), and for each stage its output (N, K, h, w) with a graph that autograd can go back to."""
-    extract = outputs_of(model.network, [*names, "fc"])
-    for p in model.parameters():
-        p.requires_grad_(False)
-    outputs = extract(model.normalise(images).requires_grad_())
+    outputs = outputs_of(model.network, [*names, "fc"])(model.normalise(images).requires_grad_())
     return outputs["fc"], [outputs[n] for n in names]
 
 
@@ -116,25 +114,25 @@ def class_map(model, images, index, method):
     """
     how, chosen, enlarge = METHODS[method]
     size = images.shape[-1]
-    batch = torch.from_numpy(np.ascontiguousarray(images))[:, None]
+    batch = as_batch(model, images)
     if enlarge != 1:
         batch = F.interpolate(batch.float() / 255, scale_factor=enlarge, mode="bilinear", align_corners=False)
     names = [map_layers(model.network)[i] for i in chosen]
     logits, outputs = stage_gradients(model, batch, names)
     gradients = torch.autograd.grad(logits[:, index].sum(), outputs)
-    product = torch.ones(len(images), 1, size, size)
+    product = torch.ones(len(images), 1, size, size, device=batch.device)
     for output, gradient in zip(outputs, gradients):
         one = F.interpolate(how(output.detach(), gradient), (size, size), mode="bilinear", align_corners=False)
         product = product * one / one.amax((2, 3), keepdim=True).clamp(min=1e-12)
     product = product ** (1 / len(names))
-    return (product / product.amax((2, 3), keepdim=True).clamp(min=1e-12))[:, 0].numpy()
+    return (product / product.amax((2, 3), keepdim=True).clamp(min=1e-12))[:, 0].cpu().numpy()
 
 
 @torch.inference_mode()
 def probabilities(model, images):
     """Probabilities (N, C) of uint8 images (N, S, S)."""
-    parts = [torch.from_numpy(np.ascontiguousarray(images[i : i + 32]))[:, None] for i in range(0, len(images), 32)]
-    return torch.cat([model.probabilities(model(part)) for part in parts]).numpy()
+    parts = [as_batch(model, images[i : i + 32]) for i in range(0, len(images), 32)]
+    return torch.cat([model.probabilities(model(part)) for part in parts]).cpu().numpy()
 
 
 # ---------------------------------------------------------------- are they right?
@@ -375,6 +373,7 @@ def options():
     group.add_argument("--layers", nargs="+", metavar="LAYER", help="layers of the grid (every convolution)")
     group.add_argument("--channels", metavar="LAYER", help="also show the 16 strongest channels of this layer")
     group.add_argument("--out", default="plots", metavar="DIR", help="folder of the pictures (%(default)s)")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
     group = parser.add_argument_group("check")
     group.add_argument(
         "--check",
@@ -393,7 +392,7 @@ def main(argv=None):
     """Command line of this file; returns the exit code."""
     args = options().parse_args(argv)
     try:
-        model, checkpoint = load_model(find_checkpoint(args.checkpoint))
+        model, checkpoint = load_model(find_checkpoint(args.checkpoint), pick_device(args.device))
         network, out = model.network, Path(args.out)
         map_layers(network)  # a joined checkpoint has none, and is refused before anything is written
         check_layers(network, [*(args.layers or []), *([args.channels] if args.channels else [])])

@@ -69,7 +69,7 @@ def test_feature_maps_are_the_networks_own(small, best):
     model, _ = load_model(best)
     image = np.array(small[1][0, 0])
     with torch.no_grad():
-        stem = model.network.stem(model.normalise(vis.as_batch(image)))[0]
+        stem = model.network.stem(model.normalise(vis.as_batch(model, image[None])))[0]
     assert torch.equal(vis.activations(model, image, ["stem"])["stem"], stem)
 
 

@@ -1,0 +1,1 @@
+"""The library under the scripts: modules of one subject each, which import none of the scripts."""
