@@ -378,7 +378,7 @@ def runs(bench):
     """Whole runs side by side, for their scores and not their times: the default over three seeds, the same with batch
     and rate scaled, the classic recipe on ResNet-34 from random weights, and cross-validation by module."""
     tiny = bench.args.tiny
-    jobs = {f"batch 32, seed {s}": ["--seed", s] for s in (0, 1, 2)}
+    jobs = {f"batch 32, seed {s}": ["--seed", s] for s in (1, 2)}  # seed 0 is `default_run`
     jobs |= {
         f"batch 128, twice the rate, seed {s}": [*"--batch-size 128 --lr 0.0012 --seed".split(), s] for s in (0, 1, 2)
     }
@@ -387,13 +387,15 @@ def runs(bench):
 
     def one(job):
         number, (name, options) = job
+        if bench.late():
+            return name, {"error": "not measured: out of time"}
         try:
             return name, bench.train(f"run_{number}", *options)
         except Exception as error:
             return name, {"error": str(error)[-600:]}
 
     found = {}
-    with ThreadPoolExecutor(1 if tiny else len(jobs)) as pool:
+    with ThreadPoolExecutor(1 if tiny else 3) as pool:
         for name, result in pool.map(one, enumerate(jobs.items())):
             bench.show(name, result)
             found[name] = result
@@ -479,13 +481,14 @@ def main(argv=None):
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(args, folder)
             bench.figures = figures
+            bench.late = lambda: time.perf_counter() - started > 60 * args.minutes
             bench.show = lambda key, row: print(
                 f"  {key:44}" + "  ".join(f"{k} {text(v)}" for k, v in row.items()), flush=True
             )
             for name in args.only:
                 began = time.perf_counter()
                 print(f"{name}: {PARTS[name].__doc__.splitlines()[0]}", flush=True)
-                if began - started > 60 * args.minutes:
+                if bench.late():
                     print("  not measured: out of time")
                     continue
                 try:
