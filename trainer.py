@@ -7,8 +7,6 @@
 
 import contextlib
 import copy
-import ctypes
-import math
 import os
 import shutil
 import time
@@ -17,373 +15,34 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, logit
-from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data import InputError, atomic_path, augment, draw_changes, send, shrink
+from elcells.augment import augment, draw_changes, shrink
+from elcells.checkpoint import read_checkpoint, write_checkpoint
+from elcells.distributed import autocast, barrier, quiet, rank, send, synchronised, world
+from elcells.files import InputError, atomic_path
 from elcells.graphs import GraphedStep
-from model import (
-    channels_last,
-    first_layers,
-    load_model,
-    read_checkpoint,
-    save_checkpoint,
-    stages,
-    write_checkpoint,
-)
-from synthetic import NUMBERS, SHARE
+from elcells.metrics import calibration, f1_scores, metrics_table
+from elcells.recipes import one_cycle, step_decay
+from elcells.synthetic import NUMBERS, SHARE
+from model import channels_last, first_layers, load_model, save_checkpoint, stages
 
-TENTHS, HALVES = (10, 20, 30, 40), (60, 80, 100, 130)  # epochs at which the learning rate falls, and to which share
 SAVE_SECONDS = 300  # a long epoch leaves last.ckp this often
 LAST_SHARE = 0.15  # of the sound cells that get a defect drawn in the last epochs, about as many as really have one
 DRAWN = 0.4  # from this strength of a drawing on (of 1) a place counts as defective
 STOP_STEPS = 16  # several processes agree this often on whether one was asked to stop
 
-FAST = {
-    "epochs": 16,
-    "batch_size": 32,
-    "optimizer": "adamw",
-    "lr": 0.0014,
-    "weight_decay": 0.05,
-    "schedule": "one-cycle",
-    "progressive": False,
-    "turns": True,
-    "defective": 2,
-    "label_smoothing": 0.0,
-    "synthetic": 0.75,
-    "places": 1.0,
-    "frozen": 0,
-    "even_exposure": True,
-    "noise": 15.0,
-}
-CLASSIC = {
-    "epochs": 3,
-    "batch_size": 16,
-    "optimizer": "sgd",
-    "lr": 0.01,
-    "weight_decay": 1e-4,
-    "schedule": "steps",
-    "progressive": False,
-    "turns": False,
-    "defective": 1,
-    "label_smoothing": 0.0,
-    "synthetic": 0.0,
-    "places": 0.0,
-    "frozen": 0,
-    "even_exposure": False,
-    "noise": 0.0,
-}
-# What `Trainer` takes; doc/results.md has what each part of "fast" (random weights) and "finetune" (weights from
-# another training) is worth.
-RECIPES = {"fast": FAST, "finetune": FAST | {"epochs": 16, "lr": 0.0006, "frozen": 2}, "classic": CLASSIC}
-
 
 # ---------------------------------------------------------------- processes, device and precision
-
-
-def rank():
-    """Number of this process, 0 in the only one or the one that writes the files."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world():
-    """How many processes train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def quiet():
-    """Arguments of tqdm: only process 0 shows bars."""
-    return {"disable": True} if rank() > 0 else {}
-
-
-def barrier():
-    """Wait until all processes are here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def keep_freed_memory():
-    """Tell glibc's allocator to keep freed memory: else the system clears the same pages anew in every step.
-
-    Worth 5 to 8 % of a training step on a CPU (doc/results.md). Does nothing on other systems.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # of malloc.h
-        for parameter, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_arena_max, 1)):
-            mallopt(parameter, value)
-
-
-@contextlib.contextmanager
-def processes(device):
-    """Join the processes that `torchrun` started; yields the device of this one.
-
-    They talk by nccl on GPUs, by gloo elsewhere and where several share a GPU, which nccl refuses.
-    """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield device
-        return
-    backend = "gloo"
-    if device.type == "cuda":
-        gpus = torch.cuda.device_count()
-        backend = "nccl" if int(os.environ["LOCAL_WORLD_SIZE"]) <= gpus else "gloo"
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % gpus)
-        torch.cuda.set_device(device)
-    dist.init_process_group(backend)
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
-
-
-class SumOverProcesses(torch.autograd.Function):
-    """A tensor's sum over all processes, and on the way back its gradient's, as each of them used the sum."""
-
-    @staticmethod
-    def forward(context, value):
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(context, gradient):
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
-
-
-class SyncBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes, where PyTorch's own SyncBatchNorm can't run (CPU).
-
-    (N, C, H, W) -> the same shape; in evaluation an ordinary batch norm.
-    """
-
-    def forward(self, x):
-        if not self.training:
-            return super().forward(x)
-        x32 = x.to(torch.promote_types(x.dtype, torch.float32))
-        own = torch.tensor(float(x[:, 0].numel()), dtype=x32.dtype)
-        count = SumOverProcesses.apply(own)
-        own_var, own_mean = torch.var_mean(x32, (0, 2, 3), correction=0)
-        mean = SumOverProcesses.apply(own_mean * (own / count))
-        # Not the mean of squares less the squared mean, which loses digits where the mean is large.
-        var = SumOverProcesses.apply((own_var + (own_mean - mean) ** 2) * (own / count))
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        return torch.addcmul((self.bias - mean * scale)[:, None, None], x32, scale[:, None, None]).to(x.dtype)
-
-
-def synchronised(module):
-    """A network's batch norms replaced by ones over the batches of all processes, sharing its weights.
-
-    On CUDA they are new modules: what is said of single ones (that they are frozen) must be said afterwards.
-    """
-    if next(module.parameters()).device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    for child in module.modules():
-        if type(child) is nn.BatchNorm2d:
-            child.__class__ = SyncBatchNorm2d
-    return module
-
-
-def pick_device(name="auto"):
-    """torch.device for "auto" (CUDA, then Apple's MPS, then CPU), "cpu", "cuda" or "mps"; InputError if not there.
-
-    CUDA's convolutions are told to compute float32 as float32, not as TensorFloat-32, which has ten bits for the
-    mantissa, and the same every time.
-    """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(d for d in ("cuda", "mps", "cpu") if there[d])
-    if not there.get(name.split(":")[0]):
-        raise InputError(f"--device {name}: there is none that PyTorch can use here; take --device cpu")
-    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
-    return torch.device(name)
-
-
-def pick_precision(name, device):
-    """torch.dtype of a network's arithmetic for "auto", "fp32" or "bf16".
-
-    "auto" is bfloat16 where the device is fast in it: CUDA with bfloat16, or a CPU with AVX512-BF16 or AMX.
-    """
-    if name == "auto" and device.type == "cpu":
-        cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        name = "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
-    elif name == "auto":
-        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else "fp32"
-    elif name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise InputError("--precision bf16: this GPU has no bfloat16; take --precision fp32")
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 
 
 # ---------------------------------------------------------------- metrics
 
 
-def f1_thresholds(labels, probabilities):
-    """Per class the threshold of the highest F1 that calibrated probabilities let expect (Lipton et al. 2014).
-
-    The F1 is reckoned from the probabilities alone: with a few dozen positives its course over the labels is so rough
-    that its highest point is chance, and costs 0.014 of F1 on other cells (doc/results.md).
-    labels 0/1 and probabilities: (N, C). Returns a list of C floats, each in the middle of the gap below the last
-    cell that it takes; 0.5 for a class without positives.
-    """
-    thresholds = []
-    for y, p in zip(np.asarray(labels).T, np.asarray(probabilities, np.float64).T):
-        p = np.append(np.sort(p)[::-1], 0)
-        expected = 2 * np.cumsum(p[:-1]) / (np.arange(1, len(p)) + p.sum())
-        best = np.argmax(expected)
-        thresholds.append(float((p[best] + p[best + 1]) / 2) if y.any() else 0.5)
-    return thresholds
-
-
-def recall_thresholds(labels, probabilities, recall=0.95):
-    """Per class the highest threshold that misses no more than 1 - recall of the positives; 0.5 without positives.
-
-    labels 0/1 and probabilities: (N, C). Returns a list of C floats, each in the middle of the gap below.
-    """
-    thresholds = []
-    for y, p in zip(np.asarray(labels).T > 0.5, np.asarray(probabilities, np.float64).T):
-        if not y.any():
-            thresholds.append(0.5)
-            continue
-        positives = np.sort(p[y])
-        least = positives[int((1 - recall) * len(positives) + 1e-9)]
-        thresholds.append(float((least + p[p < least].max(initial=0)) / 2))
-    return thresholds
-
-
-def fit_temperatures(labels, probabilities):
-    """Per class the number that logits are divided by for the lowest cross entropy (Guo et al. 2017).
-
-    labels 0/1 and probabilities (uncalibrated): (N, C). Returns a list of C floats in 0.2..5; 1 for a class that has
-    but one kind of label.
-    """
-    temperatures = []
-    for y, p in zip(np.asarray(labels, np.float64).T, np.asarray(probabilities, np.float64).T):
-        z = logit(p.clip(1e-7, 1 - 1e-7))
-
-        def cross_entropy(log_t, y=y, z=z):
-            x = z / np.exp(log_t)
-            return (np.logaddexp(0, x) - y * x).mean()
-
-        found = minimize_scalar(cross_entropy, bounds=(-math.log(5), math.log(5)), method="bounded")
-        temperatures.append(float(np.exp(found.x)) if 0 < y.mean() < 1 else 1.0)
-    return temperatures
-
-
-def calibrated(probabilities, temperatures):
-    """Probabilities (N, C) after dividing their logits by the temperatures (C,)."""
-    return expit(logit(np.asarray(probabilities, np.float64).clip(1e-7, 1 - 1e-7)) / np.asarray(temperatures))
-
-
-def reliability(labels, probabilities, bins=10):
-    """Of one class, for each of `bins` equal ranges of the probability: (cells, mean probability, share of positives).
-
-    labels, probabilities (N,). Returns float (bins, 3), the last two NaN where there is no cell.
-    """
-    y, p = np.asarray(labels, np.float64), np.asarray(probabilities, np.float64)
-    place = np.minimum((p * bins).astype(int), bins - 1)
-    count = np.bincount(place, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        sums = (np.bincount(place, values, bins) / count for values in (p, y))
-        return np.stack([count, *sums], 1)
-
-
-def calibration_error(labels, probabilities):
-    """Expected calibration error of one class: mean distance of probability and share of positives in `reliability`."""
-    count, p, y = reliability(labels, probabilities).T
-    return float(np.nansum(count * np.abs(p - y)) / count.sum())
-
-
-def calibration(labels, probabilities):
-    """What of a model's config follows from uncalibrated probabilities of validation cells.
-
-    labels 0/1, probabilities: (N, C). Returns a dict: temperatures, thresholds (`f1_thresholds`) and operating_points.
-    """
-    temperatures = fit_temperatures(labels, probabilities)
-    probabilities = calibrated(probabilities, temperatures)
-    thresholds = f1_thresholds(labels, probabilities)
-    points = {"f1": thresholds, "recall": recall_thresholds(labels, probabilities)}
-    return {"temperatures": temperatures, "thresholds": thresholds, "operating_points": points}
-
-
-def f1_scores(labels, probabilities, thresholds=0.5):
-    """F1 of each class (C,), in 0..1; 0 where nothing is positive and nothing is called so."""
-    called = np.asarray(probabilities) >= np.asarray(thresholds)
-    labels = np.asarray(labels) > 0.5
-    hits, either = (called & labels).sum(0), called.sum(0) + labels.sum(0)
-    return 2 * hits / np.maximum(either, 1)
-
-
-def class_metrics(labels, probabilities, threshold):
-    """Precision, recall, F1, confusion counts, average precision and ROC AUC of one class.
-
-    labels (N,), probabilities (N,), threshold (N,) or one for all (their mean is reported). The two ranking figures are
-    None where only one kind of label is there.
-    """
-    y, called = np.asarray(labels) > 0.5, np.asarray(probabilities) >= threshold
-    tp, fp, fn = int((y & called).sum()), int((~y & called).sum()), int((y & ~called).sum())
-    both = 0 < y.sum() < len(y)
-    return {
-        "threshold": float(np.mean(threshold)),
-        "precision": tp / max(tp + fp, 1),
-        "recall": tp / max(tp + fn, 1),
-        "f1": 2 * tp / max(2 * tp + fp + fn, 1),
-        "average_precision": float(average_precision_score(y, probabilities)) if both else None,
-        "roc_auc": float(roc_auc_score(y, probabilities)) if both else None,
-        "calibration_error": calibration_error(y, probabilities),
-        "tp": tp,
-        "fp": fp,
-        "fn": fn,
-        "tn": len(y) - tp - fp - fn,
-    }
-
-
-def metrics_table(labels, probabilities, thresholds, classes):
-    """{class: class_metrics at the threshold, ..., "mean": their plain mean without thresholds and counts}.
-
-    labels, probabilities (N, C); thresholds (C,), or (N, C) where each picture has its own.
-    """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
-    thresholds = np.broadcast_to(thresholds, labels.shape)
-    table = {c: class_metrics(labels[:, i], probabilities[:, i], thresholds[:, i]) for i, c in enumerate(classes)}
-    mean = {}
-    for name in ("precision", "recall", "f1", "average_precision", "roc_auc", "calibration_error"):
-        values = [m[name] for m in table.values() if m[name] is not None]
-        mean[name] = float(np.mean(values)) if values else None
-    return {**table, "mean": mean}
-
-
-def bootstrap_mean_f1(labels, probabilities, thresholds, groups, draws=2000, seed=0):
-    """95 % interval (low, high) of the mean F1 over classes, from drawing groups (cells, modules) with replacement.
-
-    labels, probabilities (N, C); groups (N,). The percentile bootstrap of Efron (1979).
-    """
-    y, called = np.asarray(labels) > 0.5, np.asarray(probabilities) >= np.asarray(thresholds)
-    names, member = np.unique(np.asarray(groups), return_inverse=True)
-    counts = np.zeros((2, len(names), y.shape[1]))
-    np.add.at(counts[0], member, y & called)
-    np.add.at(counts[1], member, y.astype(int) + called)
-    weights = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), draws)
-    f1 = 2 * (weights @ counts[0]) / np.maximum(weights @ counts[1], 1)
-    low, high = np.percentile(f1.mean(1), [2.5, 97.5])
-    return float(low), float(high)
-
-
 # ---------------------------------------------------------------- evaluation and training
-
-
-def autocast(device, precision):
-    """The context in which a network runs in `precision` (torch.float32: as it is)."""
-    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
 @torch.inference_mode()
@@ -420,21 +79,6 @@ def calibrate(model, dataset):
         _, labels, probabilities = evaluate(model, dataset)
         found = calibration(labels, probabilities)
         model.config.update({"with_tta": found} if tta else found)
-
-
-def step_decay(epoch):
-    """Factor of the learning rate: x0.1 at epochs 10, 20, 30, 40 and x0.5 at 60, 80, 100, 130."""
-    return 0.1 ** sum(epoch >= e for e in TENTHS) * 0.5 ** sum(epoch >= e for e in HALVES)
-
-
-def one_cycle(progress, warm_up=0.15):
-    """Factor of the learning rate at `progress` (0..1) of a run: linear warm-up, then half a cosine down to 0.
-
-    After Smith and Topin 2018, "Super-convergence"; Loshchilov and Hutter 2017 for the cosine.
-    """
-    if progress < warm_up:
-        return progress / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
 
 
 def side_at(epoch, epochs, size):

@@ -25,9 +25,12 @@ from torchvision.models.feature_extraction import get_graph_node_names
 from tqdm import tqdm
 
 import data
-from data import InputError, atomic_path
-from model import TRACER, ReLU, find_checkpoint, load_model, map_layers, outputs_of
-from trainer import pick_device
+from elcells.checkpoint import find_checkpoint
+from elcells.cpu import ReLU
+from elcells.distributed import pick_device
+from elcells.files import InputError, atomic_path
+from elcells.pictures import IMAGE_SIZE, load_pictures, read_picture
+from model import TRACER, load_model, map_layers, outputs_of
 
 COLOURS = "plasma"
 SHARE = 0.05  # of the pixels that --check blacks out
@@ -203,7 +206,7 @@ def pointing_game(model, sound, index, method, seed=0):
     drawn, masks = zip(*(draw_defect(image, model.classes[index], rng) for image in sound))
     drawn, masks = np.stack(drawn), np.stack(masks)
     seen = probabilities(model, drawn)[:, index] >= model.config["thresholds"][index]
-    near = disk(round(TOLERANCE * sound.shape[-1] / data.IMAGE_SIZE))
+    near = disk(round(TOLERANCE * sound.shape[-1] / IMAGE_SIZE))
     maps = many_maps(model, drawn[seen], index, method)
     hits = [bool(dilation(mask, near).flat[heat.argmax()]) for mask, heat in zip(masks[seen], maps)]
     return (float(np.mean(hits)) if hits else None), len(hits)
@@ -312,12 +315,12 @@ def cell_image(given, table, model):
     """(name, uint8 (S, S)) of a picture's path or a cell of the table. Raises InputError for neither."""
     size = model.config["image_size"]
     if Path(given).is_file():
-        return Path(given).stem, data.read_picture(given, size)
+        return Path(given).stem, read_picture(given, size)
     rows = table[[given in (p.stem, c, f) for p, c, f in zip(table["path"], table["cell"], table["filename"])]]
     if rows.empty:
         raise InputError(f"{given}: neither a picture file nor a cell of the table")
     data.fill_images(rows)
-    return rows["path"].iloc[0].stem, data.read_picture(rows["path"].iloc[0], size)
+    return rows["path"].iloc[0].stem, read_picture(rows["path"].iloc[0], size)
 
 
 def part_of(table, checkpoint, model, part):
@@ -336,7 +339,7 @@ def telling_cells(table, checkpoint, model, candidates=12):
     for _, rows in test.groupby(data.combination(test, model.classes).values):
         rows = rows.head(candidates)
         data.fill_images(rows)
-        images = np.stack([data.read_picture(p, model.config["image_size"]) for p in rows["path"]])
+        images = np.stack([read_picture(p, model.config["image_size"]) for p in rows["path"]])
         y, p = rows[list(model.classes)].to_numpy(), probabilities(model, images)
         cells.append(str(rows["path"].iloc[np.where(y == 1, p, 1 - p).min(1).argmax()]))
     return cells
@@ -346,7 +349,7 @@ def run_check(args, model, checkpoint, table):
     """`--check`: how right the class maps are, as a table and checks.json."""
     cells = part_of(table, checkpoint, model, args.check)
     data.fill_images(cells)
-    pictures, index = data.load_pictures(cells, model.config["image_size"])
+    pictures, index = load_pictures(cells, model.config["image_size"])
     lines = check(model, np.array(pictures[index, 0]), cells[list(model.classes)].to_numpy(), METHODS)
     print(f"Maps on the {args.check} part: fall of the probability without the top {SHARE:.0%} of pixels (a random")
     print("place of the same shape in brackets), and how often the maximum lies on a drawn defect.\n")

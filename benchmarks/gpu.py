@@ -1,8 +1,8 @@
 """Measure everything on a GPU in one go: is it right, how fast is a step, a whole run, inference.
 
-$ python benchmarks/gpu.py                       # some 6 minutes; prints tables, writes gpu.json
-$ python benchmarks/gpu.py --only card step      # single parts
-$ python benchmarks/gpu.py --device cpu --tiny   # the same script in minutes without a GPU: a trial, no figures
+$ python -m benchmarks.gpu                       # some 6 minutes; prints tables, writes gpu.json
+$ python -m benchmarks.gpu --only card step      # single parts
+$ python -m benchmarks.gpu --device cpu --tiny   # the same script in minutes without a GPU: a trial, no figures
 
 Each part stands by itself: one that fails is reported, and the others go on. Rates are set against
 the arithmetic limit: the network's operations over the card's measured rate of matrix products.
@@ -25,13 +25,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from elcells.distributed import send
+from elcells.pictures import IMAGE_SIZE, load_pictures
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 import data
-from data import CellDataset, InputError, atomic_path
-from model import NETWORKS, build_model, first_layers, load_initial_weights, load_model
-from synthetic import SyntheticDefects
-from trainer import RECIPES, Trainer, autocast, evaluate, keep_freed_memory, pick_device
+from data import CellDataset
+from elcells.cpu import keep_freed_memory
+from elcells.distributed import autocast, pick_device
+from elcells.files import InputError, atomic_path
+from elcells.recipes import RECIPES
+from elcells.synthetic import SyntheticDefects
+from elcells.weights import load_initial_weights
+from model import NETWORKS, build_model, first_layers, load_model
+from trainer import Trainer, evaluate
 
 DEFAULT = "efficientnet_lite0"
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -42,12 +49,12 @@ class Bench:
 
     def __init__(self, args, folder):
         self.args, self.folder, self.device = args, Path(folder), pick_device(args.device)
-        self.size, self.batches = (64, (4, 8)) if args.tiny else (data.IMAGE_SIZE, (32, 128, 512))
+        self.size, self.batches = (64, (4, 8)) if args.tiny else (IMAGE_SIZE, (32, 128, 512))
         self.short = ["--limit", "48", "--image-size", "64", "--epochs", "2"] if args.tiny else []
         table = data.read_table(ROOT / "data.csv")
         table = data.limit_cells(table, 48) if args.tiny else table
         data.fill_images(table)
-        self.pictures, table["picture"] = data.load_pictures(table, self.size)
+        self.pictures, table["picture"] = load_pictures(table, self.size)
         train, val, self.test_rows = data.split_parts(table)
         self.parts = data.originals(train), val
         self.on = {"cpu": self.pictures}
@@ -275,7 +282,7 @@ def step_speed(bench, name, precision, size, way="plain"):
     trainer = bench.trainer(name, precision=PRECISIONS[precision], batch_size=size)
     rows = np.resize(np.random.default_rng(0).permutation(len(trainer.train_set)), size)
     trainer.training_mode()
-    pinned = {k: v if v is None else data.send(v, bench.device) for k, v in trainer.batch(rows).items()}
+    pinned = {k: v if v is None else send(v, bench.device) for k, v in trainer.batch(rows).items()}
     if way == "plain":
         trainer.graphs = None
     if way == "graph, compiled":
@@ -414,7 +421,7 @@ def inference(bench):
 
             def run(images=images, precision=precision):
                 with torch.inference_mode(), autocast(bench.device, precision):
-                    return model.probabilities(model(data.send(images, bench.device)))
+                    return model.probabilities(model(send(images, bench.device)))
 
             cells = size * bench.rate(run, 0.4)
             limit = bench.of_limit(cells, found["gflop_per_cell"], name)
@@ -422,7 +429,7 @@ def inference(bench):
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        from engine import open_model
+        from elcells.engine import open_model
 
         engine = open_model(bench.folder / "out" / "best.onnx", "onnxruntime", device="cuda")
         images = np.resize(test_pictures(bench), (bench.batches[1], 1, bench.size, bench.size))

@@ -1,7 +1,7 @@
 """Measure how many cells a second a trained network judges, by each way of running it.
 
-$ python benchmarks/inference.py                  # checkpoints/best.ckp and the ONNX files of it
-$ python benchmarks/inference.py --end-to-end 300 # also predict.py on so many PNG files
+$ python -m benchmarks.inference                  # checkpoints/best.ckp and the ONNX files of it
+$ python -m benchmarks.inference --end-to-end 300 # also predict.py on so many PNG files
 
 All ways take turns in one process, so that a machine whose speed drifts treats them alike;
 medians are printed.
@@ -23,12 +23,14 @@ import torch
 import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
+from elcells.pictures import read_picture
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 import data
-from data import InputError, atomic_path
-from engine import open_model
-from model import build_network, find_checkpoint, load_model
+from elcells.checkpoint import find_checkpoint
+from elcells.engine import open_model
+from elcells.files import InputError, atomic_path
+from model import build_network, load_model
 
 
 def eager(model):
@@ -129,7 +131,7 @@ def main(argv=None):
                     print(error, file=sys.stderr)
         table = data.read_table(ROOT / "data.csv")
         data.fill_images(table)
-        images = np.stack([data.read_picture(p, model.config["image_size"]) for p in table["path"][:16]])[:, None]
+        images = np.stack([read_picture(p, model.config["image_size"]) for p in table["path"][:16]])[:, None]
     except InputError as error:
         print(f"inference.py: {error}", file=sys.stderr)
         return 2

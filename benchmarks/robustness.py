@@ -1,8 +1,8 @@
 """Measure how much a network loses on pictures that were taken or cut otherwise than those that it learnt from.
 
-$ python benchmarks/robustness.py                                       # checkpoints/best.ckp, its validation part
-$ python benchmarks/robustness.py checkpoints/fold_*/best.ckp           # all folds of a cross-validation together
-$ python benchmarks/robustness.py --part test --only "as they are" "blur"
+$ python -m benchmarks.robustness                                       # checkpoints/best.ckp, its validation part
+$ python -m benchmarks.robustness checkpoints/fold_*/best.ckp           # all folds of a cross-validation together
+$ python -m benchmarks.robustness --part test --only "as they are" "blur"
 
 Each change is made to whole pictures of 300x300 pixels, labels stay; so a part of a loss by cutting is that a defect
 at the cell's edge is no longer there.
@@ -21,12 +21,17 @@ from PIL import Image
 from torchvision.transforms import functional as tv
 from tqdm import tqdm
 
+from elcells.pictures import load_pictures
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 import data
-from data import InputError, atomic_path
-from model import find_checkpoint, load_model
-from trainer import evaluate, keep_freed_memory, metrics_table, pick_precision
+from elcells.checkpoint import find_checkpoint
+from elcells.cpu import keep_freed_memory
+from elcells.distributed import pick_precision
+from elcells.files import InputError, atomic_path
+from elcells.metrics import metrics_table
+from model import load_model
+from trainer import evaluate
 
 
 def zoom(images, factor=1.0, shift=0, degrees=0):
@@ -122,7 +127,7 @@ def main(argv=None):
     try:
         table = data.read_table(args.data, args.classes, args.images)
         data.fill_images(table)
-        pictures, table["picture"] = data.load_pictures(table)
+        pictures, table["picture"] = load_pictures(table)
         checkpoints = [find_checkpoint(c) for c in args.checkpoints]
         precision = pick_precision(args.precision, torch.device("cpu"))
         judged, classes = judge(checkpoints, table, pictures, args.part, args.only or list(CHANGES), precision)

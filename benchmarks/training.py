@@ -1,8 +1,8 @@
 """Measure training against the classic recipe: pipeline, step, evaluation, time to a score, scale.
 
-$ python benchmarks/training.py                              # pictures/s and cells/s of both
-$ python benchmarks/training.py --to-f1 0.7 --seeds 0 1 2    # wall time until validation is so good
-$ python benchmarks/training.py --scale 1 10 50              # time and memory with more cells
+$ python -m benchmarks.training                              # pictures/s and cells/s of both
+$ python -m benchmarks.training --to-f1 0.7 --seeds 0 1 2    # wall time until validation is so good
+$ python -m benchmarks.training --scale 1 10 50              # time and memory with more cells
 
 All ways take turns in one process, so that a machine whose speed drifts treats them alike;
 medians are printed.
@@ -27,13 +27,21 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.models import resnet34
 
+from elcells.augment import augment, draw_changes
+from elcells.pictures import CLASSES, IMAGE_SIZE, MEAN, STD, load_pictures
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 import data
-from data import CellDataset, InputError, atomic_path
-from model import NETWORKS, build_model, load_initial_weights
-from synthetic import NUMBERS, SyntheticDefects
-from trainer import RECIPES, Trainer, autocast, f1_scores, keep_freed_memory, pick_precision
+from data import CellDataset
+from elcells.cpu import keep_freed_memory
+from elcells.distributed import autocast, pick_precision
+from elcells.files import InputError, atomic_path
+from elcells.metrics import f1_scores
+from elcells.recipes import RECIPES
+from elcells.synthetic import NUMBERS, SyntheticDefects
+from elcells.weights import load_initial_weights
+from model import NETWORKS, build_model
+from trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -44,7 +52,7 @@ CLASSIC_AUGMENTATION = [
     transforms.RandomHorizontalFlip(),
     transforms.RandomVerticalFlip(),
     transforms.RandomAffine(3, translate=(0.02, 0.02)),
-    transforms.RandomResizedCrop(data.IMAGE_SIZE, scale=(0.98, 1), ratio=(1, 1)),
+    transforms.RandomResizedCrop(IMAGE_SIZE, scale=(0.98, 1), ratio=(1, 1)),
 ]
 
 
@@ -52,8 +60,8 @@ class ClassicDataset(Dataset):
     """Picture files, read and changed one at a time: float (3, 300, 300), and labels (2,)."""
 
     def __init__(self, table, augmentation=()):
-        self.paths, self.labels = list(table["path"]), table[list(data.CLASSES)].to_numpy(np.float32)
-        normalise = transforms.Normalize([data.MEAN] * 3, [data.STD] * 3)
+        self.paths, self.labels = list(table["path"]), table[list(CLASSES)].to_numpy(np.float32)
+        normalise = transforms.Normalize([MEAN] * 3, [STD] * 3)
         self.transform = transforms.Compose([transforms.ToPILImage(), *augmentation, transforms.ToTensor(), normalise])
 
     def __len__(self):
@@ -71,7 +79,7 @@ class Classic:
 
     def __init__(self, start):
         self.network = resnet34()
-        self.network.fc = torch.nn.Linear(512, len(data.CLASSES))
+        self.network.fc = torch.nn.Linear(512, len(CLASSES))
         self.network.load_state_dict(start)
         self.network.fc = torch.nn.Sequential(self.network.fc, torch.nn.Sigmoid())
         self.loss = torch.nn.BCELoss()
@@ -108,7 +116,7 @@ class CheapClassic(Classic):
         self.optimizer.step()
 
     def features(self, images):
-        body, images = self.network, ((images - data.MEAN) / data.STD).expand(-1, 3, -1, -1)
+        body, images = self.network, ((images - MEAN) / STD).expand(-1, 3, -1, -1)
         x = body.maxpool(body.relu(body.bn1(body.conv1(images.contiguous(memory_format=torch.channels_last)))))
         return body.avgpool(body.layer4(body.layer3(body.layer2(body.layer1(x))))).flatten(1)
 
@@ -166,7 +174,7 @@ def ways_of(args, table, precision, folder):
     data.write_variants(handful, folder)
     files = data.read_table(folder / "data.csv")
     files = files.sample(args.cells, random_state=0).reset_index(drop=True)
-    pictures, handful["picture"] = data.load_pictures(handful)
+    pictures, handful["picture"] = load_pictures(handful)
     ours = CellDataset(handful, pictures)
     b, defects = RECIPES["fast"]["batch_size"], SyntheticDefects()
     trainers = {name: our_trainer(name, ours, ours, folder, precision, defects)[0] for name in args.networks}
@@ -181,14 +189,14 @@ def ways_of(args, table, precision, folder):
             images, labels = ours.batch(rows[start : start + b])
             if draw:
                 images, _, _ = defects.draw(images, labels, torch.rand(NUMBERS, len(images)))
-            data.augment(images, data.draw_changes(len(images), turns=True))
+            augment(images, draw_changes(len(images), turns=True))
 
     def our_step(trainer):
         trainer.training_mode()
         trainer.train_step(**trainer.batch(rows[:b]))
 
     images, labels = ours.batch(rows[:b])
-    normalised = ((images / 255 - data.MEAN) / data.STD).expand(-1, 3, -1, -1).contiguous()
+    normalised = ((images / 255 - MEAN) / STD).expand(-1, 3, -1, -1).contiguous()
     steps = {"classic": (lambda: classic.step(normalised[:16], labels[:16]), 16)}
     steps |= {f"ours, {name}": (partial(our_step, t), b) for name, t in trainers.items()}
     try:
@@ -283,7 +291,7 @@ def race_ours(args, name, train, val, seed):
         def tell(trainer):
             side, f1, seconds = trainer.history[-1]["side"], trainer.history[-1]["f1_mean"], time.monotonic() - began
             print(f"    {side:3} pixels, {seconds:.0f} s: mean F1 {f1:.3f}", flush=True)
-            if side == data.IMAGE_SIZE:
+            if side == IMAGE_SIZE:
                 points.append((seconds, f1))
 
         trainer.fit(tell)
@@ -301,7 +309,7 @@ def race_classic(args, start, train, val, seed):
 
     began = time.monotonic()
     take = endless(len(files), 16, len(files) // 6, seed, load)
-    labels = val[list(data.CLASSES)].to_numpy()
+    labels = val[list(CLASSES)].to_numpy()
     return course(run, take, labels, lambda: run.evaluate(val), args.sixths, lambda _: time.monotonic() - began)
 
 
@@ -311,7 +319,7 @@ def race_cheap_classic(args, start, six, val, precision, rates, seed):
 
     def load(rows):
         images, targets = six.batch(rows)
-        return data.augment(images, data.draw_changes(len(images))), targets
+        return augment(images, draw_changes(len(images))), targets
 
     pipeline, step, evaluation = (
         rates[part]["classic"]
@@ -324,7 +332,7 @@ def race_cheap_classic(args, start, six, val, precision, rates, seed):
 
 def race(args, table, precision, rates):
     """Train both for every seed; prints the wall time until the validation mean F1 (at 0.5) reaches each goal."""
-    pictures, table["picture"] = data.load_pictures(table)
+    pictures, table["picture"] = load_pictures(table)
     train, val, _ = data.split_parts(table)
     ours_train, six, ours_val = (CellDataset(t, pictures) for t in (data.originals(train), train, val))
     if not args.cheap_classic and args.sixths:
@@ -366,14 +374,15 @@ def race(args, table, precision, rates):
 SCALE = """
 import os, resource, sys, time
 started = time.monotonic()
-sys.path.insert(0, {root!r})
 import numpy as np, torch
 import data
 from model import NETWORKS, build_model
-from trainer import RECIPES, Trainer, pick_precision
+from elcells.recipes import RECIPES
+from trainer import Trainer
+from elcells.distributed import pick_precision
 table = data.read_table({table!r})
 read = time.monotonic()
-pictures, table["picture"] = data.load_pictures(table, {size})
+pictures, table["picture"] = load_pictures(table, {size})
 loaded = time.monotonic()
 train, val, test = data.split_parts(table)
 sets = [data.CellDataset(data.originals(t), pictures) for t in (train, val)]
@@ -386,7 +395,7 @@ for start in range(0, 200 * 16, 16):
     rows = np.resize(order, start + 16)[start:]
     before = time.monotonic()
     images, labels = sets[0].batch(rows)
-    trainer.train_step(images, labels, data.draw_changes(len(images)))
+    trainer.train_step(images, labels, draw_changes(len(images)))
     times.append(time.monotonic() - before)
     if not start:
         first = time.monotonic()
@@ -409,11 +418,11 @@ def measure_scale(args, table):
                 target = Path(folder) / name
                 target.parent.mkdir(exist_ok=True)
                 os.link(path, target) if os.stat(path).st_dev == os.stat(folder).st_dev else target.symlink_to(path)
-            many[["filename", *data.CLASSES]].to_csv(f"{folder}/data.csv", sep=";", index=False)
-            text = SCALE.format(root=str(ROOT), table=f"{folder}/data.csv", folder=folder, size=args.size)
+            many[["filename", *CLASSES]].to_csv(f"{folder}/data.csv", sep=";", index=False)
+            text = SCALE.format(table=f"{folder}/data.csv", folder=folder, size=args.size)
             runs = []
             for _ in range(2):  # the first builds the cache
-                done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+                done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, cwd=ROOT)
                 if done.returncode:
                     raise InputError(done.stderr.strip().splitlines()[-1])
                 runs.append([float(v) for v in done.stdout.split()])
@@ -456,7 +465,7 @@ def main(argv=None):
     )
     parser.add_argument("--variants", default="images/variants", metavar="DIR", help="classic's files (%(default)s)")
     parser.add_argument("--scale", type=int, nargs="+", metavar="N", help="instead: cost with N times the cells")
-    parser.add_argument("--size", type=int, default=data.IMAGE_SIZE, help="side of --scale's pictures (%(default)s)")
+    parser.add_argument("--size", type=int, default=IMAGE_SIZE, help="side of --scale's pictures (%(default)s)")
     parser.add_argument("--out", default="training.json", metavar="FILE", help="figures (%(default)s)")
     args = parser.parse_args(argv)
     keep_freed_memory()  # for all ways alike, as they share the process

@@ -1,8 +1,8 @@
 """The table of accuracy in doc/results.md, from the committed out-of-fold probabilities.
 
-$ python doc/accuracy.py                      # doc/oof_by_cell.csv and doc/oof_by_module.csv as rows of a table
-$ python doc/accuracy.py doc/no_noise         # the same of the two files in another folder
-$ python doc/accuracy.py doc doc/no_noise     # of the mean of the logits of both, at 0.5
+$ python -m doc.accuracy                      # doc/oof_by_cell.csv and doc/oof_by_module.csv as rows of a table
+$ python -m doc.accuracy doc/no_noise         # the same of the two files in another folder
+$ python -m doc.accuracy doc doc/no_noise     # of the mean of the logits of both, at 0.5
 """
 
 import sys
@@ -14,9 +14,8 @@ from scipy.special import expit, logit
 
 ROOT = Path(__file__).resolve().parent.parent
 DOC = ROOT / "doc"
-sys.path.insert(0, str(ROOT))
-from data import CLASSES
-from trainer import bootstrap_mean_f1, metrics_table
+from elcells.metrics import bootstrap_mean_f1, metrics_table
+from elcells.pictures import CLASSES
 
 HEADER = (
     "| cells | F1 crack | F1 inactive | F1 mean | 95 % interval | F1 mean at 0.5 | AP crack | AP inactive | ECE crack "

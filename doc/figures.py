@@ -1,7 +1,7 @@
 """Make the pictures in doc/.
 
-$ python doc/figures.py                        # labels.png: cells of each label
-$ python doc/figures.py lite0.ckp own.ckp      # also class_maps.png of both, feature_maps.png of the first
+$ python -m doc.figures                        # labels.png: cells of each label
+$ python -m doc.figures lite0.ckp own.ckp      # also class_maps.png of both, feature_maps.png of the first
 """
 
 import argparse
@@ -10,8 +10,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from elcells.files import InputError
+from elcells.pictures import read_picture
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 import data
 import visualize_activations as vis
 from model import load_model
@@ -42,7 +44,7 @@ def labels(table):
     grid = figure.subplots(2, 4)
     for axes, cell in zip(grid.flat, CELLS[0] + CELLS[1]):
         row = table.loc[cell]
-        axes.imshow(data.read_picture(row["path"]), cmap="gray", vmin=0, vmax=255)
+        axes.imshow(read_picture(row["path"]), cmap="gray", vmin=0, vmax=255)
         axes.set_title(f"{NAMES[row['crack'], row['inactive']]}\n{cell}, {row['type']}", fontsize=10)
         axes.axis("off")
     figure.savefig(ROOT / "doc" / "labels.png", dpi=80)
@@ -54,7 +56,7 @@ def class_maps(table, models):
     figure = Figure(figsize=(13, 2.3 * (1 + len(rows))), layout="constrained")
     grid = figure.subplots(1 + len(rows), len(EXPLAINED))
     for column, (kind, cell) in zip(grid.T, EXPLAINED.items()):
-        image = data.read_picture(table.loc[cell, "path"])
+        image = read_picture(table.loc[cell, "path"])
         column[0].imshow(image, cmap="gray", vmin=0, vmax=255)
         column[0].set_title(f"{kind}\n{cell}", fontsize=11)
         for axes, (model, index) in zip(column[1:], rows):
@@ -76,13 +78,13 @@ def main(argv=None):
     try:
         models = [load_model(c)[0] for c in parser.parse_args(argv).checkpoints]
         table = cells()
-    except data.InputError as error:
+    except InputError as error:
         print(f"figures.py: {error}", file=sys.stderr)
         return 2
     labels(table)
     if models:
         class_maps(table, models)
-        image = data.read_picture(table.loc["cell0467", "path"])
+        image = read_picture(table.loc["cell0467", "path"])
         layers = vis.convolutions(models[0].network)
         vis.feature_maps(models[0], image, "cell0467", layers, ROOT / "doc" / "feature_maps.png", dpi=60)
     return 0

@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from elcells.pictures import load_pictures
+
 os.environ["TQDM_DISABLE"] = "1"
 
 import matplotlib
@@ -42,7 +44,7 @@ def elpv(tmp_path_factory):
 def small(elpv):
     """(table, pictures) of these 48 cells at 64x64 pixels, ready for CellDataset."""
     cells = data.read_table(elpv)
-    pictures, cells["picture"] = data.load_pictures(cells, 64)
+    pictures, cells["picture"] = load_pictures(cells, 64)
     return cells, pictures
 
 

@@ -8,18 +8,21 @@ import torch.distributed as dist
 
 import data
 import trainer
+from elcells.augment import augment
+from elcells.distributed import processes, rank, world
+from elcells.pictures import load_pictures
+from elcells.synthetic import SyntheticDefects
 from model import CellClassifier, build_model
-from synthetic import SyntheticDefects
 
-single_augment, single_step = trainer.augment, trainer.Trainer.train_step
+single_augment, single_step = augment, trainer.Trainer.train_step
 
 
 def printed_step(self, images, labels, **more):
     loss = single_step(self, images, labels.double(), **more)
     total = loss.clone()
-    if trainer.world() > 1:
+    if world() > 1:
         dist.all_reduce(total)
-    if trainer.rank() == 0:
+    if rank() == 0:
         print(repr(total.item()))
     return loss
 
@@ -33,9 +36,9 @@ trainer.augment = lambda *args: single_augment(*args).double()
 trainer.Trainer.train_step = printed_step
 trainer.WithPlaces.forward = in_double
 CellClassifier.forward = lambda self, images: self.network(self.normalise(images))
-with trainer.processes(torch.device("cpu")), tempfile.TemporaryDirectory() as folder:
+with processes(torch.device("cpu")), tempfile.TemporaryDirectory() as folder:
     cells = data.read_table(sys.argv[1]).head(39)  # in batches of 8 and 7: unequal shares
-    pictures, cells["picture"] = data.load_pictures(cells, 64)
+    pictures, cells["picture"] = load_pictures(cells, 64)
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
     model = build_model("resnet", width=16, image_size=64)

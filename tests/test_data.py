@@ -8,7 +8,10 @@ import torch
 from PIL import Image
 
 import data
-from data import InputError
+from elcells import pictures as pictures_module
+from elcells.augment import augment, draw_changes, shrink
+from elcells.files import InputError
+from elcells.pictures import load_pictures, read_picture
 
 
 def write(folder, text, encoding="utf-8"):
@@ -209,7 +212,7 @@ def test_variants_are_bit_exact_in_memory_and_as_files(elpv, tmp_path):
         want = expected[variant](as_is[path.name.removeprefix(variant)])
         assert np.array_equal(np.asarray(Image.open(path)), want), path.name
     rows = data.expand_variants(cells)
-    pictures, index = data.load_pictures(cells)
+    pictures, index = load_pictures(cells)
     rows["picture"] = np.tile(index, 6)
     images, labels = data.CellDataset(rows, pictures).batch(range(30))
     for image, turn, path in zip(images, rows["turn"], rows["path"]):
@@ -249,7 +252,7 @@ def test_any_kind_of_picture_gives_the_same_gray(gray, tmp_path, kind):
         Image.fromarray(gray).save(path, quality=100)
     else:
         Image.fromarray(gray).convert(kind).save(path)
-    read = data.read_picture(path)
+    read = read_picture(path)
     assert read.shape == (300, 300) and read.dtype == np.uint8
     assert np.abs(read.astype(int) - gray).max() <= (2 if kind == "jpg" else 1 if kind == "CMYK" else 0)
 
@@ -258,28 +261,28 @@ def test_a_picture_turned_by_exif_is_upright_and_an_animated_one_is_its_first_fr
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     Image.fromarray(np.rot90(gray)).save(tmp_path / "turned.png", exif=exif)
-    assert (data.read_picture(tmp_path / "turned.png") == gray).all()
+    assert (read_picture(tmp_path / "turned.png") == gray).all()
     frames = [Image.fromarray(gray), Image.fromarray(255 - gray)]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
-    assert np.abs(data.read_picture(tmp_path / "film.gif").astype(int) - gray).max() <= 1
+    assert np.abs(read_picture(tmp_path / "film.gif").astype(int) - gray).max() <= 1
     Image.new("L", (1, 1), 77).save(tmp_path / "dot.png")
-    assert (data.read_picture(tmp_path / "dot.png") == 77).all()
+    assert (read_picture(tmp_path / "dot.png") == 77).all()
 
 
 def test_a_picture_of_400_million_pixels_is_refused_before_it_is_decoded(tmp_path):
     path = tmp_path / "large.png"
     Image.new("1", (20_000, 20_000)).save(path)
     with pytest.raises(InputError, match=r"20000x20000 pixels, more than the 100 million allowed"):
-        data.read_picture(path)
+        read_picture(path)
 
 
 def test_other_sizes_are_resized_with_antialiasing(gray, tmp_path):
     path = tmp_path / "big.png"
     Image.fromarray(gray.repeat(3, 0).repeat(3, 1)).save(path)
-    assert np.abs(data.read_picture(path).astype(int) - gray).mean() < 2
+    assert np.abs(read_picture(path).astype(int) - gray).mean() < 2
     checker = np.indices((600, 600)).sum(0) % 2 * 255
     Image.fromarray(checker.astype(np.uint8)).save(path)
-    assert data.read_picture(path)[5:-5, 5:-5].std() < 3  # without antialiasing: stripes of 0 and 255
+    assert read_picture(path)[5:-5, 5:-5].std() < 3  # without antialiasing: stripes of 0 and 255
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "missing", "huge"])
@@ -291,25 +294,25 @@ def test_a_bad_picture_is_named(gray, tmp_path, damage, monkeypatch):
     elif damage == "missing":
         path.unlink()
     elif damage == "huge":
-        monkeypatch.setattr(data, "MAX_PIXELS", 1000)
+        monkeypatch.setattr(pictures_module, "MAX_PIXELS", 1000)
     else:
         path.write_text("" if damage == "empty" else "not a picture")
     with pytest.raises(InputError, match=r"bad.png: (no such file|can't be read as a picture|300x300 pixels, more)"):
-        data.read_picture(path)
+        read_picture(path)
 
 
 def test_the_cache_is_mapped_and_follows_the_pictures(elpv, tmp_path):
     cells = data.read_table(elpv).head(4)
     cells["path"] = [Path(Image.open(p).copy().save(tmp_path / p.name) or tmp_path / p.name) for p in cells["path"]]
-    first, index = data.load_pictures(cells, 64)
+    first, index = load_pictures(cells, 64)
     assert first.shape == (4, 1, 64, 64) and isinstance(first, np.memmap) and not first.flags.writeable
     caches = list(tmp_path.glob(".cache_*"))
-    again, _ = data.load_pictures(cells, 64)
+    again, _ = load_pictures(cells, 64)
     assert list(tmp_path.glob(".cache_*")) == caches and np.array_equal(first, again)
     changed = cells["path"][2]
     Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
     os.utime(changed, ns=(1, 1))
-    new, _ = data.load_pictures(cells, 64)
+    new, _ = load_pictures(cells, 64)
     different = [not np.array_equal(new[index[i]], again[index[i]]) for i in range(4)]
     assert different == [False, False, True, False]
     assert len(list(tmp_path.glob(".cache_*"))) == 1
@@ -321,8 +324,8 @@ def test_the_cache_is_mapped_and_follows_the_pictures(elpv, tmp_path):
 def test_augmentation_is_small_and_follows_from_its_generator(small):
     cells, pictures = small
     images, _ = data.CellDataset(cells, pictures).batch(range(16))
-    changes = [data.draw_changes(16, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
-    one, two, other = (data.augment(images, c) for c in changes)
+    changes = [draw_changes(16, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    one, two, other = (augment(images, c) for c in changes)
     assert torch.equal(one, two) and not torch.equal(one, other)
     assert one.shape == images.shape and one.dtype == torch.float32 and 0 <= one.min() and one.max() <= 1
     flips = [images / 255, images.flip(-1) / 255, images.flip(-2) / 255, images.flip(-1, -2) / 255]
@@ -333,30 +336,30 @@ def test_augmentation_is_small_and_follows_from_its_generator(small):
 def test_with_turns_all_eight_symmetries_come_equally_often_and_exactly(small):
     _, pictures = small
     image = torch.from_numpy(pictures[:1].copy())
-    changes = data.draw_changes(800, torch.Generator().manual_seed(0), turns=True)
+    changes = draw_changes(800, torch.Generator().manual_seed(0), turns=True)
     exact = changes.clone()
     exact[:, :, :2] = exact[:, :, :2].round()
     exact[:, :, 2] = 0
     turned, count = [image.rot90(k, (-2, -1)) for k in range(4)], torch.zeros(8)
     symmetries = torch.cat([*turned, *(t.flip(-1) for t in turned)])
-    for one in data.augment(image.expand(800, -1, -1, -1), exact):
+    for one in augment(image.expand(800, -1, -1, -1), exact):
         same = (one - symmetries / 255).abs().amax((1, 2, 3)) < 1e-4
         assert same.sum() == 1
         count += same
     assert count.min() > 70 and count.max() < 130
-    plain = data.draw_changes(800, torch.Generator().manual_seed(0))[:, :, :2].round()
+    plain = draw_changes(800, torch.Generator().manual_seed(0))[:, :, :2].round()
     assert (plain[:, 0, 1] == 0).all()
 
 
 def test_smaller_pictures_are_shrunk_with_antialiasing(small):
     cells, pictures = small
     images, _ = data.CellDataset(cells, pictures).batch(range(8))
-    changes = data.draw_changes(8, torch.Generator().manual_seed(0))
-    assert data.augment(images, changes, 32).shape == (8, 1, 32, 32)
+    changes = draw_changes(8, torch.Generator().manual_seed(0))
+    assert augment(images, changes, 32).shape == (8, 1, 32, 32)
     fine = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
     fine[..., ::2] = 255  # stripes that plain sampling would show as black or white
-    assert (data.shrink(fine, 16)[..., 1:-1] - 0.5).abs().max() < 0.05
-    assert torch.equal(data.shrink(images, 64), images / 255) and torch.equal(data.shrink(images), images / 255)
+    assert (shrink(fine, 16)[..., 1:-1] - 0.5).abs().max() < 0.05
+    assert torch.equal(shrink(images, 64), images / 255) and torch.equal(shrink(images), images / 255)
 
 
 def test_pictures_on_a_device_are_served_like_those_on_disk(small):
@@ -374,7 +377,7 @@ def test_augmentation_moves_no_more_than_promised():
     images = torch.zeros(400, 1, 101, 101, dtype=torch.uint8)
     images[:, :, 50, 50] = 255  # the centre stays within shift (2 %) and crop (0.5 %)
     images[:, :, 50, 95] = 255
-    out = data.augment(images, data.draw_changes(400, torch.Generator().manual_seed(0)))[:, 0]
+    out = augment(images, draw_changes(400, torch.Generator().manual_seed(0)))[:, 0]
     y, x = np.meshgrid(np.arange(101) - 50, np.arange(101) - 50, indexing="ij")
     centre = out * torch.from_numpy(np.hypot(x, y) < 20)
     mass = centre.sum((1, 2))

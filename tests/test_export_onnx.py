@@ -9,7 +9,8 @@ import torch
 
 import data
 import export_onnx
-from engine import open_model
+from elcells.engine import open_model
+from elcells.pictures import load_pictures
 from model import build_model, build_network, join_models, load_model, save_checkpoint
 
 
@@ -194,7 +195,7 @@ def test_calibration_sees_training_cells_only(elpv, best):
     args = export_onnx.options().parse_args(["--data", str(elpv)])
     cells = export_onnx.Cells(args, model, checkpoint)
     table = data.read_table(elpv)
-    pictures, index = data.load_pictures(table, 64)
+    pictures, index = load_pictures(table, 64)
     held_back = table["cell"].isin(checkpoint["split"]["test"] + checkpoint["split"]["val"])
     held_back = {pictures[i].tobytes() for i in index[held_back]}
     assert len(cells.calibration) > 20 and not any(c.tobytes() in held_back for c in cells.calibration)

@@ -17,7 +17,10 @@ import torch
 from conftest import ROOT, SMALL
 
 import train
-from model import load_model, read_checkpoint
+from elcells.checkpoint import read_checkpoint
+from elcells.files import sole_writer
+from elcells.plots import plot_losses
+from model import load_model
 
 
 def run(elpv, out, *more):
@@ -112,7 +115,7 @@ def test_a_folder_that_cant_be_written_is_named(elpv, tmp_path, capsys):
 
 
 def test_checkpoints_removed_while_running_come_again(elpv, tmp_path, monkeypatch):
-    plot, removed = train.plot_losses, []
+    plot, removed = plot_losses, []
 
     def remove_once(history, classes, path):
         if len(history) == 2 and not removed:
@@ -129,7 +132,7 @@ def test_two_runs_in_one_folder_are_not_let_in(elpv, tmp_path, capsys):
     entered, leave = threading.Event(), threading.Event()
 
     def hold():
-        with train.sole_writer(tmp_path):
+        with sole_writer(tmp_path):
             entered.set()
             leave.wait(60)
 

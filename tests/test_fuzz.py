@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import data
-from data import InputError
+from elcells.files import InputError
+from elcells.pictures import read_picture
 from model import build_model, load_model, save_checkpoint
 
 
@@ -138,7 +139,7 @@ def test_a_damaged_picture_is_read_or_refused_in_one_sentence(fuzz, tmp_path):
     def check(raw):
         path.write_bytes(raw)
         try:
-            picture = data.read_picture(path, 32)
+            picture = read_picture(path, 32)
             assert picture.dtype == np.uint8 and picture.shape == (32, 32)
             outcomes.add("read")
         except InputError as error:

@@ -11,7 +11,7 @@ from PIL import Image
 
 import predict
 from data import CellDataset
-from engine import open_model
+from elcells.engine import open_model
 from model import build_model
 from trainer import Trainer
 

@@ -6,23 +6,21 @@ import pytest
 import torch
 import torchvision
 
-from data import BRIGHTNESS, InputError
+from elcells.checkpoint import read_checkpoint
+from elcells.cpu import DepthwiseConv2d, ReLU
+from elcells.files import InputError
+from elcells.pictures import BRIGHTNESS
+from elcells.weights import LITE0_CONTRAST, imagenet_file, load_initial_weights
 from model import (
-    LITE0_CONTRAST,
     NETWORKS,
-    DepthwiseConv2d,
     LiteConvolution,
-    ReLU,
     build_model,
     build_network,
     even_exposure,
     first_layers,
-    imagenet_file,
     join_models,
-    load_initial_weights,
     load_model,
     outputs_of,
-    read_checkpoint,
     save_checkpoint,
 )
 

@@ -12,8 +12,10 @@ from PIL import Image
 
 import data
 import predict
-from data import InputError
-from engine import open_model
+from elcells.engine import open_model
+from elcells.files import InputError
+from elcells.page import NEARLY_BLACK
+from elcells.pictures import read_picture
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_every_picture_gets_its_row(exported, folder, tmp_path, capsys):
     table, engine = rows(tmp_path / "out.csv"), open_model(exported, "onnxruntime")
     assert len(table) == 20 == len({r["filename"] for r in table})
     for row in table:
-        p = engine(data.read_picture(row["filename"], 64)[None, None])[0]
+        p = engine(read_picture(row["filename"], 64)[None, None])[0]
         assert [float(row["p_crack"]), float(row["p_inactive"])] == pytest.approx(p.tolist(), abs=6e-5)
         assert [int(row["crack"]), int(row["inactive"])] == (p >= engine.thresholds).astype(int).tolist()
     assert "20 pictures: " in capsys.readouterr().err
@@ -102,7 +104,7 @@ def test_a_nearly_black_picture_is_told_of(exported, folder, tmp_path, capsys):
     Image.fromarray((np.asarray(Image.open(cell)) * 0.08).astype(np.uint8)).save(folder / "<i>dead.png")
     assert run(exported, folder, "--report", tmp_path / "out.html") == 0
     assert "1 of them are nearly black" in capsys.readouterr().err
-    dark = [r["filename"] for r in rows(tmp_path / "out.csv") if float(r["brightness"]) < predict.NEARLY_BLACK]
+    dark = [r["filename"] for r in rows(tmp_path / "out.csv") if float(r["brightness"]) < NEARLY_BLACK]
     page = (tmp_path / "out.html").read_text()
     assert [os.path.basename(name) for name in dark] == ["<i>dead.png"]
     assert "<b>1</b>nearly black" in page and "&lt;i&gt;dead.png</li>" in page
@@ -194,7 +196,7 @@ def test_files_that_are_no_model_are_named(exported, tmp_path):
 
 
 def test_an_engine_that_is_not_installed_is_named(exported, monkeypatch):
-    import engine
+    from elcells import engine
 
     monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
     assert open_model(exported, "auto").name == "onnxruntime"

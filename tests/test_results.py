@@ -1,17 +1,13 @@
 """The figures in doc/results.md are those of the committed out-of-fold probabilities."""
 
-import importlib.util
-
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
 
-from data import CLASSES
+from doc import accuracy
+from elcells.pictures import CLASSES
 
-spec = importlib.util.spec_from_file_location("accuracy", ROOT / "doc" / "accuracy.py")
-accuracy = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(accuracy)
 FOLDERS = [
     "doc",
     "doc/tta",

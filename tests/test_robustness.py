@@ -1,28 +1,25 @@
 """benchmarks/robustness.py changes pictures as it says, and judges unchanged ones as training did."""
 
-import importlib.util
 import json
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 import data
-from data import InputError
+from benchmarks import robustness
+from elcells.files import InputError
+from elcells.metrics import f1_scores
+from elcells.pictures import CLASSES, load_pictures, read_picture
 from model import load_model, save_checkpoint
-from trainer import evaluate, f1_scores
-
-spec = importlib.util.spec_from_file_location("robustness", ROOT / "benchmarks" / "robustness.py")
-robustness = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(robustness)
+from trainer import evaluate
 
 
 @pytest.fixture(scope="module")
 def cells(elpv):
     """uint8 (4, 1, 300, 300), real cells."""
     table = data.read_table(elpv)[:4]
-    return torch.from_numpy(np.stack([data.read_picture(p) for p in table["path"]]))[:, None]
+    return torch.from_numpy(np.stack([read_picture(p) for p in table["path"]]))[:, None]
 
 
 @pytest.mark.parametrize("name", robustness.CHANGES)
@@ -52,10 +49,10 @@ def test_unchanged_pictures_are_judged_as_by_the_training_itself(elpv, best, sma
     assert robustness.main([str(best), str(best), "--part", "test", *only, "--data", str(elpv), "--out", str(out)]) == 0
     model, checkpoint = load_model(best)
     test = data.recorded_part(data.read_table(elpv), checkpoint["split"], "test")
-    pictures, test["picture"] = data.load_pictures(test)
+    pictures, test["picture"] = load_pictures(test)
     _, labels, p = evaluate(model, data.CellDataset(test, pictures), size=64)
     found = json.loads(out.read_text())
-    for c, f1 in zip(data.CLASSES, f1_scores(labels, p, model.config["thresholds"])):
+    for c, f1 in zip(CLASSES, f1_scores(labels, p, model.config["thresholds"])):
         assert found["as they are"][c]["f1"] == pytest.approx(f1)
     printed = capsys.readouterr().out
     assert f"{2 * len(test)} cells of the test part of 2 networks" in printed and "blur, sigma 2 pixels" in printed

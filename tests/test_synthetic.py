@@ -3,9 +3,11 @@ import pytest
 import torch
 
 import data
-import synthetic
-from data import InputError
-from synthetic import NUMBERS, SyntheticDefects
+from benchmarks import drawn_defects
+from elcells import synthetic
+from elcells.files import InputError
+from elcells.pictures import load_pictures
+from elcells.synthetic import NUMBERS, SyntheticDefects
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,7 @@ def sound(elpv):
     """Real sound cells many times over: images uint8 (240, 1, 64, 64), labels all zero."""
     cells = data.read_table(elpv)
     cells = cells[(cells["crack"] == 0) & (cells["inactive"] == 0)].head(24).reset_index(drop=True)
-    pictures, cells["picture"] = data.load_pictures(cells, 64)
+    pictures, cells["picture"] = load_pictures(cells, 64)
     images, labels = data.CellDataset(cells, pictures).batch(np.arange(240) % len(cells))
     return images, labels
 
@@ -88,9 +90,9 @@ def test_labels_are_written_into_the_columns_of_their_classes(sound):
 
 
 def test_the_sheet_of_drawings_is_written(elpv, tmp_path, capsys):
-    assert synthetic.main(["--data", str(elpv), "--out", str(tmp_path / "sheet.png")]) == 0
+    assert drawn_defects.main(["--data", str(elpv), "--out", str(tmp_path / "sheet.png")]) == 0
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
-    assert synthetic.main(["--data", str(tmp_path / "none.csv")]) == 2
+    assert drawn_defects.main(["--data", str(tmp_path / "none.csv")]) == 2
     assert "none.csv: can't be read" in capsys.readouterr().err
 
 

@@ -4,30 +4,25 @@ import sklearn.metrics
 import torch
 
 import data
-from data import CellDataset, InputError
-from model import NETWORKS, build_model, channels_last, load_model
-from synthetic import NUMBERS, SHARE, SyntheticDefects
-from trainer import (
-    LAST_SHARE,
-    RECIPES,
-    Trainer,
-    WithPlaces,
+from data import CellDataset
+from elcells.augment import draw_changes
+from elcells.distributed import pick_device, pick_precision
+from elcells.files import InputError
+from elcells.metrics import (
     bootstrap_mean_f1,
     calibrated,
     calibration_error,
-    evaluate,
     f1_scores,
     f1_thresholds,
     fit_temperatures,
     metrics_table,
-    one_cycle,
-    pick_device,
-    pick_precision,
     recall_thresholds,
     reliability,
-    side_at,
-    step_decay,
 )
+from elcells.recipes import RECIPES, one_cycle, step_decay
+from elcells.synthetic import NUMBERS, SHARE, SyntheticDefects
+from model import NETWORKS, build_model, channels_last, load_model
+from trainer import LAST_SHARE, Trainer, WithPlaces, evaluate, side_at
 
 
 def make_trainer(small, folder, rows=40, **options):
@@ -259,7 +254,7 @@ def test_cells_with_real_defects_teach_nothing_about_places(small, tmp_path):
     defects = SyntheticDefects(size=64, counts={"crack": 3, "inactive": 3, "harmless": 3})
     trainer = make_trainer(small, tmp_path, synthetic=0.5, places=1.0, defects=defects)
     seen, places = torch.randn(4, 2, 4, 4), torch.zeros(4, 2, 64, 64, dtype=torch.uint8)
-    changes, known = data.draw_changes(4), torch.tensor([2.0, 0.0, 2.0, 0.0])
+    changes, known = draw_changes(4), torch.tensor([2.0, 0.0, 2.0, 0.0])
     loss = trainer._places_loss(seen, places, changes, known)
     expected = torch.nn.functional.softplus(seen[[0, 2]]).mean()  # nothing was drawn
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
@@ -277,7 +272,7 @@ def test_smoothed_labels_are_only_the_targets(small, tmp_path):
             trainer.model.network.fc.bias.fill_(4)
         images, labels = trainer.train_set.batch(range(8))
         labels.fill_(1)
-        loss = trainer.train_step(images, labels, data.draw_changes(8, torch.Generator().manual_seed(0)))
+        loss = trainer.train_step(images, labels, draw_changes(8, torch.Generator().manual_seed(0)))
         losses.append(float(loss) / 8)
     logit = torch.tensor(4.0)
     for loss, target in zip(losses, (1.0, 0.9)):
@@ -309,7 +304,7 @@ def test_the_network_sees_the_noise(small, tmp_path):
         trainer = make_trainer(small, tmp_path)
         images, labels = trainer.train_set.batch(range(8))
         noise = torch.randn(8, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * level / 255
-        changes = data.draw_changes(8, torch.Generator().manual_seed(0))
+        changes = draw_changes(8, torch.Generator().manual_seed(0))
         losses.append([float(trainer.train_step(images, labels, changes, noise=n)) for n in (None, noise)])
         assert all(np.isfinite(losses[-1]))
     assert losses[0][0] == losses[1][0] and losses[0][1] != losses[1][1]

@@ -9,6 +9,7 @@ from PIL import Image
 
 import data
 import visualize_activations as vis
+from elcells.pictures import read_picture
 from model import build_model, join_models, load_model, map_layers, save_checkpoint
 
 
@@ -32,7 +33,7 @@ def test_the_default_is_a_cell_of_each_kind_from_the_test_part(elpv, best, tmp_p
 
 def test_named_cells_files_layers_and_channels(elpv, best, tmp_path, capsys):
     path = tmp_path / "mine.png"
-    Image.fromarray(data.read_picture(data.read_table(elpv)["path"][3], 200)).save(path)
+    Image.fromarray(read_picture(data.read_table(elpv)["path"][3], 200)).save(path)
     cell = data.read_table(elpv)["path"][5].stem
     out = tmp_path / "out"
     more = ["--layers", "stem", "blocks.7", "--channels", "blocks.2"]

@@ -1,4 +1,4 @@
-"""A trained network as a function from pictures to probabilities, for programs that may run without PyTorch.
+"""An ONNX file as a function from pictures to probabilities, for programs that may run without PyTorch.
 
 >>> engine = open_model("onnx/best.onnx")
 >>> probabilities = engine(images)  # uint8 (B, 1, S, S) -> float32 (B, C)
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data import InputError
+from elcells.files import InputError
 
-# onnxruntime, openvino, onnx and torch are imported by the engine that uses them.
+# onnxruntime, openvino and onnx are imported by the engine that uses them.
 
 ENGINES = ("auto", "onnxruntime", "openvino")
 
@@ -103,17 +103,13 @@ def _run_openvino(path, threads, device):
     return lambda images: request.infer({"input": images})["output"].copy(), "openvino"
 
 
-def open_model(path, engine="auto", threads=0, tta=False, device="auto"):
-    """Open an ONNX file, or a checkpoint (which needs PyTorch), as an Engine.
+def open_model(path, engine="auto", threads=0, device="auto"):
+    """Open an ONNX file as an Engine.
 
-    engine: "onnxruntime", "openvino", or "auto" (OpenVINO where it is installed, for a CPU); for ONNX files.
-    threads: of the arithmetic, 0 for all cores. tta: the mean over the eight symmetries of a picture (checkpoints).
-    device: "cpu", "cuda", or "auto" (CUDA where it can be had: by PyTorch for checkpoints, by ONNX Runtime for files).
+    engine: "onnxruntime", "openvino", or "auto" (OpenVINO where it is installed, for a CPU).
+    threads: of the arithmetic, 0 for all cores.
+    device: "cpu", "cuda", or "auto" (CUDA where ONNX Runtime has it).
     """
-    if Path(path).suffix != ".onnx":
-        return _open_checkpoint(path, tta, device)
-    if tta:
-        raise InputError(f"--tta: {path} can't be changed; export it with `python export_onnx.py --tta`")
     _, about = read_onnx(path)
     there = importlib.util.find_spec("openvino") is not None
     if engine == "openvino" and not there:
@@ -130,25 +126,3 @@ def open_model(path, engine="auto", threads=0, tta=False, device="auto"):
 
     points = about.get("operating_points", {"f1": about["thresholds"]})
     return Engine(call, about["classes"], about["thresholds"], about["image_size"], name, points)
-
-
-def _open_checkpoint(path, tta, device):
-    import torch
-
-    from model import load_model
-    from trainer import keep_freed_memory, pick_device
-
-    keep_freed_memory()
-    device = pick_device(device)
-    model, _ = load_model(path, device)
-    model = model.to(memory_format=torch.channels_last)
-    if tta:
-        model.average_symmetries()
-
-    @torch.inference_mode()
-    def run(images):
-        return model.probabilities(model(torch.from_numpy(images).to(device))).cpu().numpy()
-
-    config = model.config
-    points = config["operating_points"]
-    return Engine(run, model.classes, config["thresholds"], config["image_size"], f"pytorch on {device.type}", points)

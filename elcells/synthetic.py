@@ -1,7 +1,5 @@
 """Draw cracks, inactive regions and harmless marks into sound cells, as additional training pictures.
 
-$ python synthetic.py                      # plots/synthetic.png: what is drawn into sound cells
-
 >>> defects = SyntheticDefects()
 >>> images, labels, places = defects.draw(images, labels, torch.rand(NUMBERS, len(images)))
 
@@ -10,9 +8,7 @@ the drawings are masks, drawn once and then laid over cells in ever new combinat
 and strengths.
 """
 
-import argparse
 import math
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,8 +16,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-import data
-from data import CLASSES, InputError, atomic_path
+from elcells.distributed import send
+from elcells.files import InputError
+from elcells.pictures import CLASSES, IMAGE_SIZE, THREADS
 
 SHARE = 0.5  # of the sound cells that get a defect
 KINDS = (0.6, 0.12, 0.28)  # of these: crack only, inactive only, both
@@ -174,13 +171,13 @@ class SyntheticDefects:
     seed: of the masks. device: where the batches are.
     """
 
-    def __init__(self, classes=CLASSES, size=data.IMAGE_SIZE, seed=0, device="cpu", counts=COUNTS):
+    def __init__(self, classes=CLASSES, size=IMAGE_SIZE, seed=0, device="cpu", counts=COUNTS):
         if not set(CLASSES) <= set(classes):
             raise InputError(f"--synthetic: draws {' and '.join(CLASSES)}, which the labels lack; leave it out")
         self.column = {c: list(classes).index(c) for c in CLASSES}
         draw = {"crack": crack, "inactive": inactive, "harmless": harmless}
         self.masks = {}
-        with ThreadPoolExecutor(data.THREADS) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             for number, (kind, count) in enumerate(counts.items()):
 
                 def one(i, kind=kind, number=number):
@@ -207,7 +204,7 @@ class SyntheticDefects:
         chosen = {"harmless": sound & (u[2] < HARMLESS), "crack": cracked, "inactive": dead}
         for (kind, cells), v in zip(chosen.items(), u[3:].split(5)):
             rows = cells.nonzero()[:, 0]
-            v, (low, high) = data.send(v[:, rows].contiguous(), images.device), STRENGTHS[kind]
+            v, (low, high) = send(v[:, rows].contiguous(), images.device), STRENGTHS[kind]
             masks = self.masks[kind][(v[0] * len(self.masks[kind])).long()]
             x, y, turned = (v[2:] < 0.5)[:, :, None, None]
             masks = torch.where(x, masks.flip(-1), masks)
@@ -215,48 +212,9 @@ class SyntheticDefects:
             if kind != "harmless":  # fingers run upright
                 masks = torch.where(turned, masks.transpose(-1, -2), masks)
             strength = (low + (high - low) * v[1])[:, None, None]
-            there = data.send(rows, images.device)
+            there = send(rows, images.device)
             images[there, 0] = (images[there, 0] * (1 - strength / 255 * masks)).to(torch.uint8)
             if kind in self.column:
                 labels[rows, self.column[kind]] = 1
                 places[there, self.column[kind]] = masks
         return images, labels, places
-
-
-# ---------------------------------------------------------------- a look at them
-
-
-def main(argv=None):
-    """Command line of this file; returns the exit code."""
-    from matplotlib.figure import Figure
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data.add_table_options(parser)
-    parser.add_argument("--out", default="plots/synthetic.png", metavar="FILE", help="picture to write (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of cells and drawings (%(default)s)")
-    args = parser.parse_args(argv)
-    try:
-        table = data.read_table(args.data, args.classes, args.images)
-        table = table[table[args.classes].sum(axis=1) == 0].sample(24, random_state=args.seed).reset_index(drop=True)
-        data.fill_images(table)
-        pictures, table["picture"] = data.load_pictures(table)
-        images, labels = data.CellDataset(table, pictures, args.classes).batch(range(24))
-        defects = SyntheticDefects(args.classes, counts={k: 64 for k in COUNTS}, seed=args.seed)
-        u = torch.rand(NUMBERS, 24, generator=torch.Generator().manual_seed(args.seed))
-        images, labels, _ = defects.draw(images, labels, u)
-    except (InputError, OSError, ValueError) as error:
-        print(f"synthetic.py: {error}", file=sys.stderr)
-        return 2
-    figure = Figure(figsize=(16, 6.6), layout="constrained")
-    for axes, image, label in zip(figure.subplots(3, 8).flat, images, labels):
-        axes.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(" and ".join(c for c, y in zip(args.classes, label) if y) or "neither", fontsize=10)
-        axes.axis("off")
-    with atomic_path(args.out) as temporary:
-        figure.savefig(temporary, dpi=80, format="png")
-    print(f"{args.out}: sound cells with drawn defects")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

