@@ -51,14 +51,14 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
     images: folder that the file names are relative to; default: the table's folder.
     Returns a DataFrame, one row a picture, with the table's columns (labels as int) and
         path (Path), cell (str, the same for all variants of one cell), variant (str, a key of VARIANTS: what the file
-        shows) and turn (str: the variant still to be made from the file, "" as read).
+        shows) and transform (str: the variant still to be made from the file, "" as read).
     Raises InputError, naming line and column, for anything that is no such table.
     """
     path = Path(path)
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror}); give a table with --data") from None
+        raise InputError(f"{path}: can't be read ({error.strerror}); give another table") from None
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -115,7 +115,7 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
     ]
     prefixes = [next((p for p in VARIANTS if p and f.name.startswith(p)), "") for f in files]
     table["cell"] = [str(f.with_name(f.name.removeprefix(p)).with_suffix("")) for f, p in zip(files, prefixes)]
-    table["variant"], table["turn"] = prefixes, ""
+    table["variant"], table["transform"] = prefixes, ""
     # A name like rot_front.png without a front.png is no variant of anything.
     has_original = table["cell"].isin(table.loc[table["variant"] == "", "cell"])
     table.loc[~has_original, "variant"] = ""
@@ -159,7 +159,9 @@ def limit_cells(table, limit, classes=CLASSES, seed=SPLIT_SEED):
     by_label = cells.iloc[shuffled].groupby(combination(cells, classes).values[shuffled])["cell"]
     counts = by_label.size()
     if limit < 3 * len(counts):
-        raise InputError(f"--limit {limit}: too few, at least {3 * len(counts)} cells are needed (3 per combination)")
+        raise InputError(
+            f"{limit} cells are too few, at least {3 * len(counts)} are needed (3 of each combination of labels)"
+        )
     quota = (counts * min(1, limit / len(cells))).round().clip(lower=3)
     while quota.sum() > limit:
         quota[quota.idxmax()] -= 1
@@ -177,7 +179,7 @@ def expand_variants(table):
     """
     if (table["variant"] != "").any():
         return table
-    parts = [table.assign(variant=v, turn=v) for v in VARIANTS]
+    parts = [table.assign(variant=v, transform=v) for v in VARIANTS]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -189,7 +191,7 @@ def originals(table):
 def groups(table, by):
     """Key of what must not be divided by a split (Series of str): by "cell", "module", or "row" (each picture)."""
     if by == "row":
-        return table["filename"] + "|" + table["turn"]
+        return table["filename"] + "|" + table["transform"]
     if by not in table:
         raise InputError(f"no column {by!r} in the table, which splitting by {by} needs; split by cell")
     return table[by].astype(str)
@@ -300,7 +302,7 @@ def recorded_part(table, split, part):
     keys = groups(rows, split["by"])
     chosen = ~keys.isin(split["val"] + split["test"]) if part == "train" else keys.isin(split[part])
     if not chosen.any():
-        raise InputError(f"the table holds no cell of the checkpoint's {part} part; give its own table with --data")
+        raise InputError(f"the table holds no cell of the checkpoint's {part} part; give its own table")
     return rows[chosen].reset_index(drop=True)
 
 
@@ -321,7 +323,7 @@ def fill_images(table):
         if source is None and path.name.startswith("cell"):
             raise InputError(f"{path}: no such file; `pip install elpv-dataset` holds the ELPV cells")
         if source is None or not (source / path.name).exists():
-            raise InputError(f"{path}: no such file, and no ELPV cell; mend the table or give --images DIR")
+            raise InputError(f"{path}: no such file, and no ELPV cell; mend the table or the folder's name")
     for path in tqdm(missing, desc="images", unit="picture", leave=False):
         with atomic_path(path) as temporary:
             shutil.copyfile(source / path.name, temporary)
@@ -334,15 +336,15 @@ def fill_images(table):
 class CellDataset:
     """Pictures and labels of table rows, served a batch at a time.
 
-    table: DataFrame whose `picture` column (int) is each row's place in `pictures`, and whose `turn` column names the
-        variant to make of it.
+    table: DataFrame whose `picture` column (int) is each row's place in `pictures`, and whose `transform` column names
+        the variant to make of it.
     pictures: uint8 (P, 1, S, S), from load_pictures.
     """
 
     def __init__(self, table, pictures, classes=CLASSES):
         self.table, self.pictures, self.index = table, pictures, table["picture"].to_numpy()
         self.labels = np.array(table[list(classes)], np.float32)
-        self.turns = table["turn"].to_numpy()
+        self.transforms = table["transform"].to_numpy()
 
     def __len__(self):
         return len(self.table)
@@ -364,10 +366,10 @@ class CellDataset:
             images = torch.from_numpy(self.pictures[self.index[rows]])
         else:
             images = self.pictures[send(torch.from_numpy(self.index[rows]), self.pictures.device)]
-        turns = self.turns[rows]
-        for turn in sorted(set(turns) - {""}):
-            those = send(torch.from_numpy(np.flatnonzero(turns == turn)), images.device)
-            images[those] = VARIANTS[turn][0](images[those])
+        transforms = self.transforms[rows]
+        for name in sorted(set(transforms) - {""}):
+            those = send(torch.from_numpy(np.flatnonzero(transforms == name)), images.device)
+            images[those] = VARIANTS[name][0](images[those])
         return images, torch.from_numpy(self.labels[rows])
 
 
@@ -382,7 +384,7 @@ def write_variants(table, folder, classes=CLASSES):
     names would collide.
     """
     if (table["variant"] != "").any():
-        raise InputError("the table already has variants; --variants makes them from one row a cell")
+        raise InputError("the table already has variants; they are made of a table of one row a cell")
     folder = Path(folder)
     stems = table["path"].map(lambda p: p.stem)
     if stems.duplicated().any():
@@ -400,7 +402,7 @@ def write_variants(table, folder, classes=CLASSES):
     with ThreadPoolExecutor(THREADS) as pool:
         for _ in tqdm(pool.map(write, table["path"]), "variants", len(table), unit="cell", leave=False):
             pass
-    columns = [c for c in table.columns if c not in ("path", "cell", "variant", "turn")]
+    columns = [c for c in table.columns if c not in ("path", "cell", "variant", "transform")]
     rows = pd.concat(
         [table[columns].assign(filename=[f"images/{prefix}{stem}.png" for stem in stems]) for prefix in VARIANTS]
     )

@@ -6,7 +6,6 @@ $ python export_onnx.py my.ckp --raw-input
 """
 
 import argparse
-import copy
 import hashlib
 import json
 import logging
@@ -21,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-import torchvision
 from torch import nn
 
 import data
@@ -31,13 +29,13 @@ from elcells.engine import open_model
 from elcells.files import InputError, atomic_path
 from elcells.metrics import f1_scores, metrics_table
 from elcells.pictures import load_pictures
-from elcells.quantize import halve, quantise, round_weights
-from model import GrayConv2d, build_network, load_model, logits_of
+from elcells.quantize import quantise, round_weights
+from model import load_model, logits_of
 
 TOLERANCE = 1e-4  # of probabilities, between ONNX Runtime and PyTorch
 CHECK_CELLS = 64
 CALIBRATION_CELLS = 96
-SMALLER = ("int8", "int8_weights", "fp16")  # files, by the option that asks for them
+SMALLER = ("int8", "int8_weights")  # files, by the option that asks for them
 
 
 # ---------------------------------------------------------------- what is exported
@@ -48,37 +46,26 @@ class GrayInput(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        network = copy.deepcopy(model.network)
-        for name, old in model.network.named_modules():
-            if isinstance(old, GrayConv2d):
-                # Three equal channels disappear: their weights, summed once and for all, serve the one gray channel.
-                new = nn.Conv2d(1, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False)
-                new.weight = nn.Parameter(old.weight.detach().sum(1, keepdim=True))
-                network.set_submodule(name, new)
-        self.network, self.normalise = network, model.normalise
+        self.network, self.normalise = model.network, model.normalise
         self.probabilities, self.tta = model.probabilities, model.config["tta"]
 
     def forward(self, images):
         return self.probabilities(logits_of(self.network, self.normalise(images), self.tta))
 
 
-class RawInput(nn.Module):
+class RawInput(GrayInput):
     """The classic form: three equal, normalised float channels (N, 3, S, S) -> probabilities (N, C).
 
-    Normalised by mean and std alone: where the network wants exposures evened, that is done here.
+    Normalised by mean and std alone: where the network wants the same brightness, that is done here.
     """
 
     def __init__(self, model):
-        super().__init__()
-        self.gray = not isinstance(model.network, torchvision.models.ResNet)
-        self.network = build_network(model.config["network"], len(model.classes), model.config["width"], gray=self.gray)
-        self.network.load_state_dict(model.network.state_dict())
-        self.normalise, self.config = model.normalise, model.config
-        self.probabilities, self.tta = model.probabilities, model.config["tta"]
+        super().__init__(model)
+        self.config = model.config
 
     def forward(self, images):
-        images = images[:, :1] if self.gray else images
-        if self.config["even_exposure"]:
+        images = images[:, :1]
+        if self.config["normalise_brightness"]:
             images = self.normalise(images * self.config["std"] + self.config["mean"])
         return self.probabilities(logits_of(self.network, images, self.tta))
 
@@ -216,7 +203,7 @@ def metadata_of(model, checkpoint, path, raw):
         "mean",
         "std",
         "image_size",
-        "even_exposure",
+        "normalise_brightness",
         "initial_weights",
         "tta",
     )
@@ -268,11 +255,8 @@ def export(args):
         for name in smaller:
             small = target.with_name(f"{target.stem}_{name}.onnx")
             work = Path(folder) / small.name
-            if name == "fp16":
-                halve(plain, work)
-            else:
-                make = quantise if name == "int8" else round_weights
-                make(plain, work, as_input(cells.calibration, model, args.raw_input))
+            make = quantise if name == "int8" else round_weights
+            make(plain, work, as_input(cells.calibration, model, args.raw_input))
             set_metadata(work, {**metadata, "arithmetic": name})
             difference = largest_difference(work, expected, cells.check)
             set_metadata(work, {**metadata, "arithmetic": name, "largest_difference": difference})
@@ -344,7 +328,6 @@ def options():
         action="store_true",
         help="also write NAME_int8_weights.onnx, a quarter of the size, its arithmetic in float, and measure it",
     )
-    group.add_argument("--fp16", action="store_true", help="also write NAME_fp16.onnx, half the size, and measure it")
     group.add_argument(
         "--max-drop",
         type=float,

@@ -1,7 +1,7 @@
-"""The networks, their initial weights, and checkpoint files that can be used on their own.
+"""The networks, with preprocessing and probabilities, and how they are saved and loaded.
 
 >>> model = build_model("resnet34")                      # random weights
->>> load_initial_weights(model, "imagenet")              # torchvision's, where they can be had
+>>> load_initial_weights(model, "imagenet")              # of elcells.weights
 >>> model, checkpoint = load_model("checkpoints/best.ckp")
 """
 
@@ -20,17 +20,8 @@ from elcells.pictures import BRIGHTNESS, CLASSES, IMAGE_SIZE, MEAN, STD
 
 # Ours is "resnet"; another of torchvision's ResNets needs but its name here.
 NETWORKS = ("efficientnet_lite0", "resnet34", "resnet")
-
-
-class GrayConv2d(nn.Conv2d):
-    """A convolution over three equal channels, computed from the one gray picture that they are copies of.
-
-    Its weight is that of the three-channel convolution; summed over the input channels it is exactly the same
-    function of a gray picture, at a third of the work. Input (N, 1, H, W), output (N, out_channels, H', W').
-    """
-
-    def forward(self, images):
-        return self._conv_forward(images, self.weight.sum(1, keepdim=True), self.bias)
+DEFAULT = NETWORKS[0]
+WIDTH = 32  # maps of our own network after the stem
 
 
 class MeanAndMaximum(nn.Module):
@@ -50,7 +41,7 @@ class MeanAndMaximum(nn.Module):
 
 
 # What torchvision's feature extractor must not look into.
-TRACER = {"leaf_modules": [GrayConv2d, DepthwiseConv2d, ReLU, MeanAndMaximum]}
+TRACER = {"leaf_modules": [DepthwiseConv2d, ReLU, MeanAndMaximum]}
 
 
 class ResidualBlock(nn.Module):
@@ -79,11 +70,11 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """Our own residual network: a 7x7/2 stem, eight pre-activation blocks, global pooling, a linear layer.
 
-    Input (N, 1, H, W), output logits (N, classes). width: maps after the stem (64 by default; the last blocks have
-    eight times as many).
+    Input (N, 1, H, W), output logits (N, classes). width: maps after the stem; the last blocks have eight
+    times as many.
     """
 
-    def __init__(self, classes=2, width=64):
+    def __init__(self, classes=2, width=WIDTH):
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(1, width, 7, 2, padding=3, bias=False),
@@ -112,7 +103,7 @@ class LiteConvolution(nn.Sequential):
     """
 
     def __init__(self, in_maps, maps, kernel, stride=1, groups=1, active=True):
-        kind = GrayConv2d if in_maps == 3 else nn.Conv2d if groups == 1 else DepthwiseConv2d
+        kind = nn.Conv2d if groups == 1 else DepthwiseConv2d
         convolution = kind(in_maps, maps, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
         super().__init__(convolution, nn.BatchNorm2d(maps, eps=1e-3), *[ReLU(6)] * active)
 
@@ -122,8 +113,6 @@ class LiteConvolution(nn.Sequential):
             return super().forward(x)
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         weight = convolution.weight * scale[:, None, None, None]
-        if isinstance(convolution, GrayConv2d):
-            weight = weight.sum(1, keepdim=True)
         x = convolution._conv_forward(x, weight, norm.bias - norm.running_mean * scale)
         return self[2](x) if len(self) > 2 else x
 
@@ -158,7 +147,7 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self, classes=2):
         super().__init__()
-        self.stem = LiteConvolution(3, 32, 3, 2)
+        self.stem = LiteConvolution(1, 32, 3, 2)
         blocks, maps = [], 32
         for expand, wide, count, stride, kernel in (
             (1, 16, 1, 1, 3),
@@ -185,27 +174,11 @@ class EfficientNetLite0(nn.Module):
         return self.fc(self.drop(self.pool(x)))
 
 
-class MeanOfNetworks(nn.Module):
-    """The mean of several networks' logits: (N, 1, H, W) -> (N, classes)."""
-
-    def __init__(self, networks):
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, x):
-        return torch.stack([network(x) for network in self.networks]).mean(0)
-
-
-def build_network(name, classes=2, width=64, gray=True):
+def build_network(name, classes=2, width=WIDTH):
     """A network with random weights: "efficientnet_lite0", "resnet34" (torchvision's) or "resnet" (ours).
 
-    Several names with "+" between them make a MeanOfNetworks.
-
-    width: maps of ours. gray: torchvision's takes (N, 1, H, W); else the three channels of the torchvision original,
-    with the same weights.
+    All take gray pictures (N, 1, H, W) and give logits (N, classes). width: maps of ours.
     """
-    if "+" in name:
-        return MeanOfNetworks(build_network(part, classes, width, gray) for part in name.split("+"))
     if name == "resnet":
         return ResNet(classes, width)
     if name == "efficientnet_lite0":
@@ -213,20 +186,14 @@ def build_network(name, classes=2, width=64, gray=True):
     if name not in NETWORKS:
         raise InputError(f"no network {name!r}, expected one of {', '.join(NETWORKS)}")
     network = torchvision.models.get_model(name)
-    if gray:
-        network.conv1 = GrayConv2d(3, 64, 7, 2, padding=3, bias=False)
-        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.conv1 = nn.Conv2d(1, 64, 7, 2, padding=3, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.fc = nn.Linear(network.fc.in_features, classes)
     return network
 
 
 def stages(network):
-    """Names of a network's four stages, whose outputs are the last of strides 4, 8, 16 and 32.
-
-    Raises InputError for a mean of several networks, which has none of its own.
-    """
-    if isinstance(network, MeanOfNetworks):
-        raise InputError("a joined checkpoint has no layers of its own; give one of those that were joined")
+    """Names of a network's four stages, whose outputs are the last of strides 4, 8, 16 and 32."""
     if isinstance(network, ResNet):
         return ["blocks.1", "blocks.3", "blocks.5", "last"]
     if isinstance(network, EfficientNetLite0):
@@ -275,19 +242,19 @@ def channels_last(images):
 
 
 def logits_of(network, images, tta=False):
-    """Logits (N, C) of a network, of normalised images (N, 1 or 3, S, S).
+    """Logits (N, C) of a network, of normalised images (N, 1, S, S).
 
     tta: their mean over the eight symmetries of each image, turns and mirrors.
     """
     if not tta:
         return network(images)
-    turned = [torch.rot90(images, quarter, (2, 3)) for quarter in range(4)]
-    eight = torch.cat([*turned, *(t.flip(3) for t in turned)])
-    logits = network(channels_last(eight) if eight.shape[1] == 1 else eight)
+    rotated = [torch.rot90(images, quarter, (2, 3)) for quarter in range(4)]
+    eight = torch.cat([*rotated, *(r.flip(3) for r in rotated)])
+    logits = network(channels_last(eight))
     return logits.reshape(8, -1, logits.shape[1]).mean(0)
 
 
-def even_exposure(images):
+def normalise_brightness(images):
     """Gray images, float (N, C, S, S) in 0..1, each scaled to the same brightness: exposures differ between modules.
 
     A cell's brightness is the mean of its pixels weighted by their squares, which dark regions hardly change. What is
@@ -304,8 +271,8 @@ class CellClassifier(nn.Module):
     config: dict with network, width, classes (list of str), mean, std (of pixels in 0..1), image_size (pixels),
     thresholds (list of float, one a class, probabilities from which a cell counts as positive), temperatures (list of
     float, one a class, by which logits are divided), operating_points (dict of other lists of thresholds, by name),
-    initial_weights (what load_initial_weights reports), even_exposure (whether pictures are brought to the same
-    brightness before they are normalised), tta (whether logits in evaluation are the mean over the eight
+    initial_weights (what load_initial_weights reports), normalise_brightness (whether pictures are brought to
+    the same brightness before mean and std), tta (whether logits in evaluation are the mean over the eight
     symmetries) and, in the checkpoint of a finished run, with_tta (the temperatures, thresholds and operating_points
     for that).
     """
@@ -316,7 +283,7 @@ class CellClassifier(nn.Module):
         config.setdefault("temperatures", [1.0] * len(config["classes"]))
         config.setdefault("operating_points", {"f1": config["thresholds"]})
         config.setdefault("tta", False)
-        config.setdefault("even_exposure", False)
+        config.setdefault("normalise_brightness", False)
 
     @property
     def classes(self):
@@ -327,8 +294,8 @@ class CellClassifier(nn.Module):
         """Gray images, uint8 or float in 0..1, to what the network was trained on (float)."""
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        if self.config["even_exposure"]:
-            images = even_exposure(images)
+        if self.config["normalise_brightness"]:
+            images = normalise_brightness(images)
         return (images - self.config["mean"]) / self.config["std"]
 
     def forward(self, images):
@@ -345,24 +312,57 @@ class CellClassifier(nn.Module):
         return torch.sigmoid(logits / torch.tensor(self.config["temperatures"], device=logits.device))
 
     def average_symmetries(self):
-        """Judge by the mean over a picture's eight symmetries from now on (test-time augmentation).
+        """Predict by the mean over a picture's eight symmetries from now on (test-time augmentation).
 
         Raises InputError where the checkpoint has no temperatures and thresholds for that.
         """
         if "with_tta" not in self.config:
-            raise InputError("--tta: the checkpoint has no thresholds for it; take the best.ckp of a finished run")
+            raise InputError(
+                "the checkpoint has no thresholds for the mean over symmetries; take the best.ckp of a finished run"
+            )
         self.config.update(self.config["with_tta"], tta=True)
 
     def set_operating_point(self, name):
         """Take the thresholds of an operating point; raises InputError, listing them, where there is none such."""
         points = self.config["operating_points"]
         if name not in points:
-            raise InputError(f"--operating-point {name}: the checkpoint has {', '.join(points)}")
+            raise InputError(f"no operating point {name!r}, the checkpoint has {', '.join(points)}")
         self.config["thresholds"] = points[name]
 
 
-def build_model(name="resnet34", classes=CLASSES, width=64, image_size=IMAGE_SIZE):
-    """A CellClassifier with random weights, for `classes` (names), of the network "resnet34" or "resnet"."""
+class WithAuxiliaryHead(nn.Module):
+    """A CellClassifier and an auxiliary segmentation head on its third stage, which only helps to train it.
+
+    Gray images (N, 1, S, S) -> logits (N, C) and logits (N, C, S / 16, S / 16) of where each class is, float32; without
+    the head just the first, and None.
+    """
+
+    def __init__(self, model, head=True):
+        super().__init__()
+        self.model, self.head = model, None
+        if head:
+            self.layer = stages(model.network)[2]
+            self.eval()
+            with torch.no_grad():
+                maps = self.features(torch.zeros(1, 1, 64, 64))[1].shape[1]
+            self.head = nn.Sequential(nn.BatchNorm2d(maps), nn.ReLU(), nn.Conv2d(maps, len(model.classes), 1))
+
+    def forward(self, images):
+        if self.head is None:
+            return self.model(images), None
+        logits, features = self.features(images)
+        return logits, self.head(features).float()
+
+    def features(self, images):
+        """The logits, and the output of the network's third stage."""
+        outputs = []
+        layer = self.model.network.get_submodule(self.layer)
+        with layer.register_forward_hook(lambda *arguments: outputs.append(arguments[-1])):
+            return self.model(images), outputs[0]
+
+
+def build_model(name=DEFAULT, classes=CLASSES, width=WIDTH, image_size=IMAGE_SIZE):
+    """A CellClassifier of `build_network` for `classes` (names), with random weights."""
     config = {
         "network": name,
         "width": width,
@@ -374,47 +374,6 @@ def build_model(name="resnet34", classes=CLASSES, width=64, image_size=IMAGE_SIZ
         "initial_weights": {"asked": "none", "used": "random", "reason": ""},
     }
     return CellClassifier(build_network(name, len(classes), width), config)
-
-
-def join_models(models):
-    """A CellClassifier that judges by the mean of the calibrated logits of several, whose networks it takes over.
-
-    Networks of different kinds err on different cells (an ensemble: Lakshminarayanan et al. 2017). Their temperatures
-    become part of their last layers; those of the mean are 1 and its thresholds 0.5 until it is calibrated itself.
-    Raises InputError where classes, image size, normalisation or the width of our own networks differ.
-    """
-    configs = [model.config for model in models]
-    ours = [config["width"] for config in configs if "resnet" in config["network"].split("+")]
-    for name in ("classes", "image_size", "mean", "std", "even_exposure"):
-        values = [str(config[name]) for config in configs]
-        if len(set(values)) > 1:
-            raise InputError(f"--join: {name} of the checkpoints is {' and '.join(values)}, but must be the same")
-    if len(set(ours)) > 1:
-        raise InputError(f"--join: our own networks are {' and '.join(map(str, ours))} maps wide; train them alike")
-    networks = []
-    for model in models:
-        temperatures = torch.tensor(model.config["temperatures"])
-        for network in getattr(model.network, "networks", [model.network]):
-            with torch.no_grad():
-                network.fc.weight /= temperatures[:, None]
-                network.fc.bias /= temperatures
-            networks.append(network)
-    records = [config["initial_weights"] for config in configs]
-    config = {
-        **{k: configs[0][k] for k in ("classes", "mean", "std", "image_size", "even_exposure")},
-        "network": "+".join(config["network"] for config in configs),
-        "width": [*ours, configs[0]["width"]][0],
-        "thresholds": [0.5] * len(configs[0]["classes"]),
-        "initial_weights": {
-            "asked": "",
-            "used": " + ".join(record["used"] for record in records),
-            "reason": "; ".join(record["reason"] for record in records if record["reason"]),
-        },
-    }
-    return CellClassifier(MeanOfNetworks(networks), config).eval()
-
-
-# ---------------------------------------------------------------- checkpoints
 
 
 def save_checkpoint(path, model, **more):

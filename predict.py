@@ -3,17 +3,17 @@
 $ python predict.py images/                                # rows on the screen, with onnx/best.onnx
 $ python predict.py line1/ 'line2/**/*.png' --csv out.csv --report out.html
 $ find . -name '*.tif' | python predict.py - --model checkpoints/best.ckp --csv out.csv --resume
-$ torchrun --nproc-per-node 4 predict.py images/ --csv out.csv   # shared out to several processes
+$ python predict.py images/ --shard 2/8 --csv out2.csv     # the second of eight processes, each with its own --csv
 """
 
 import argparse
 import contextlib
 import csv
-import datetime
 import glob
 import io
 import itertools
 import os
+import re
 import sys
 import time
 from collections import deque
@@ -86,56 +86,6 @@ def read_done(path, classes):
     if header is not None and header != columns(classes):
         raise InputError(f"{path}: is no output of this model (its columns are others); give another --csv")
     return {row[0] for row in rows}, header is not None
-
-
-def gather_parts(path, classes):
-    """Append the rows that the processes of a (perhaps interrupted) run left in `path`.part* to `path`, in turn.
-
-    Rows that `path` holds already are left out; the parts are removed when all are in.
-    """
-    parts = sorted(Path(path).parent.glob(f"{glob.escape(Path(path).name)}.part*"))
-    done, has_header = read_done(path, classes) if Path(path).exists() else (set(), False)
-    with contextlib.ExitStack() as stack:
-        readers = []
-        for part in parts:
-            read_done(part, classes)  # cuts it behind its last complete row
-            readers.append(csv.reader(stack.enter_context(open(part, encoding="utf-8", newline="")), delimiter=";"))
-        writer = csv.writer(
-            stack.enter_context(open(path, "a", encoding="utf-8", newline="")), delimiter=";", lineterminator="\n"
-        )
-        if not has_header:
-            writer.writerow(columns(classes))
-        for reader in readers:
-            next(reader, None)
-        for turn in itertools.zip_longest(*readers):
-            writer.writerows(row for row in turn if row and row[0] not in done)
-    for part in parts:
-        part.unlink()
-
-
-@contextlib.contextmanager
-def processes():
-    """Yield (number of this process, how many there are, add): add(numbers) sums a list over all, and waits for all.
-
-    Under torchrun they are its processes, which PyTorch connects; else this is the only one.
-    """
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if world == 1:
-        yield 0, 1, list
-        return
-    import torch
-    import torch.distributed as dist
-
-    def add(numbers):
-        total = torch.tensor([0.0, *map(float, numbers)])  # gloo does not wait for anyone to sum nothing
-        dist.all_reduce(total)
-        return [int(n) for n in total[1:]]
-
-    dist.init_process_group("gloo", timeout=datetime.timedelta(days=7))  # the first to be done waits for the last
-    try:
-        yield dist.get_rank(), world, add
-    finally:
-        dist.destroy_process_group()
 
 
 def read_or_error(path, size):
@@ -233,9 +183,18 @@ def default_model():
         if Path(path).exists():
             return path
     print(
-        f"No onnx/best.onnx nor checkpoints/best.ckp here: {SHIPPED.name} judges (doc/model_card.md).", file=sys.stderr
+        f"No onnx/best.onnx nor checkpoints/best.ckp here: taking {SHIPPED.name} (doc/model_card.md).",
+        file=sys.stderr,
     )
     return SHIPPED
+
+
+def shard(text):
+    """(K, N) of a text K/N: the K-th of N shares."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected K/N with K from 1 to N, such as 2/8")
+    return int(found[1]), int(found[2])
 
 
 def options():
@@ -243,24 +202,19 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", metavar="PICTURES", help="folders, files, globs, or - for a list on stdin")
     group = parser.add_argument_group("network")
-    group.add_argument(
-        "--model",
-        metavar="FILE",
-        help="ONNX file or checkpoint (onnx/best.onnx, else checkpoints/best.ckp, else cells.onnx, which comes along)",
-    )
-    group.add_argument(
-        "--operating-point",
-        default="f1",
-        metavar="NAME",
-        help="thresholds: f1 (highest F1), or recall (no more than 5 %% of each defect missed), as found on the "
-        "validation part (%(default)s)",
-    )
+    network = "ONNX file or checkpoint (onnx/best.onnx, checkpoints/best.ckp or cells.onnx, the first that is there)"
+    group.add_argument("--model", metavar="FILE", help=network)
+    points = "thresholds: f1 (highest F1) or recall (misses 5 %% of each defect) (%(default)s)"
+    group.add_argument("--operating-point", default="f1", metavar="NAME", help=points)
     group.add_argument("--tta", action="store_true", help="mean over a picture's eight symmetries (checkpoints)")
     group = parser.add_argument_group("results")
     group.add_argument("--csv", metavar="FILE", help="write the rows there (the screen)")
     group.add_argument("--resume", action="store_true", help="go on with --csv: skip the pictures that it has")
     group.add_argument("--report", metavar="FILE", help="write an HTML page with counts and the defective cells")
     group = parser.add_argument_group("speed")
+    group.add_argument(
+        "--shard", type=shard, default=(1, 1), metavar="K/N", help="every N-th picture, from the K-th on (all)"
+    )
     group.add_argument("--engine", choices=ENGINES, default="auto", help="what runs an ONNX file (%(default)s)")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
     group.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at a time (%(default)s)")
@@ -281,36 +235,23 @@ def run(args):
         raise InputError(f"{args.csv}: is there already; add --resume to go on with it, or give another --csv")
     if args.resume and not args.csv:
         raise InputError("--resume: needs --csv, the file to go on with")
-    with processes() as (rank, world, add):
-        if world > 1 and (not args.csv or "-" in args.inputs):
-            raise InputError("torchrun: several processes need --csv FILE, and folders or files instead of -")
-        return run_share(args, engine, model, rank, world, add)
-
-
-def run_share(args, engine, model, rank, world, add):
-    """One process's part of `run`: every world-th picture, from the rank-th on."""
-    done, target, has_header = set(), args.csv, False
+    done, has_header = set(), False
     if args.csv:
         Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
-        if rank == 0 and (args.resume or world > 1):
-            gather_parts(args.csv, engine.classes)
-        add([])
         if Path(args.csv).exists():
             done, has_header = read_done(args.csv, engine.classes)
-        if world > 1:
-            target, has_header = f"{args.csv}.part{rank}", False
 
-    paths = find_pictures(args.inputs)
-    first = next(paths, None)
-    if first is None:
+    found = list(find_pictures(args.inputs))
+    if not found:
         raise InputError(f"{' '.join(args.inputs)}: no pictures there ({' '.join(sorted(SUFFIXES))})")
-    paths = [p for p in itertools.chain([first], paths) if p not in done][rank::world]
+    number, shards = args.shard
+    paths = [p for p in found[number - 1 :: shards] if p not in done]
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(target, "a", encoding="utf-8", newline="")) if target else sys.stdout
+        file = stack.enter_context(open(args.csv, "a", encoding="utf-8", newline="")) if args.csv else sys.stdout
         writer = csv.writer(file, delimiter=";", lineterminator="\n")
         if not has_header:
             writer.writerow(columns(engine.classes))
-        bar = stack.enter_context(tqdm(total=len(paths), unit="picture", leave=False, position=rank))
+        bar = stack.enter_context(tqdm(total=len(paths), unit="picture", leave=False))
         flushed = time.monotonic()
 
         def write(row):
@@ -324,11 +265,6 @@ def run_share(args, engine, model, rank, world, add):
         started = time.monotonic()
         pictures, failed, black, positives = predict(engine, paths, write, args.batch_size)
         seconds = time.monotonic() - started
-    pictures, failed, black, *positives = add([pictures, failed, black, *positives])
-    if rank > 0:
-        return 0
-    if world > 1:
-        gather_parts(args.csv, engine.classes)
     speed = f"{pictures / seconds:.1f} pictures/s with {engine.name}" if pictures else "nothing left to do"
     found = ", ".join(f"{n} {c}" for c, n in zip(engine.classes, positives))
     print(f"{pictures} pictures: {found}, {failed} unreadable; {speed}", file=sys.stderr)

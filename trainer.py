@@ -20,36 +20,27 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from elcells.augment import augment, draw_changes, shrink
-from elcells.checkpoint import read_checkpoint, write_checkpoint
+from elcells.augment import augment, draw_changes, draw_noise
+from elcells.checkpoint import network_state, read_checkpoint, write_checkpoint
 from elcells.distributed import autocast, barrier, quiet, rank, send, synchronised, world
 from elcells.files import InputError, atomic_path
 from elcells.graphs import GraphedStep
 from elcells.metrics import calibration, f1_scores, metrics_table
-from elcells.recipes import one_cycle, step_decay
+from elcells.recipes import MOMENTUM, step_decay, warmup_cosine
 from elcells.synthetic import NUMBERS, SHARE
-from model import channels_last, first_layers, load_model, save_checkpoint, stages
+from model import WithAuxiliaryHead, channels_last, first_layers, load_model, save_checkpoint
 
 SAVE_SECONDS = 300  # a long epoch leaves last.ckp this often
-LAST_SHARE = 0.15  # of the sound cells that get a defect drawn in the last epochs, about as many as really have one
+LAST_SHARE = 0.15  # of the defect-free cells get a defect drawn in the last epochs, as many as really have one
 DRAWN = 0.4  # from this strength of a drawing on (of 1) a place counts as defective
 STOP_STEPS = 16  # several processes agree this often on whether one was asked to stop
 
 
-# ---------------------------------------------------------------- processes, device and precision
-
-
-# ---------------------------------------------------------------- metrics
-
-
-# ---------------------------------------------------------------- evaluation and training
-
-
 @torch.inference_mode()
-def evaluate(model, dataset, precision=torch.float32, batch_size=32, size=None):
+def evaluate(model, dataset, precision=torch.float32, batch_size=32):
     """Loss and predictions of a model on a CellDataset, without augmentation, on the device that the model is on.
 
-    batch_size: pictures at once. size: side that they are shrunk to (as they are). Several processes share the work.
+    batch_size: pictures at once. Several processes share the work.
     Returns (mean binary cross entropy, labels (N, C) float32, probabilities (N, C) float32), the same in each.
     """
     model.eval()
@@ -58,7 +49,7 @@ def evaluate(model, dataset, precision=torch.float32, batch_size=32, size=None):
     mine = np.arange(rank(), len(dataset), world())
     for start in tqdm(range(0, len(mine), batch_size), "evaluating", unit="batch", leave=False, **quiet()):
         rows = mine[start : start + batch_size]
-        images = channels_last(shrink(dataset.batch(rows)[0].to(device), size))
+        images = channels_last(dataset.batch(rows)[0].to(device))
         with autocast(device, precision):
             logits[send(torch.from_numpy(rows), device)] = model(images)
     if world() > 1:
@@ -81,68 +72,27 @@ def calibrate(model, dataset):
         model.config.update({"with_tta": found} if tta else found)
 
 
-def side_at(epoch, epochs, size):
-    """Side of the training pictures in an epoch (0...): about 0.64 `size` in the first half of them, then `size`.
-
-    The small side is a multiple of 32, the network's stride (300: 192). After Howard 2018 (DAWNBench) and Touvron et
-    al. 2019.
-    """
-    if epoch >= epochs // 2:
-        return size
-    return min(size, max(64, round(0.64 * size / 32) * 32))
-
-
-class WithPlaces(nn.Module):
-    """A CellClassifier and a head that says where it sees each class, which only helps to train the network.
-
-    Gray images (N, 1, S, S) -> logits (N, C) and logits (N, C, S / 16, S / 16), float32; without places just the first.
-    """
-
-    def __init__(self, model, places=True):
-        super().__init__()
-        self.model, self.head = model, None
-        if places:
-            self.layer = stages(model.network)[2]
-            self.eval()
-            with torch.no_grad():
-                maps = self.seen(torch.zeros(1, 1, 64, 64))[1].shape[1]
-            self.head = nn.Sequential(nn.BatchNorm2d(maps), nn.ReLU(), nn.Conv2d(maps, len(model.classes), 1))
-
-    def forward(self, images):
-        if self.head is None:
-            return self.model(images), None
-        logits, seen = self.seen(images)
-        return logits, self.head(seen).float()
-
-    def seen(self, images):
-        """The logits, and the output of the network's third stage."""
-        outputs = []
-        layer = self.model.network.get_submodule(self.layer)
-        with layer.register_forward_hook(lambda *arguments: outputs.append(arguments[-1])):
-            return self.model(images), outputs[0]
-
-
 class Trainer:
     """Trains a CellClassifier with binary cross entropy, and can stop and go on at any step.
 
     model: CellClassifier. train, val: CellDataset. folder: where checkpoints are written.
     epochs, batch_size (pictures a step, of all processes together), lr, weight_decay: as in any recipe.
-    optimizer: "sgd" (with `momentum`) or "adamw" (Loshchilov and Hutter 2019).
-    schedule: "steps" (`step_decay`) or "one-cycle". progressive: train on small pictures first (`side_at`).
-    defective: how many times more often than a sound cell one with a label is drawn (1: every cell once an epoch; an
-        epoch's length stays).
-    turns: right-angle turns among the augmentations. label_smoothing: targets are this far from 0 and 1.
+    optimizer: "sgd" (with MOMENTUM) or "adamw" (Loshchilov and Hutter 2019).
+    schedule: "steps" (`step_decay`) or "cosine" (`warmup_cosine`).
+    oversample: how many times more often than a defect-free cell one with a label is drawn (1: every cell once an
+        epoch; an epoch's length stays).
+    dihedral: rotations by 90 degrees among the augmentations.
     synthetic: share of the epochs, from the first on, in which `defects` (SyntheticDefects) draws into half of the
-        sound cells; in the others it draws into few (LAST_SHARE). 0: never.
-    places: weight of the loss of a second head, which learns where the defects were drawn; dropped after training.
-    frozen: how many of the network's four stages stay as they are, from the first one on, their batch norms' statistics
-        included; for networks that were trained before.
-    even_exposure: bring pictures to the same brightness first (`model.even_exposure`), in the finished network too.
-    noise: half of the pictures get normal noise, of up to this standard deviation (gray levels of 255), mostly of less.
+        defect-free cells; in the others it draws into few (LAST_SHARE). 0: never.
+    aux_loss: weight of the loss of the auxiliary segmentation head, which learns where the defects were drawn.
+    freeze_stages: how many of the network's four stages stay as they are, from the first one on, their batch norms'
+        statistics included; for networks that were trained before.
+    normalise_brightness: bring pictures to the same brightness first, in the finished network too.
+    noise_std: half of the pictures get normal noise, of up to this standard deviation (gray levels of 255).
     device: torch.device or its name. precision: torch.float32 or torch.bfloat16 (autocast).
     seed: order, augmentation and dropout of every step follow from (seed, epoch, step) alone, so a resumed run repeats
         nothing and ends where an uninterrupted one does.
-    keep: how many of the newest epoch snapshots stay (None: all). notes: dict stored in every checkpoint.
+    keep_checkpoints: how many of the newest epochs' snapshots stay (None: all). notes: dict stored in every checkpoint.
 
     Under torchrun each process works on its share of every batch; process 0 writes the files (last.ckp only at the end
     of epochs and on a stop).
@@ -159,45 +109,41 @@ class Trainer:
         batch_size=16,
         optimizer="sgd",
         lr=0.01,
-        momentum=0.9,
         weight_decay=1e-4,
         schedule="steps",
-        progressive=False,
-        turns=False,
-        defective=1,
-        label_smoothing=0.0,
+        dihedral=False,
+        oversample=1,
         synthetic=0.0,
-        places=0.0,
-        frozen=0,
-        even_exposure=False,
-        noise=0.0,
+        aux_loss=0.0,
+        freeze_stages=0,
+        normalise_brightness=False,
+        noise_std=0.0,
         defects=None,
         device="cpu",
         precision=torch.float32,
         seed=0,
-        keep=None,
+        keep_checkpoints=None,
         notes=None,
     ):
         self.device, self.precision, self.notes = torch.device(device), precision, notes or {}
         self.train_set, self.val_set, self.folder = train.to(device), val.to(device), Path(folder)
-        self.epochs, self.batch_size, self.seed, self.keep = epochs, batch_size, seed, keep
-        self.schedule, self.progressive, self.turns, self.defective = schedule, progressive, turns, defective
-        self.label_smoothing, self.noise = label_smoothing, noise
-        self.synthetic, self.places, self.defects = synthetic, places * (synthetic > 0), defects
+        self.epochs, self.batch_size, self.seed, self.keep_checkpoints = epochs, batch_size, seed, keep_checkpoints
+        self.lr, self.schedule, self.dihedral, self.oversample = lr, schedule, dihedral, oversample
+        self.noise_std, self.synthetic, self.defects = noise_std, synthetic, defects
+        self.aux_loss = aux_loss * (synthetic > 0)
         self.model = model
-        model.config["even_exposure"] = even_exposure
-        self.trained = WithPlaces(model, self.places > 0).to(device, memory_format=torch.channels_last)
-        if world() > 1:
-            self.trained = synchronised(self.trained)
-        self.still = nn.ModuleList(first_layers(model.network, frozen)).requires_grad_(False)
+        model.config["normalise_brightness"] = normalise_brightness
+        network = WithAuxiliaryHead(model, self.aux_loss > 0).to(self.device, memory_format=torch.channels_last)
+        self.trained = synchronised(network) if world() > 1 else network
+        self.frozen = nn.ModuleList(first_layers(model.network, freeze_stages)).requires_grad_(False)
         self.parallel = DistributedDataParallel(self.trained) if world() > 1 else self.trained
+        self.learning = [p for p in self.trained.parameters() if p.requires_grad]
         settings = {"lr": lr, "weight_decay": weight_decay, "fused": True}
-        learning = [p for p in self.trained.parameters() if p.requires_grad]
         if optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(learning, momentum=momentum, **settings)
+            self.optimizer = torch.optim.SGD(self.learning, momentum=MOMENTUM, **settings)
         else:
-            self.optimizer = torch.optim.AdamW(learning, **settings)
-        self.graphs = {} if self.device.type == "cuda" and world() == 1 else None
+            self.optimizer = torch.optim.AdamW(self.learning, **settings)
+        self.graphs = {} if self.device.type == "cuda" and world() == 1 else None  # of steps, by batch size
         self._learning_rate_on_device()
         self.epoch = self.step = 0  # epochs completed, steps done in the one that is under way
         self.loss_sum = torch.zeros((), device=device)
@@ -210,31 +156,22 @@ class Trainer:
         """Optimiser steps an epoch."""
         return -(-len(self.train_set) // self.batch_size)
 
-    @property
-    def side(self):
-        """Side of the pictures, in pixels, in the epoch under way."""
-        full = self.train_set.pictures.shape[-1]
-        return side_at(self.epoch, self.epochs, full) if self.progressive else full
-
-    def pixels(self, first, epochs):
-        """Pixels of one cell in the epochs from `first` on of a run of `epochs`; their time is proportional to it."""
-        full = self.train_set.pictures.shape[-1]
-        return sum(side_at(e, epochs, full) ** 2 if self.progressive else full**2 for e in range(first, epochs))
-
     def seconds_left(self):
         """Estimate, from the newest epoch's time, of what the epochs to come will take."""
-        return self.history[-1]["seconds"] * self.pixels(self.epoch, self.epochs) / self.history[-1]["side"] ** 2
+        return self.history[-1]["seconds"] * (self.epochs - self.epoch)
+
+    def _seed(self, *counter):
+        state = np.random.SeedSequence([self.seed, *counter]).generate_state(1, np.uint64)[0]
+        return int(state >> 1)
 
     def _generator(self, *counter):
-        state = np.random.SeedSequence([self.seed, *counter]).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(state >> 1))
+        return torch.Generator().manual_seed(self._seed(*counter))
 
     def _learning_rate(self):
         if self.schedule == "steps":
-            factor = step_decay(self.epoch)
+            rate = self.lr * step_decay(self.epoch)
         else:
-            factor = one_cycle((self.epoch * self.steps + self.step + 0.5) / (self.epochs * self.steps))
-        rate = self.optimizer.defaults["lr"] * factor
+            rate = self.lr * warmup_cosine((self.epoch * self.steps + self.step + 0.5) / (self.epochs * self.steps))
         for group in self.optimizer.param_groups:
             if self.graphs is None:
                 group["lr"] = rate
@@ -250,25 +187,25 @@ class Trainer:
     def training_mode(self):
         """Set the network to training, but for its frozen stages."""
         self.parallel.train()
-        self.still.eval()
+        self.frozen.eval()
 
     @contextlib.contextmanager
     def undone(self):
         """Steps inside are undone at the end: weights, batch-norm statistics and optimiser, in the memory they have."""
         weights = copy.deepcopy(self.trained.state_dict())
-        slots = copy.deepcopy({i: self.optimizer.state.get(p, {}) for i, p in enumerate(self._learning())})
+        slots = copy.deepcopy([self.optimizer.state.get(p, {}) for p in self.learning])
         yield
         self.trained.load_state_dict(weights)
-        for i, p in enumerate(self._learning()):
+        for p, before in zip(self.learning, slots):
             for name, value in self.optimizer.state[p].items():
-                value.copy_(slots[i][name]) if name in slots[i] else value.zero_()
-
-    def _learning(self):
-        return self.optimizer.param_groups[0]["params"]
+                if name in before:
+                    value.copy_(before[name])
+                else:
+                    value.zero_()
 
     def run_step(self, batch, share=1.0):
         """`train_step` of a dict from `batch`; on one GPU as a CUDA graph, recorded at the first batch of each size."""
-        key = len(batch["images"]), self.side
+        key = len(batch["images"])
         if self.graphs is not None and key not in self.graphs:
             first = {k: None if v is None else send(v, self.device).clone() for k, v in batch.items()}
             stream = torch.cuda.Stream()
@@ -279,68 +216,64 @@ class Trainer:
                         self.train_step(**first)
                 torch.cuda.current_stream().wait_stream(stream)
             self.graphs[key] = GraphedStep(self.train_step, first)
-        torch.manual_seed(self._generator(self.epoch, self.step, 4, rank()).initial_seed())  # of dropout
+        torch.manual_seed(self._seed(self.epoch, self.step, 4, rank()))  # of dropout
         return self.train_step(**batch, share=share) if self.graphs is None else self.graphs[key](batch)
 
-    def train_step(self, images, labels, changes, share=1.0, places=None, known=None, noise=None):
+    def train_step(self, images, labels, changes, share=1.0, aux_masks=None, aux_weight=None, noise=None):
         """One optimiser step; returns the sum of the pictures' losses (0-d tensor).
 
         images: uint8 (B, 1, S, S), labels (B, C) and changes (B, 2, 3) of this process. share: B over the mean B of
-        all processes. places: uint8 (B, C, S, S), where defects were drawn. known: float (B,), what the places of each
-        cell count, 0 for one with real defects, which stand who knows where; its mean over all processes is 1.
-        noise: float (B, 1, side, side), added to the pictures of 0..1.
+        all processes. aux_masks: uint8 (B, C, S, S), where defects were drawn. aux_weight: float (B,), of each cell in
+        the auxiliary loss: 0 for one with real defects, which stand who knows where; its mean over all processes is 1.
+        noise: float (B, 1, S, S), added to the pictures of 0..1.
         """
         images, labels = self._changed(images, changes, noise), send(labels, self.device)
         with autocast(self.device, self.precision):
-            logits, seen = self.parallel(channels_last(images))
-        targets = labels * (1 - 2 * self.label_smoothing) + self.label_smoothing
-        loss = F.binary_cross_entropy_with_logits(logits, targets)
-        where = self._places_loss(seen, places, changes, known) if self.places and places is not None else 0.0
+            logits, aux_logits = self.parallel(channels_last(images))
+        loss = F.binary_cross_entropy_with_logits(logits, labels)
+        total = loss
+        if aux_logits is not None and aux_masks is not None:
+            total = loss + self.aux_loss * self._aux_loss(aux_logits, aux_masks, changes, aux_weight)
         self.optimizer.zero_grad(set_to_none=True)
-        ((loss + self.places * where) * share).backward()
+        (total * share).backward()
         self.optimizer.step()
         return loss.detach() * len(images)
 
     def _changed(self, images, changes, noise):
-        """Pictures of a batch as the network sees them: float (B, 1, side, side) in 0..1, on the device."""
-        images = augment(images.to(self.device), changes, self.side)
+        """Pictures of a batch as the network sees them: float (B, 1, S, S) in 0..1, on the device."""
+        images = augment(images.to(self.device), changes)
         return images if noise is None else (images + noise).clamp(0, 1)
 
-    def _places_loss(self, seen, places, changes, known):
-        """Mean binary cross entropy (0-d) of place logits (B, C, h, w) and what was drawn there, weighted by known."""
-        drawn = augment(places.to(self.device), changes, self.side)
-        targets = (F.adaptive_max_pool2d(drawn, seen.shape[2:]) > DRAWN).to(seen.dtype)
-        losses = F.binary_cross_entropy_with_logits(seen, targets, reduction="none").mean((1, 2, 3))
-        return (losses * send(known, self.device)).mean()
+    def _aux_loss(self, aux_logits, aux_masks, changes, aux_weight):
+        """Mean binary cross entropy (0-d) of the auxiliary head's logits (B, C, h, w) and what was drawn there."""
+        drawn = augment(aux_masks.to(self.device), changes)
+        targets = (F.adaptive_max_pool2d(drawn, aux_logits.shape[2:]) > DRAWN).to(aux_logits.dtype)
+        losses = F.binary_cross_entropy_with_logits(aux_logits, targets, reduction="none").mean((1, 2, 3))
+        return (losses * send(aux_weight, self.device)).mean()
 
     def _order(self):
-        """Rows of an epoch (as many as there are), in order; those with a label stand `defective` times in the pot."""
+        """Rows of an epoch (as many as there are), in order; those with a label stand `oversample` times in the pot."""
         rows = np.arange(len(self.train_set))
-        pot = np.concatenate([rows, *[rows[self.train_set.labels.any(1)]] * (self.defective - 1)])
+        pot = np.concatenate([rows, *[rows[self.train_set.labels.any(1)]] * (self.oversample - 1)])
         return pot[torch.randperm(len(pot), generator=self._generator(self.epoch)).numpy()][: len(rows)]
 
     def batch(self, rows):
         """This process's part of a step, as `train_step` takes it, but for the share; defects are drawn in."""
-        changes = draw_changes(len(rows), self._generator(self.epoch, self.step), self.turns)
+        changes = draw_changes(len(rows), self._generator(self.epoch, self.step), self.dihedral)
         mine = slice(rank(), None, world())
         images, labels = self.train_set.batch(rows[mine])
-        places, known = None, torch.from_numpy((self.train_set.labels[rows] == 0).all(1)).float()
-        known = (known / known.mean().clamp(min=1e-6))[mine]
+        aux_masks, noise = None, None
+        aux_weight = torch.from_numpy((self.train_set.labels[rows] == 0).all(1)).float()
+        aux_weight = (aux_weight / aux_weight.mean().clamp(min=1e-6))[mine]
         if self.synthetic:
             share = SHARE if self.epoch < self.synthetic * self.epochs else LAST_SHARE
             u = torch.rand(NUMBERS, len(rows), generator=self._generator(self.epoch, self.step, 1))
-            images, labels, places = self.defects.draw(images, labels, u[:, mine], share)
-        more = {"places": places, "known": known, "noise": self._noise(len(rows), mine) if self.noise else None}
+            images, labels, aux_masks = self.defects.draw(images, labels, u[:, mine], share)
+        if self.noise_std:
+            generator, seed = self._generator(self.epoch, self.step, 2), self._seed(self.epoch, self.step, 3)
+            noise = draw_noise(len(rows), images.shape[-1], self.noise_std, generator, seed, self.device)[mine]
+        more = {"aux_masks": aux_masks, "aux_weight": aux_weight, "noise": noise}
         return {"images": images, "labels": labels, "changes": changes[mine], **more}
-
-    def _noise(self, count, mine):
-        """The noise of a step's `count` pictures, float (B, 1, side, side), on the device; of this process's part."""
-        u = send(torch.rand(2, count, 1, 1, 1, generator=self._generator(self.epoch, self.step, 2)), self.device)
-        sigma = torch.where(u[0] < 0.5, self.noise / 255 * u[1] ** 2, 0)
-        generator = torch.Generator(self.device)
-        generator.manual_seed(self._generator(self.epoch, self.step, 3).initial_seed())
-        drawn = torch.randn(count, 1, self.side, self.side, generator=generator, device=self.device)
-        return (sigma * drawn)[mine]
 
     def examples(self, count=16):
         """First pictures of the coming epoch, as the network will see them: float (count, 1, S, S) in 0..1, labels."""
@@ -388,10 +321,16 @@ class Trainer:
         return bool(stop)
 
     def _check_finite(self):
-        if not self.loss_sum.isfinite():
+        """Raise InputError where the loss or a weight is no longer a number (a ReLU can hide it from the loss)."""
+        state = self.model.network.state_dict()
+        good = torch.stack([v.isfinite().all() for v in state.values()]).cpu().numpy()
+        culprit = f"the loss became {self.loss_sum.item()}" if not self.loss_sum.isfinite() else ""
+        if not good.all():
+            culprit = f"{list(state)[good.argmin()]} holds numbers that are not finite"
+        if culprit:
             raise InputError(
-                f"the loss became {self.loss_sum.item()} in epoch {self.epoch + 1}; try a lower --lr (the checkpoints "
-                f"in {self.folder} are from before)"
+                f"{culprit} in epoch {self.epoch + 1}; train with a lower learning rate (the checkpoints in "
+                f"{self.folder} are from before)"
             )
 
     def summed(self, value):
@@ -416,13 +355,12 @@ class Trainer:
             train_loss = float(self.loss_sum) / len(self.train_set)
             config = self.model.config
             config["temperatures"] = [1.0] * len(self.model.classes)
-            val_loss, labels, probabilities = self.evaluate(self.val_set, self.side)
+            val_loss, labels, probabilities = self.evaluate(self.val_set)
             f1 = f1_scores(labels, probabilities)
             config.update(calibration(labels, probabilities))
             self.history.append(
                 {
                     "epoch": self.epoch + 1,
-                    "side": self.side,
                     "train_loss": train_loss,
                     "val_loss": val_loss,
                     **{f"f1_{c}": float(v) for c, v in zip(self.model.classes, f1)},
@@ -446,15 +384,12 @@ class Trainer:
         return True
 
     def best_epoch(self):
-        """Index into history of the best epoch so far: of a one-cycle schedule the newest, which had the lowest rate (a
-        few hundred validation cells can't tell its epochs apart, doc/results.md); else, of those on the largest
-        pictures, the one of the highest mean F1 at 0.5 on the validation part, then the lowest loss."""
-        if self.schedule == "one-cycle":
+        """Index into history of the best epoch so far: of a cosine schedule the newest, which had the lowest rate (a
+        few hundred validation cells can't tell its epochs apart); else the one of the highest mean F1 at 0.5 on the
+        validation part, then the lowest loss."""
+        if self.schedule == "cosine":
             return len(self.history) - 1
-        return max(
-            range(len(self.history)),
-            key=lambda i: (self.history[i]["side"], self.history[i]["f1_mean"], -self.history[i]["val_loss"]),
-        )
+        return max(range(len(self.history)), key=lambda i: (self.history[i]["f1_mean"], -self.history[i]["val_loss"]))
 
     def calibrate(self):
         """`calibrate` best.ckp on the validation part."""
@@ -466,46 +401,46 @@ class Trainer:
             write_checkpoint(path, {**checkpoint, "config": model.config})
         barrier()
 
-    def evaluate(self, dataset, size=None):
+    def evaluate(self, dataset):
         """`evaluate` of this run's model in this run's precision."""
-        return evaluate(self.model, dataset, self.precision, size=size)
+        return evaluate(self.model, dataset, self.precision)
 
-    def save(self, path):
-        """Write a checkpoint from which `resume` goes on exactly here (only process 0 should)."""
+    def save(self, path, snapshot=False):
+        """Write a checkpoint (only process 0 should): a snapshot holds what it takes to use the network, else also what
+        it takes to `resume` exactly here."""
         self._check_finite()
-        optimizer = self.optimizer.state_dict()
-        for group in optimizer["param_groups"]:
-            group["lr"] = float(group["lr"])
-        save_checkpoint(
-            path,
-            self.model,
-            **self.notes,
-            head=self.trained.head.state_dict() if self.trained.head else {},
-            optimizer=optimizer,
-            epoch=self.epoch,
-            step=self.step,
-            seed=self.seed,
-            loss_sum=self.loss_sum.cpu(),
-            seconds=self.seconds,
-            rows=len(self.train_set),
-            history=self.history,
-            metrics=self.history[-1] if self.history else {},
-        )
+        more = {**self.notes, "epoch": self.epoch, "history": self.history}
+        more["metrics"] = self.history[-1] if self.history else {}
+        if not snapshot:
+            optimizer = self.optimizer.state_dict()
+            for group in optimizer["param_groups"]:
+                group["lr"] = float(group["lr"])
+            more |= {
+                "aux_head": self.trained.head.state_dict() if self.trained.head else {},
+                "optimizer": optimizer,
+                "step": self.step,
+                "seed": self.seed,
+                "loss_sum": self.loss_sum.cpu(),
+                "seconds": self.seconds,
+                "rows": len(self.train_set),
+            }
+        save_checkpoint(path, self.model, **more)
 
     def _save_epoch(self):
+        self.save(self.folder / "last.ckp")
         snapshot = self.folder / f"checkpoint_{self.epoch - 1:03}.ckp"
-        self.save(snapshot)
-        best = self.folder / "best.ckp"  # not there: the run goes on in another folder, or somebody removed it
-        for name in ["last.ckp"] + ["best.ckp"] * (self.best_epoch() == self.epoch - 1 or not best.exists()):
-            with atomic_path(self.folder / name) as temporary:
+        best = self.folder / "best.ckp"
+        self.save(snapshot, snapshot=True)
+        # Where there is none, the run goes on in another folder, or somebody removed it.
+        if self.best_epoch() == self.epoch - 1 or not best.exists():
+            with atomic_path(best) as temporary:
                 try:
                     os.link(snapshot, temporary)
                 except OSError:  # file systems without hard links
                     shutil.copyfile(snapshot, temporary)
-        if self.keep is not None:
-            for old in sorted(self.folder.glob("checkpoint_*.ckp"))[: -self.keep or None]:
-                with contextlib.suppress(FileNotFoundError):
-                    old.unlink()
+        if self.keep_checkpoints is not None:
+            for old in sorted(self.folder.glob("checkpoint_*.ckp"))[: -self.keep_checkpoints or None]:
+                old.unlink(missing_ok=True)
 
     def resume(self, path):
         """Take over weights, optimiser and place in the run from a checkpoint of `save`."""
@@ -516,11 +451,15 @@ class Trainer:
                     f"{path}: was training on {checkpoint['rows']} pictures with seed {checkpoint['seed']}, now there "
                     f"are {len(self.train_set)} with seed {self.seed}; give the same table and options"
                 )
-            self.model.network.load_state_dict(checkpoint["model"])
+            self.model.network.load_state_dict(network_state(checkpoint))
             if self.trained.head:
-                self.trained.head.load_state_dict(checkpoint["head"])
+                self.trained.head.load_state_dict(checkpoint["aux_head"])
             self.model.config.update(checkpoint["config"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
+            for p in self.learning:
+                for value in self.optimizer.state[p].values():
+                    if value.ndim and value.shape != p.shape:
+                        raise RuntimeError("its optimiser is of a network of other shapes")
             self._learning_rate_on_device()
             self.epoch, self.step, self.seconds = checkpoint["epoch"], checkpoint["step"], checkpoint["seconds"]
             self.loss_sum = checkpoint["loss_sum"].to(self.device) * (rank() == 0)

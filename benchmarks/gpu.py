@@ -60,7 +60,7 @@ class Bench:
         self.on = {"cpu": self.pictures}
         if self.device.type != "cpu":
             self.on[str(self.device)] = torch.from_numpy(np.array(self.pictures)).to(self.device)
-        counts = {"crack": 40, "inactive": 40, "harmless": 40} if args.tiny else {}
+        counts = {"crack": 40, "inactive": 40, "distractor": 40} if args.tiny else {}
         self.defects = {
             d: SyntheticDefects(size=self.size, device=d, **({"counts": counts} if counts else {}))
             for d in {"cpu", str(self.device)}
@@ -109,7 +109,7 @@ class Bench:
         weights = load_initial_weights(model, "imagenet" if name == DEFAULT else "none")["used"]
         recipe = RECIPES["fast" if weights == "random" else "finetune"] | settings
         if still:
-            recipe["noise"] = 0.0
+            recipe["noise_std"] = 0.0
             for module in model.modules():
                 module.p = 0.0 if isinstance(module, nn.Dropout) else getattr(module, "p", None)
         sets = (CellDataset(t.head(cells or len(t)), self.on[str(device)]) for t in self.parts)
@@ -157,9 +157,10 @@ def operations(trainer):
 
     layers = [m for m in trainer.model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     hooks = [m.register_forward_hook(count) for m in layers]
+    size = trainer.model.config["image_size"]
     with torch.no_grad():
         trainer.model.eval()
-        trainer.model(torch.zeros(1, 1, trainer.side, trainer.side, dtype=torch.uint8, device=trainer.device))
+        trainer.model(torch.zeros(1, 1, size, size, dtype=torch.uint8, device=trainer.device))
     for hook in hooks:
         hook.remove()
     return counts
@@ -209,7 +210,7 @@ def resume(bench):
     """A run of two epochs in bfloat16, the same again, and one stopped and resumed: largest differences of weights."""
 
     def run(stop=None):
-        trainer = bench.trainer(cells=8 * bench.batches[0], epochs=2, precision=torch.bfloat16, keep=0)
+        trainer = bench.trainer(cells=8 * bench.batches[0], epochs=2, precision=torch.bfloat16, keep_checkpoints=0)
         if stop:
             step = trainer.run_step
 
@@ -219,7 +220,7 @@ def resume(bench):
 
             trainer.run_step = counted
             trainer.fit()
-            trainer = bench.trainer(cells=8 * bench.batches[0], epochs=2, precision=torch.bfloat16, keep=0)
+            trainer = bench.trainer(cells=8 * bench.batches[0], epochs=2, precision=torch.bfloat16, keep_checkpoints=0)
             trainer.resume(trainer.folder / "last.ckp")
         trainer.fit()
         return {k: v.float().cpu() for k, v in trainer.model.network.state_dict().items()}
@@ -339,7 +340,7 @@ def pipeline(bench):
     done), and augmentation on the device."""
     found = {}
     for size in bench.batches:
-        for name, settings in (("drawn", {}), ("not drawn", {"synthetic": 0.0}), ("no noise", {"noise": 0.0})):
+        for name, settings in (("drawn", {}), ("not drawn", {"synthetic": 0.0}), ("no noise", {"noise_std": 0.0})):
             trainer = bench.trainer(batch_size=size, **settings)
             rows = np.resize(np.arange(len(trainer.train_set)), size)
             found[f"batch {size} {name}, device"] = 1000 * bench.timed(lambda t=trainer, r=rows: t.batch(r), 0.4)

@@ -8,6 +8,7 @@ medians are printed.
 """
 
 import argparse
+import copy
 import json
 import platform
 import subprocess
@@ -30,15 +31,17 @@ import data
 from elcells.checkpoint import find_checkpoint
 from elcells.engine import open_model
 from elcells.files import InputError, atomic_path
-from model import build_network, load_model
+from model import load_model
 
 
 def eager(model):
-    """The classic way: PyTorch, float32, three equal channels, contiguous. Returns a function of uint8 batches."""
-    config = model.config
-    network = build_network(config["network"], len(config["classes"]), config["width"], gray=False).eval()
-    network.load_state_dict(model.network.state_dict())
-    channels = 3 if isinstance(network, torchvision.models.ResNet) else 1
+    """The classic way: PyTorch, float32, contiguous, ResNet-34 over three equal channels. Returns a function of uint8
+    batches."""
+    network, channels = copy.deepcopy(model.network).to(memory_format=torch.contiguous_format).eval(), 1
+    if isinstance(network, torchvision.models.ResNet):
+        channels, weight = 3, network.conv1.weight.detach()
+        network.conv1 = torch.nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
+        network.conv1.weight = torch.nn.Parameter(weight.expand(-1, 3, -1, -1) / 3)
 
     @torch.inference_mode()
     def run(images):

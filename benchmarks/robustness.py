@@ -93,9 +93,9 @@ CHANGES = {
 }
 
 
-def judge(checkpoints, table, pictures, part, changes, precision):
+def predict(checkpoints, table, pictures, part, changes, precision):
     """Labels, probabilities and thresholds, each (cells, classes), of all checkpoints together, for each change."""
-    judged = {name: [] for name in changes}
+    predicted = {name: [] for name in changes}
     bar = tqdm(total=len(checkpoints) * len(changes), unit="change", leave=False, disable=None)
     for path in checkpoints:
         model, checkpoint = load_model(path)
@@ -103,14 +103,14 @@ def judge(checkpoints, table, pictures, part, changes, precision):
             raise InputError(f"{path}: has no record of its parts; take the best.ckp of a finished run")
         rows = data.recorded_part(table, checkpoint["split"], part)
         images = data.CellDataset(rows, pictures, model.classes).batch(np.arange(len(rows)))[0]
-        places = rows.assign(picture=np.arange(len(rows)), turn="")
+        rows = rows.assign(picture=np.arange(len(rows)), transform="")
         for name in changes:
-            changed = data.CellDataset(places, CHANGES[name](images).numpy(), model.classes)
-            _, labels, p = evaluate(model, changed, precision, size=model.config["image_size"])
-            judged[name].append((labels, p, np.tile(model.config["thresholds"], (len(p), 1))))
+            changed = tv.resize(CHANGES[name](images), [model.config["image_size"]], antialias=True)
+            _, labels, p = evaluate(model, data.CellDataset(rows, changed.numpy(), model.classes), precision)
+            predicted[name].append((labels, p, np.tile(model.config["thresholds"], (len(p), 1))))
             bar.update()
     bar.close()
-    return {name: [np.concatenate(a) for a in zip(*parts)] for name, parts in judged.items()}, model.classes
+    return {name: [np.concatenate(a) for a in zip(*parts)] for name, parts in predicted.items()}, model.classes
 
 
 def main(argv=None):
@@ -130,15 +130,15 @@ def main(argv=None):
         pictures, table["picture"] = load_pictures(table)
         checkpoints = [find_checkpoint(c) for c in args.checkpoints]
         precision = pick_precision(args.precision, torch.device("cpu"))
-        judged, classes = judge(checkpoints, table, pictures, args.part, args.only or list(CHANGES), precision)
+        predicted, classes = predict(checkpoints, table, pictures, args.part, args.only or list(CHANGES), precision)
     except InputError as error:
         print(f"robustness.py: {error}", file=sys.stderr)
         return 2
-    count = len(next(iter(judged.values()))[0])
+    count = len(next(iter(predicted.values()))[0])
     print(f"{count} cells of the {args.part} part of {len(checkpoints)} networks; F1 at their thresholds\n")
     print(f"{'pictures':36}" + "".join(f"{f'{k} {c}':>13}" for k in ("F1", "AP") for c in (*classes, "mean")))
     figures = {}
-    for name, (labels, p, thresholds) in judged.items():
+    for name, (labels, p, thresholds) in predicted.items():
         figures[name] = m = metrics_table(labels, p, thresholds, classes)
         values = [m[c][k] for k in ("f1", "average_precision") for c in (*classes, "mean")]
         print(f"{name:36}" + "".join(f"{v:13.3f}" for v in values))

@@ -189,7 +189,7 @@ def ways_of(args, table, precision, folder):
             images, labels = ours.batch(rows[start : start + b])
             if draw:
                 images, _, _ = defects.draw(images, labels, torch.rand(NUMBERS, len(images)))
-            augment(images, draw_changes(len(images), turns=True))
+            augment(images, draw_changes(len(images), dihedral=True))
 
     def our_step(trainer):
         trainer.training_mode()

@@ -1,16 +1,17 @@
 """Random changes of training pictures, a batch at a time, on the device that it is on."""
 
 import torch
+from torch.nn import functional as F
 
 from elcells.distributed import send
 
 
-def draw_changes(count, generator=None, turns=False):
+def draw_changes(count, generator=None, dihedral=False):
     """Small random changes for `count` pictures, for `augment`.
 
     Flips (each axis with probability 1/2), rotation +-3 degrees, shift +-2 % of the side, crop of 98..100 % of the
-    area at a random place; with `turns` also a right-angle turn (probability 1/2), which makes all eight symmetries
-    of the square equally likely.
+    area at a random place; with `dihedral` also a rotation by 90 degrees (probability 1/2), which makes all eight
+    symmetries of the square equally likely.
     generator: torch.Generator on the CPU. Returns float32 (count, 2, 3), affine maps from places in the result to
     places in the picture, both spanning -1..1.
     """
@@ -22,33 +23,33 @@ def draw_changes(count, generator=None, turns=False):
     flip_x, flip_y = torch.where(u[6:8] < 0.5, 1.0, -1.0)
     cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
     x, y = torch.stack([cos * flip_x, sin * flip_x]), torch.stack([-sin * flip_y, cos * flip_y])
-    if turns:
+    if dihedral:
         x, y = torch.where(u[8] < 0.5, x, y), torch.where(u[8] < 0.5, y, x)
     return torch.stack([x, y, shift]).permute(2, 1, 0)
 
 
-def augment(images, changes, size=None):
+def augment(images, changes):
     """Apply `draw_changes` in one resampling pass (bilinear, edge pixels repeated), on the device of the images.
 
-    images: uint8 (B, 1, S, S). changes: (B, 2, 3). size: side of the result (S); a smaller one is reached by
-    antialiased shrinking first. Returns float32 (B, 1, size, size) in 0..1.
+    images: uint8 (B, C, S, S). changes: (B, 2, 3). Returns float32 (B, C, S, S) in 0..1.
     """
-
-    images = shrink(images, size)
     # Places as complex numbers, x + iy: thirteen times as fast as PyTorch's affine_grid on a CPU.
     changes = torch.view_as_complex(send(changes.transpose(1, 2).contiguous(), images.device))
     across, down, shift = changes[:, :, None].unbind(1)
-    side = images.shape[-1]
-    at = (2 * torch.arange(side, device=images.device) + 1) / side - 1
+    size = images.shape[-1]
+    at = (2 * torch.arange(size, device=images.device) + 1) / size - 1
     grid = torch.view_as_real((across * at)[:, None, :] + (down * at + shift)[:, :, None])
-    return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return F.grid_sample(images.float() / 255, grid, padding_mode="border", align_corners=False)
 
 
-def shrink(images, size=None):
-    """uint8 images (B, 1, S, S) as float32 (B, 1, size, size) in 0..1, shrunk with antialiasing where size < S."""
-    from torch.nn.functional import interpolate
+def draw_noise(count, size, std, generator, seed, device="cpu"):
+    """A camera's noise for half of `count` pictures: normal, its standard deviation up to `std`, mostly less.
 
-    images = images.float() / 255
-    if size is None or size == images.shape[-1]:
-        return images
-    return interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    std: gray levels of 255. generator: torch.Generator on the CPU, of the standard deviations. seed: of the noise
+    itself, which is drawn on `device`. Returns float32 (count, 1, size, size), to be added to pictures in 0..1.
+    """
+    u = torch.rand(2, count, 1, 1, 1, generator=generator)
+    sigma = send(torch.where(u[0] < 0.5, std / 255 * u[1] ** 2, 0), device)
+    there = torch.Generator(device)
+    there.manual_seed(seed)
+    return sigma * torch.randn(count, 1, size, size, generator=there, device=device)

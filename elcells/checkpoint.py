@@ -9,6 +9,18 @@ import torch
 
 from elcells.files import InputError, atomic_path, first_line
 
+FIRST_CONVOLUTIONS = {"conv1.weight", "stem.0.weight"}
+RENAMED = {
+    "even_exposure": "normalise_brightness",
+    "turns": "dihedral",
+    "defective": "oversample",
+    "frozen": "freeze_stages",
+    "places": "aux_loss",
+    "noise": "noise_std",
+    "budget": "max_time",
+    "keep": "keep_checkpoints",
+}
+
 
 def write_checkpoint(path, checkpoint):
     """Write a checkpoint's dict as a file that is on the disk, whole, when it gets its name; OSError if it can't be."""
@@ -36,15 +48,37 @@ def read_checkpoint(path):
         raise InputError(f"{path}: damaged or no checkpoint ({first_line(error)})") from None
     if not isinstance(checkpoint, dict) or not checkpoint:
         raise InputError(f"{path}: not a checkpoint (a {type(checkpoint).__name__}); train one with `python train.py`")
-    return checkpoint
+    return with_todays_names(checkpoint)
 
 
 def network_state(checkpoint):
-    """The network's state dict in a checkpoint of ours, of the original recipe, or in a plain torchvision file."""
+    """The network's state dict in a checkpoint of ours, of the original recipe, or in a plain torchvision file.
+
+    A first convolution over three channels, as others and our own older files have it, becomes one over their gray
+    picture: its weights summed are exactly the same function of three equal channels.
+    """
     state = checkpoint.get("model", checkpoint.get("state_dict", checkpoint))
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         return {}
-    return {k.replace("fc.0.", "fc."): v for k, v in state.items()}
+    state = {k.replace("fc.0.", "fc."): v for k, v in state.items()}
+    for name in FIRST_CONVOLUTIONS & state.keys():
+        if state[name].ndim == 4 and state[name].shape[1] == 3:
+            state[name] = state[name].sum(1, keepdim=True)
+    return state
+
+
+def with_todays_names(checkpoint):
+    """A checkpoint dict with the names of before replaced by today's, in its config and its settings."""
+    checkpoint = {"aux_head" if k == "head" else k: v for k, v in checkpoint.items()}
+    for part in ("config", "settings"):
+        if isinstance(checkpoint.get(part), dict):
+            checkpoint[part] = {RENAMED.get(k, k): v for k, v in checkpoint[part].items()}
+    settings = checkpoint.get("settings")
+    if isinstance(settings, dict):
+        settings.setdefault("noise_std", 0.0)  # at first there was none
+        if settings.get("schedule") == "one-cycle":
+            settings["schedule"] = "cosine"
+    return checkpoint
 
 
 def find_checkpoint(which="best", folder="checkpoints"):

@@ -116,7 +116,7 @@ def pick_device(name="auto"):
     if name == "auto":
         name = next(d for d in ("cuda", "mps", "cpu") if there[d])
     if not there.get(name.split(":")[0]):
-        raise InputError(f"--device {name}: there is none that PyTorch can use here; take --device cpu")
+        raise InputError(f"device {name}: there is none that PyTorch can use here; take cpu")
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
     return torch.device(name)
 
@@ -132,7 +132,7 @@ def pick_precision(name, device):
     elif name == "auto":
         name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else "fp32"
     elif name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise InputError("--precision bf16: this GPU has no bfloat16; take --precision fp32")
+        raise InputError("precision bf16: this GPU has no bfloat16; take fp32")
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 
 

@@ -31,7 +31,7 @@ class Engine:
     def set_operating_point(self, name):
         """Take the thresholds of an operating point; raises InputError, listing them, where there is none such."""
         if name not in self.operating_points:
-            raise InputError(f"--operating-point {name}: the model has {', '.join(self.operating_points)}")
+            raise InputError(f"no operating point {name!r}, the model has {', '.join(self.operating_points)}")
         self.thresholds = np.asarray(self.operating_points[name], np.float32)
 
     def __call__(self, images):
@@ -113,7 +113,7 @@ def open_model(path, engine="auto", threads=0, device="auto"):
     _, about = read_onnx(path)
     there = importlib.util.find_spec("openvino") is not None
     if engine == "openvino" and not there:
-        raise InputError("--engine openvino: it is not installed; `pip install openvino`")
+        raise InputError("engine openvino is not installed; `pip install openvino`")
     engine = ("openvino" if there and device != "cuda" else "onnxruntime") if engine == "auto" else engine
     run, name = {"onnxruntime": _run_onnxruntime, "openvino": _run_openvino}[engine](path, threads, device)
     if about["input"] == "uint8":

@@ -65,7 +65,7 @@ def write_report(table, target, engine, model):
     """One self-contained HTML page about an output table: counts, and the surest defects with their pictures."""
     n = len(engine.classes)
     pictures, positives, defective, errors, dark = 0, np.zeros(n, int), [], [], []
-    sound = count = failed = black = 0
+    defect_free = count = failed = black = 0
     with open(table, encoding="utf-8", newline="") as file:
         rows = csv.reader(file, delimiter=";")
         next(rows)
@@ -80,7 +80,7 @@ def write_report(table, target, engine, model):
             if float(row[-2]) < NEARLY_BLACK:
                 black += 1
                 dark.append(row[0]) if len(dark) < REPORT_CELLS else None
-            sound += not found.any()
+            defect_free += not found.any()
             if found.any():
                 count += 1
                 push = heapq.heappush if len(defective) < REPORT_CELLS else heapq.heappushpop
@@ -97,7 +97,7 @@ def write_report(table, target, engine, model):
         )
         name = html.escape(path)
         lines.append(f'<tr><td data-v="{name}">{picture}</td><td class="f">{name}</td>{cells}</tr>')
-    counts = [("cells", pictures), *zip(engine.classes, positives), ("no defect", sound), ("unreadable", failed)]
+    counts = [("cells", pictures), *zip(engine.classes, positives), ("no defect", defect_free), ("unreadable", failed)]
     counts += [("nearly black", black)] * (black > 0)
     lists = {
         "Nearly black: dead or underexposed, which the probabilities can't tell": dark,

@@ -95,10 +95,3 @@ def round_weights(source, target, calibration, small=16384):
         model.graph.node.insert(0, onnx.helper.make_node("Mul", [f"{name}_float", f"{name}_scale"], [name]))
         model.graph.node.insert(0, cast)
     onnx.save(model, target)
-
-
-def halve(source, target):
-    """Weights and arithmetic in float16 (ONNX Runtime's converter); input and output keep their types."""
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), target)

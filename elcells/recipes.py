@@ -2,23 +2,22 @@
 
 import math
 
-TENTHS, HALVES = (10, 20, 30, 40), (60, 80, 100, 130)  # epochs at which the learning rate falls, and to which share
+# What `trainer.Trainer` takes; doc/results.md has what each part of "fast" (for random weights) and "finetune" (for
+# weights from another training) is worth. "classic" is the published recipe.
 FAST = {
     "epochs": 16,
     "batch_size": 32,
     "optimizer": "adamw",
     "lr": 0.0014,
     "weight_decay": 0.05,
-    "schedule": "one-cycle",
-    "progressive": False,
-    "turns": True,
-    "defective": 2,
-    "label_smoothing": 0.0,
+    "schedule": "cosine",
+    "dihedral": True,
+    "oversample": 2,
     "synthetic": 0.75,
-    "places": 1.0,
-    "frozen": 0,
-    "even_exposure": True,
-    "noise": 15.0,
+    "aux_loss": 1.0,
+    "freeze_stages": 0,
+    "normalise_brightness": True,
+    "noise_std": 15.0,
 }
 CLASSIC = {
     "epochs": 3,
@@ -27,19 +26,18 @@ CLASSIC = {
     "lr": 0.01,
     "weight_decay": 1e-4,
     "schedule": "steps",
-    "progressive": False,
-    "turns": False,
-    "defective": 1,
-    "label_smoothing": 0.0,
+    "dihedral": False,
+    "oversample": 1,
     "synthetic": 0.0,
-    "places": 0.0,
-    "frozen": 0,
-    "even_exposure": False,
-    "noise": 0.0,
+    "aux_loss": 0.0,
+    "freeze_stages": 0,
+    "normalise_brightness": False,
+    "noise_std": 0.0,
 }
-# What `Trainer` takes; doc/results.md has what each part of "fast" (random weights) and "finetune" (weights from
-# another training) is worth.
-RECIPES = {"fast": FAST, "finetune": FAST | {"epochs": 16, "lr": 0.0006, "frozen": 2}, "classic": CLASSIC}
+RECIPES = {"fast": FAST, "finetune": FAST | {"lr": 0.0006, "freeze_stages": 2}, "classic": CLASSIC}
+MOMENTUM = 0.9  # of SGD
+
+TENTHS, HALVES = (10, 20, 30, 40), (60, 80, 100, 130)  # epochs at which the learning rate falls, and to which share
 
 
 def step_decay(epoch):
@@ -47,10 +45,10 @@ def step_decay(epoch):
     return 0.1 ** sum(epoch >= e for e in TENTHS) * 0.5 ** sum(epoch >= e for e in HALVES)
 
 
-def one_cycle(progress, warm_up=0.15):
+def warmup_cosine(progress, warm_up=0.15):
     """Factor of the learning rate at `progress` (0..1) of a run: linear warm-up, then half a cosine down to 0.
 
-    After Smith and Topin 2018, "Super-convergence"; Loshchilov and Hutter 2017 for the cosine.
+    Goyal et al. 2017 for the warm-up, Loshchilov and Hutter 2017 for the cosine.
     """
     if progress < warm_up:
         return progress / warm_up

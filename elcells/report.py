@@ -1,9 +1,14 @@
 """What a run says: its epochs as lines, the report on a test part as JSON, table and CSV; TensorBoard."""
 
+import json
+import platform
+
 import numpy as np
+import torch
 
 from elcells.files import InputError, atomic_path
 from elcells.metrics import bootstrap_mean_f1, metrics_table
+from elcells.plots import plot_errors, plot_precision_recall, plot_reliability
 
 
 def progress_line(trainer):
@@ -12,7 +17,7 @@ def progress_line(trainer):
     left = round(trainer.seconds_left())
     scores = [row[f"f1_{c}"] for c in (*trainer.model.classes, "mean")]
     return (
-        f"{row['epoch']:5}  {row['side']:4}  {row['train_loss']:10.4f}  {row['val_loss']:8.4f}  "
+        f"{row['epoch']:5}  {row['train_loss']:10.4f}  {row['val_loss']:8.4f}  "
         + "  ".join(f"{v:{max(len(c) + 3, 5)}.3f}" for c, v in zip((*trainer.model.classes, "mean"), scores))
         + f"  {row['cells_per_second']:7.1f}  {left // 3600:2}:{left // 60 % 60:02}:{left % 60:02}"
     )
@@ -21,7 +26,7 @@ def progress_line(trainer):
 def progress_header(classes):
     """Header of the lines of progress_line."""
     names = "  ".join(f"{'F1 ' + c:>{max(len(c) + 3, 5)}}" for c in (*classes, "mean"))
-    return f"epoch  side  train loss  val loss  {names}  cells/s      left"
+    return f"epoch  train loss  val loss  {names}  cells/s      left"
 
 
 def make_report(labels, probabilities, thresholds, rows, classes, by):
@@ -85,12 +90,12 @@ def report_text(report, name):
     return "\n".join(lines)
 
 
-def write_predictions(judged, classes, path, extra=()):
-    """A judged table as CSV: file name, extra columns, labels, probabilities, thresholds."""
-    columns = ["filename", "turn", *extra, *classes, *(f"{k}_{c}" for k in ("p", "threshold") for c in classes)]
-    columns.remove("turn") if (judged["turn"] == "").all() else None
+def write_predictions(predicted, classes, path, extra=()):
+    """A table with predictions as CSV: file name, extra columns, labels, probabilities, thresholds."""
+    columns = ["filename", "transform", *extra, *classes, *(f"{k}_{c}" for k in ("p", "threshold") for c in classes)]
+    columns.remove("transform") if (predicted["transform"] == "").all() else None
     with atomic_path(path) as temporary:
-        judged[columns].to_csv(temporary, sep=";", index=False)
+        predicted[columns].to_csv(temporary, sep=";", index=False)
 
 
 def open_tensorboard(folder, epoch):
@@ -98,7 +103,7 @@ def open_tensorboard(folder, epoch):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise InputError("--tensorboard: TensorBoard is not installed; `pip install tensorboard`") from None
+        raise InputError("TensorBoard is not installed; `pip install tensorboard`") from None
     return SummaryWriter(str(folder), purge_step=epoch + 1)
 
 
@@ -115,3 +120,37 @@ def write_tensorboard(writer, trainer):
         names = (" and ".join(c for c, y in zip(trainer.model.classes, row) if y) or "neither" for row in labels)
         writer.add_text("labels of the examples", ", ".join(names), epoch)
     writer.flush()
+
+
+def write_results(predicted, dataset, classes, by, out, prefix, name, more):
+    """Report, plots, and the table on the screen, of a predicted test part (or of all cells, out of fold).
+
+    predicted: table with labels, p_... and threshold_... columns. dataset: CellDataset of its rows. by: what the split
+    kept together. prefix: of the files' names. name: what predicted, for the table. more: dict to add to the report.
+    """
+    labels, probabilities, thresholds = (
+        predicted[[f"{k}{c}" for c in classes]].to_numpy(np.float64) for k in ("", "p_", "threshold_")
+    )
+    report = {**make_report(labels, probabilities, thresholds, predicted, classes, by), **more}
+    with atomic_path(out / "checkpoints" / f"{prefix}report.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=1))
+    plots = out / "plots"
+    plot_precision_recall(labels, probabilities, thresholds, classes, plots / f"{prefix}precision_recall.png")
+    plot_reliability(labels, probabilities, classes, plots / f"{prefix}reliability.png")
+    plot_errors(labels, probabilities, thresholds, dataset, classes, plots / f"{prefix}errors.png")
+    print(report_text(report, name))
+    print(f"\n{out / 'checkpoints' / f'{prefix}report.json'} has all figures, {plots} the pictures.")
+
+
+def about(model, checkpoint):
+    """What a report says of the network and its training, as a dict."""
+    keys = ("network", "width", "classes", "mean", "std", "image_size", "normalise_brightness", "tta")
+    return {
+        "initial_weights": model.config["initial_weights"],
+        "best_epoch": checkpoint.get("epoch"),
+        "config": {k: model.config[k] for k in keys},
+        "settings": checkpoint.get("settings", {}),
+        "history": checkpoint.get("history", []),
+        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "versions": checkpoint.get("versions", {}),
+    }

@@ -1,7 +1,7 @@
-"""Draw cracks, inactive regions and harmless marks into sound cells, as additional training pictures.
+"""Draw cracks, inactive regions and distractors into defect-free cells, as additional training pictures.
 
 >>> defects = SyntheticDefects()
->>> images, labels, places = defects.draw(images, labels, torch.rand(NUMBERS, len(images)))
+>>> images, labels, aux_masks = defects.draw(images, labels, torch.rand(NUMBERS, len(images)))
 
 What cracks and dead regions look like, and how dark they are, follows real ones (doc/results.md);
 the drawings are masks, drawn once and then laid over cells in ever new combinations, orientations
@@ -20,11 +20,11 @@ from elcells.distributed import send
 from elcells.files import InputError
 from elcells.pictures import CLASSES, IMAGE_SIZE, THREADS
 
-SHARE = 0.5  # of the sound cells that get a defect
+SHARE = 0.5  # of the defect-free cells that get a defect
 KINDS = (0.6, 0.12, 0.28)  # of these: crack only, inactive only, both
-HARMLESS = 0.4  # share of all sound cells that get harmless marks, with or without a defect
-STRENGTHS = {"crack": (0.15, 0.65), "inactive": (0.72, 0.96), "harmless": (0.16, 1.0)}  # of light, where a mask is 1
-COUNTS = {"crack": 1500, "inactive": 700, "harmless": 500}
+DISTRACTORS = 0.4  # share of all defect-free cells that get distractors, with or without a defect
+STRENGTHS = {"crack": (0.15, 0.65), "inactive": (0.72, 0.96), "distractor": (0.16, 1.0)}  # of light, where a mask is 1
+COUNTS = {"crack": 1500, "inactive": 700, "distractor": 500}
 UNIT = 300  # the drawings' coordinates are pixels of a cell of this side
 NUMBERS = 3 + 3 * 5  # random numbers that a cell takes
 FINE = 2  # lines are drawn so many times larger and averaged down
@@ -33,7 +33,7 @@ FINE = 2  # lines are drawn so many times larger and averaged down
 # ---------------------------------------------------------------- drawing one mask
 
 
-def walk(rng, start, angle, length, wobble, step=6):
+def random_polyline(rng, start, angle, length, wobble, step=6):
     """Points of a line that starts at `start` and wanders, until it is long enough or leaves the cell."""
     points = [start]
     for _ in range(max(2, int(length / step))):
@@ -84,13 +84,15 @@ def crack(rng, size):
             along = rng.uniform(10, UNIT - 10)
             start = [(along, 8), (along, UNIT - 8), (8, along), (UNIT - 8, along)][rng.integers(4)]
         length, angle, wobble = log_uniform(rng, 18, 420), crack_angle(rng), rng.choice([0.02, 0.06, 0.2])
-        line = walk(rng, start, angle, length, wobble)
+        line = random_polyline(rng, start, angle, length, wobble)
         lines.append(line)
         if rng.random() < 0.5 and length > 40:  # a branch
             start_of_branch = line[rng.integers(len(line))]
-            lines.append(walk(rng, start_of_branch, crack_angle(rng), length * rng.uniform(0.2, 0.7), wobble))
+            lines.append(
+                random_polyline(rng, start_of_branch, crack_angle(rng), length * rng.uniform(0.2, 0.7), wobble)
+            )
         if rng.random() < 0.3:  # on in the other direction, which makes a star of a start within the cell
-            lines.append(walk(rng, start, angle + math.pi + rng.normal() * 0.2, length * 0.6, wobble))
+            lines.append(random_polyline(rng, start, angle + math.pi + rng.normal() * 0.2, length * 0.6, wobble))
     mask = lines_mask(lines, rng.uniform(1, 2.6), rng.uniform(0.6, 1.3), size)
     if rng.random() < 0.3 and len(lines[0]) > 4:
         depth = rng.choice([-1, 1]) * rng.uniform(20, 95)
@@ -140,7 +142,7 @@ def contacts(rng, size):
     return mask
 
 
-def harmless(rng, size):
+def distractor(rng, size):
     """What must not be called a defect: contacts, and up to half as dark as these may be (0.5 in the mask, not 0.9),
     interrupted fingers (upright streaks), soft blobs, stains."""
     kind = rng.random()
@@ -173,9 +175,11 @@ class SyntheticDefects:
 
     def __init__(self, classes=CLASSES, size=IMAGE_SIZE, seed=0, device="cpu", counts=COUNTS):
         if not set(CLASSES) <= set(classes):
-            raise InputError(f"--synthetic: draws {' and '.join(CLASSES)}, which the labels lack; leave it out")
+            raise InputError(
+                f"labels {', '.join(classes)}: only {' and '.join(CLASSES)} can be drawn; train without drawn defects"
+            )
         self.column = {c: list(classes).index(c) for c in CLASSES}
-        draw = {"crack": crack, "inactive": inactive, "harmless": harmless}
+        draw = {"crack": crack, "inactive": inactive, "distractor": distractor}
         self.masks = {}
         with ThreadPoolExecutor(THREADS) as pool:
             for number, (kind, count) in enumerate(counts.items()):
@@ -189,19 +193,21 @@ class SyntheticDefects:
                 self.masks[kind] = torch.stack(list(bar)).to(device)
 
     def draw(self, images, labels, u, share=SHARE):
-        """Draw into the sound cells of a batch.
+        """Draw into the defect-free cells of a batch.
 
         images: uint8 (B, 1, S, S), on any device. labels: float (B, C) and u: float (NUMBERS, B) in 0..1, random
-            numbers from which all that is drawn follows, both on the CPU. share: of the sound cells that get a defect.
-        Returns (images, labels, places), new tensors; the labels say what was drawn, places, uint8 (B, C, S, S), where.
+            numbers from which all that is drawn follows, both on the CPU. share: of the defect-free cells that get a
+            defect.
+        Returns (images, labels, aux_masks), new tensors; the labels say what was drawn, aux_masks, uint8 (B, C, S, S),
+        where.
         Cells with a label are left alone.
         """
-        sound = labels.amax(1) == 0
-        cracked = sound & (u[0] < share) & ((u[1] < KINDS[0]) | (u[1] >= KINDS[0] + KINDS[1]))
-        dead = sound & (u[0] < share) & (u[1] >= KINDS[0])
+        defect_free = labels.amax(1) == 0
+        cracked = defect_free & (u[0] < share) & ((u[1] < KINDS[0]) | (u[1] >= KINDS[0] + KINDS[1]))
+        dead = defect_free & (u[0] < share) & (u[1] >= KINDS[0])
         images, labels = images.clone(), labels.clone()
-        places = images.new_zeros(len(images), labels.shape[1], *images.shape[2:])
-        chosen = {"harmless": sound & (u[2] < HARMLESS), "crack": cracked, "inactive": dead}
+        aux_masks = images.new_zeros(len(images), labels.shape[1], *images.shape[2:])
+        chosen = {"distractor": defect_free & (u[2] < DISTRACTORS), "crack": cracked, "inactive": dead}
         for (kind, cells), v in zip(chosen.items(), u[3:].split(5)):
             rows = cells.nonzero()[:, 0]
             v, (low, high) = send(v[:, rows].contiguous(), images.device), STRENGTHS[kind]
@@ -209,12 +215,12 @@ class SyntheticDefects:
             x, y, turned = (v[2:] < 0.5)[:, :, None, None]
             masks = torch.where(x, masks.flip(-1), masks)
             masks = torch.where(y, masks.flip(-2), masks)
-            if kind != "harmless":  # fingers run upright
+            if kind != "distractor":  # fingers run upright
                 masks = torch.where(turned, masks.transpose(-1, -2), masks)
             strength = (low + (high - low) * v[1])[:, None, None]
             there = send(rows, images.device)
             images[there, 0] = (images[there, 0] * (1 - strength / 255 * masks)).to(torch.uint8)
             if kind in self.column:
                 labels[rows, self.column[kind]] = 1
-                places[there, self.column[kind]] = masks
-        return images, labels, places
+                aux_masks[there, self.column[kind]] = masks
+        return images, labels, aux_masks

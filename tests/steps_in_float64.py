@@ -28,13 +28,17 @@ def printed_step(self, images, labels, **more):
 
 
 def in_double(self, images):
-    logits, seen = self.seen(images)
-    return logits, self.head(seen)
+    logits, features = self.features(images)
+    return logits, self.head(features)
 
 
-trainer.augment = lambda *args: single_augment(*args).double()
+def augment_in_double(*args):
+    return single_augment(*args).double()
+
+
+trainer.augment = augment_in_double
 trainer.Trainer.train_step = printed_step
-trainer.WithPlaces.forward = in_double
+trainer.WithAuxiliaryHead.forward = in_double
 CellClassifier.forward = lambda self, images: self.network(self.normalise(images))
 with processes(torch.device("cpu")), tempfile.TemporaryDirectory() as folder:
     cells = data.read_table(sys.argv[1]).head(39)  # in batches of 8 and 7: unequal shares
@@ -43,8 +47,15 @@ with processes(torch.device("cpu")), tempfile.TemporaryDirectory() as folder:
     torch.manual_seed(0)
     model = build_model("resnet", width=16, image_size=64)
     rows = data.CellDataset(cells, pictures)
-    defects = SyntheticDefects(size=64, counts={"crack": 9, "inactive": 9, "harmless": 9})
-    options = {"batch_size": 8, "turns": True, "synthetic": 0.5, "places": 1.0, "defects": defects, "noise": 15}
+    defects = SyntheticDefects(size=64, counts={"crack": 9, "inactive": 9, "distractor": 9})
+    options = {
+        "batch_size": 8,
+        "dihedral": True,
+        "synthetic": 0.5,
+        "aux_loss": 1.0,
+        "defects": defects,
+        "noise_std": 15,
+    }
     run = trainer.Trainer(model, rows, rows, folder, **options)
     torch.set_default_dtype(torch.float32)
     run._train_epoch()

@@ -9,7 +9,7 @@ from PIL import Image
 
 import data
 from elcells import pictures as pictures_module
-from elcells.augment import augment, draw_changes, shrink
+from elcells.augment import augment, draw_changes
 from elcells.files import InputError
 from elcells.pictures import load_pictures, read_picture
 
@@ -130,14 +130,14 @@ def test_no_group_crosses_the_split(table, by):
 def test_variants_as_files_never_cross_the_split(table):
     rows = data.expand_variants(table.head(300))
     rows["filename"] = [f"images/{v}{p.name}" for v, p in zip(rows["variant"], rows["path"])]
-    train, test = data.split_cells(rows.assign(turn=""), 0.2)
+    train, test = data.split_cells(rows.assign(transform=""), 0.2)
     assert not set(train["cell"]) & set(test["cell"])
 
 
 def test_the_naive_split_by_row_does_leak(table):
     train, test = data.split_cells(data.expand_variants(table), by="row")
     assert set(test["cell"]) & set(train["cell"])
-    assert not set(test["filename"] + test["turn"]) & set(train["filename"] + train["turn"])
+    assert not set(test["filename"] + test["transform"]) & set(train["filename"] + train["transform"])
 
 
 @pytest.mark.parametrize("by, tolerance", [("cell", 0.005), ("module", 0.03)])
@@ -155,7 +155,7 @@ def test_every_picture_is_tested_in_one_fold_and_no_group_crosses(table, by):
         train, val, test = data.fold_parts(table, 5, fold, by)
         keys = [set(data.groups(part, by)) for part in (train, val, test)]
         assert not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
-        tested += list(test["filename"] + test["turn"])
+        tested += list(test["filename"] + test["transform"])
         assert abs(test["crack"].mean() - table["crack"].mean()) < (0.05 if by == "module" else 0.002)
     assert len(tested) == len(set(tested)) == (6 if by == "row" else 1) * len(table)
 
@@ -187,7 +187,7 @@ def test_limit_takes_a_stratified_handful(table):
     assert len(few) == 24 and data.combination(few).value_counts().min() >= 3
     many = data.limit_cells(table, 500)
     assert data.combination(many).value_counts()["crack=0 inactive=0"] == pytest.approx(389, abs=2)
-    with pytest.raises(InputError, match="--limit 5: too few"):
+    with pytest.raises(InputError, match="5 cells are too few"):
         data.limit_cells(table, 5)
 
 
@@ -215,8 +215,8 @@ def test_variants_are_bit_exact_in_memory_and_as_files(elpv, tmp_path):
     pictures, index = load_pictures(cells)
     rows["picture"] = np.tile(index, 6)
     images, labels = data.CellDataset(rows, pictures).batch(range(30))
-    for image, turn, path in zip(images, rows["turn"], rows["path"]):
-        assert np.array_equal(image[0].numpy(), expected[turn](as_is[path.name]))
+    for image, transform, path in zip(images, rows["transform"], rows["path"]):
+        assert np.array_equal(image[0].numpy(), expected[transform](as_is[path.name]))
     assert np.array_equal(labels.numpy(), rows[["crack", "inactive"]].to_numpy(np.float32))
 
 
@@ -336,7 +336,7 @@ def test_augmentation_is_small_and_follows_from_its_generator(small):
 def test_with_turns_all_eight_symmetries_come_equally_often_and_exactly(small):
     _, pictures = small
     image = torch.from_numpy(pictures[:1].copy())
-    changes = draw_changes(800, torch.Generator().manual_seed(0), turns=True)
+    changes = draw_changes(800, torch.Generator().manual_seed(0), dihedral=True)
     exact = changes.clone()
     exact[:, :, :2] = exact[:, :, :2].round()
     exact[:, :, 2] = 0
@@ -351,17 +351,6 @@ def test_with_turns_all_eight_symmetries_come_equally_often_and_exactly(small):
     assert (plain[:, 0, 1] == 0).all()
 
 
-def test_smaller_pictures_are_shrunk_with_antialiasing(small):
-    cells, pictures = small
-    images, _ = data.CellDataset(cells, pictures).batch(range(8))
-    changes = draw_changes(8, torch.Generator().manual_seed(0))
-    assert augment(images, changes, 32).shape == (8, 1, 32, 32)
-    fine = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
-    fine[..., ::2] = 255  # stripes that plain sampling would show as black or white
-    assert (shrink(fine, 16)[..., 1:-1] - 0.5).abs().max() < 0.05
-    assert torch.equal(shrink(images, 64), images / 255) and torch.equal(shrink(images), images / 255)
-
-
 def test_pictures_on_a_device_are_served_like_those_on_disk(small):
     cells, pictures = small
     turned = data.expand_variants(cells.head(4))
@@ -370,7 +359,7 @@ def test_pictures_on_a_device_are_served_like_those_on_disk(small):
     for a, b in zip(data.CellDataset(turned, pictures).batch(rows), there.batch(rows)):
         assert torch.equal(a, b)
     rotated = np.rot90(pictures[turned["picture"][4], 0], 1)
-    assert np.array_equal(there.batch([4])[0][0, 0].numpy(), rotated) and turned["turn"][4] == "rot_"
+    assert np.array_equal(there.batch([4])[0][0, 0].numpy(), rotated) and turned["transform"][4] == "rot_"
 
 
 def test_augmentation_moves_no_more_than_promised():

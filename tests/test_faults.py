@@ -47,7 +47,7 @@ def kill_and_resume(elpv, folder, kills, epochs, seed=0):
     """Kill a run of `epochs` -9 so many times at random moments, going on each time; returns how often in a write."""
     rng, last, writing = random.Random(seed), folder / "checkpoints" / "last.ckp", 0
     for _ in range(kills):
-        options = ["--resume"] if last.exists() else ["--epochs", epochs, "--keep", 1]
+        options = ["--resume"] if last.exists() else ["--epochs", epochs, "--keep-checkpoints", 1]
         process = start(elpv, folder, *options)
         before = last.stat().st_mtime_ns if last.exists() else 0
         # Most of a process's life is starting up: wait until it trains, then a random while longer.
@@ -79,7 +79,7 @@ def test_killed_at_random_moments_a_run_ends_as_one_that_was_not(elpv, tmp_path)
 
 @pytest.mark.slow
 def test_killed_fifty_times_a_run_ends_as_one_that_was_not(elpv, tmp_path):
-    assert run(elpv, tmp_path / "whole", "--epochs", 150, "--keep", 1) == 0
+    assert run(elpv, tmp_path / "whole", "--epochs", 150, "--keep-checkpoints", 1) == 0
     writing = kill_and_resume(elpv, tmp_path / "killed", kills=50, epochs=150)
     print(f"{writing} of 50 kills while a file was written")
     assert writing > 0

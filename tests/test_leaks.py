@@ -48,7 +48,7 @@ def test_two_hundred_epochs_hold_memory_and_files_flat(small, tmp_path):
     cells, pictures = small
     rows = CellDataset(cells.head(16), pictures)
     model = build_model("resnet", width=16, image_size=64)
-    trainer = Trainer(model, rows, rows, tmp_path, epochs=200, batch_size=8, keep=1)
+    trainer = Trainer(model, rows, rows, tmp_path, epochs=200, batch_size=8, keep_checkpoints=1)
     marks = {}
 
     def mark(trainer):

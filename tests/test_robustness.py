@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import functional as tv
 
 import data
 from benchmarks import robustness
@@ -43,14 +44,15 @@ def test_cuts_and_exposures_are_what_their_names_say(cells):
     assert change["noise"].sub(cells).std() == pytest.approx(15, abs=1.5)
 
 
-def test_unchanged_pictures_are_judged_as_by_the_training_itself(elpv, best, small, tmp_path, capsys):
+def test_unchanged_pictures_are_predicted_as_by_the_training_itself(elpv, best, small, tmp_path, capsys):
     out = tmp_path / "robustness.json"
     only = ["--only", "as they are", "blur, sigma 2 pixels"]
     assert robustness.main([str(best), str(best), "--part", "test", *only, "--data", str(elpv), "--out", str(out)]) == 0
     model, checkpoint = load_model(best)
     test = data.recorded_part(data.read_table(elpv), checkpoint["split"], "test")
     pictures, test["picture"] = load_pictures(test)
-    _, labels, p = evaluate(model, data.CellDataset(test, pictures), size=64)
+    small = tv.resize(torch.from_numpy(np.array(pictures)), [64], antialias=True).numpy()
+    _, labels, p = evaluate(model, data.CellDataset(test, small))
     found = json.loads(out.read_text())
     for c, f1 in zip(CLASSES, f1_scores(labels, p, model.config["thresholds"])):
         assert found["as they are"][c]["f1"] == pytest.approx(f1)
@@ -65,4 +67,4 @@ def test_a_checkpoint_without_a_record_of_its_parts_is_refused(elpv, best, tmp_p
     assert robustness.main([str(tmp_path / "bare.ckp"), "--data", str(elpv)]) == 2
     assert "bare.ckp: has no record of its parts" in capsys.readouterr().err
     with pytest.raises(InputError):
-        robustness.judge([tmp_path / "missing.ckp"], data.read_table(elpv), None, "val", [], torch.float32)
+        robustness.predict([tmp_path / "missing.ckp"], data.read_table(elpv), None, "val", [], torch.float32)

@@ -12,7 +12,7 @@ from elcells.synthetic import NUMBERS, SyntheticDefects
 
 @pytest.fixture(scope="module")
 def defects():
-    return SyntheticDefects(size=64, counts={"crack": 20, "inactive": 20, "harmless": 20})
+    return SyntheticDefects(size=64, counts={"crack": 20, "inactive": 20, "distractor": 20})
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_a_dead_region_is_much_darker_than_a_crack(defects):
 
 def test_drawings_follow_from_seed_and_numbers_and_a_share_of_the_batch_gets_its_own(defects, sound):
     images, labels = sound
-    again = SyntheticDefects(size=64, counts={"crack": 20, "inactive": 20, "harmless": 20})
+    again = SyntheticDefects(size=64, counts={"crack": 20, "inactive": 20, "distractor": 20})
     u = numbers(240)
     (a, la, pa), (b, lb, pb) = (d.draw(images, labels, u) for d in (defects, again))
     assert torch.equal(a, b) and torch.equal(la, lb) and torch.equal(pa, pb)
@@ -82,10 +82,10 @@ def test_drawings_follow_from_seed_and_numbers_and_a_share_of_the_batch_gets_its
 
 def test_labels_are_written_into_the_columns_of_their_classes(sound):
     images, _ = sound
-    some = SyntheticDefects(("finger", "inactive", "crack"), 64, counts={"crack": 9, "inactive": 9, "harmless": 9})
+    some = SyntheticDefects(("finger", "inactive", "crack"), 64, counts={"crack": 9, "inactive": 9, "distractor": 9})
     _, labels, _ = some.draw(images, torch.zeros(240, 3), numbers(240))
     assert labels[:, 0].sum() == 0 and labels[:, 2].sum() > labels[:, 1].sum() > 0
-    with pytest.raises(InputError, match="--synthetic: draws crack and inactive"):
+    with pytest.raises(InputError, match="only crack and inactive can be drawn"):
         SyntheticDefects(("finger",))
 
 
@@ -100,5 +100,5 @@ def test_contacts_are_dark_at_both_edges_alone_and_harmless():
     for i in range(20):
         mask = synthetic.contacts(np.random.default_rng(i), 300)
         assert mask[:, :3].max() > 0.5 < mask[:, -3:].max() and mask[:, 45:-45].max() == 0
-    masks = [synthetic.harmless(np.random.default_rng(i), 100).max() for i in range(60)]
+    masks = [synthetic.distractor(np.random.default_rng(i), 100).max() for i in range(60)]
     assert 0.05 < np.mean(np.array(masks) > 0.55) < 0.4  # contacts are darker than the other marks

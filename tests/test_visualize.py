@@ -1,4 +1,3 @@
-import json
 import time
 
 import numpy as np
@@ -10,7 +9,7 @@ from PIL import Image
 import data
 import visualize_activations as vis
 from elcells.pictures import read_picture
-from model import build_model, join_models, load_model, map_layers, save_checkpoint
+from model import build_model, load_model, map_layers
 
 
 def run(elpv, *more):
@@ -77,6 +76,8 @@ def test_feature_maps_are_the_networks_own(small, best):
 def test_grad_cam_of_resnet34s_last_stage_is_the_exact_class_activation_map(small):
     torch.manual_seed(0)
     model = build_model("resnet34", image_size=64).eval()
+    with torch.no_grad():
+        model.network.fc.weight.abs_()
     images = torch.from_numpy(np.array(small[1][:3, 0]))[:, None]
     logits, (last,) = vis.stage_gradients(model, images, ["layer4"])
     gradient = torch.autograd.grad(logits[:, 1].sum(), last)[0]
@@ -102,65 +103,6 @@ def test_maps_are_scaled_and_leave_the_model_as_it_was(small, best, method):
     assert all(torch.equal(v, before[k]) for k, v in model.network.state_dict().items())
     alone = vis.class_map(model, np.array(small[1][1:2, 0]), 0, method)[0]
     assert np.allclose(alone, maps[1], atol=1e-3)
-
-
-def test_the_top_pixels_are_the_top_five_percent():
-    maps = np.random.default_rng(0).random((3, 40, 40))
-    mask = vis.top_pixels(maps)
-    assert mask.sum((1, 2)).tolist() == [80] * 3
-    assert all(m[k].min() >= m[~k].max() for m, k in zip(maps, mask))
-
-
-@pytest.mark.parametrize("name", ["crack", "inactive"])
-def test_drawn_defects_lie_where_the_mask_says(small, name):
-    image = np.array(small[1][0, 0])
-    image[:] = 200
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        drawn, mask = vis.draw_defect(image, name, rng)
-        darker = image.astype(int) - drawn
-        assert 0 < mask.mean() < 0.25 and darker[mask].mean() > 25 and darker.min() >= 0
-        far = ~vis.dilation(mask, vis.disk(5))
-        assert darker[far].max() <= 1
-
-
-def test_the_check_measures_every_method_for_every_class(elpv, best, tmp_path, capsys):
-    assert run(elpv, best, "--check", "val", "--out", tmp_path) == 0
-    lines = json.loads((tmp_path / "check_val.json").read_text())
-    assert {(line["class"], line["method"]) for line in lines} == {
-        (c, m) for c in ("crack", "inactive") for m in vis.METHODS
-    }
-    assert all(-1 <= line["fall"] <= 1 and line["cells"] >= 1 for line in lines)
-    assert "Grad-CAM++ stage 3" in capsys.readouterr().out
-
-
-def test_a_map_that_marks_what_decides_makes_the_probability_fall():
-    """A network that calls a picture cracked by the darkness of one corner: its map must mark that corner."""
-    torch.manual_seed(0)
-    model = build_model("resnet", width=16, image_size=64).eval()
-    images = np.full((40, 64, 64), 180, np.uint8)
-    images[::2, :16, :16] = 20
-    labels = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).repeat(20, 1)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    noisy = torch.from_numpy(images)[:, None].float() + 10 * torch.randn(40, 1, 64, 64)
-    batch = noisy.clamp(0, 255).to(torch.uint8)
-    model.train()
-    for _ in range(25):
-        optimizer.zero_grad()
-        torch.nn.functional.binary_cross_entropy_with_logits(model(batch), labels).backward()
-        optimizer.step()
-    model.eval()
-    dark = batch[::2, 0].numpy()
-    assert vis.probabilities(model, dark)[:, 0].min() > 0.8
-    fall, elsewhere = vis.deletion(model, dark, 0, "LayerCAM 1-3", np.full_like(dark, 180))
-    assert fall > elsewhere + 0.1
-
-
-def test_a_joined_checkpoint_is_refused(elpv, best, tmp_path, capsys):
-    save_checkpoint(tmp_path / "joined.ckp", join_models([load_model(best)[0], load_model(best)[0]]))
-    assert run(elpv, tmp_path / "joined.ckp", "--out", tmp_path / "out") == 2
-    assert "a joined checkpoint has no layers of its own; give one of those" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
