@@ -1,4 +1,4 @@
-"""Measure how many cells a second a trained network judges, by each way of running it.
+"""Measure how many cells a second a trained network predicts, by each way of running it.
 
 $ python -m benchmarks.inference                  # checkpoints/best.ckp and the ONNX files of it
 $ python -m benchmarks.inference --end-to-end 300 # also predict.py on so many PNG files

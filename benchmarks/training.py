@@ -74,7 +74,7 @@ class ClassicDataset(Dataset):
 class Classic:
     """ResNet-34 with three input channels, float32, Sigmoid and BCELoss, SGD.
 
-    start: state dict of our ResNet-34, whose weights it takes over.
+    start: state dict of torchvision's ResNet-34 for our classes, whose weights it takes over.
     """
 
     def __init__(self, start):
@@ -162,14 +162,14 @@ def our_trainer(name, train, val, folder, precision, defects, seed=0, **settings
     model = build_model(name, width=32)
     weights = load_initial_weights(model, "imagenet" if name == "efficientnet_lite0" else "none")["used"]
     recipe = "fast" if weights == "random" else "finetune"
-    options = {"defects": defects, "precision": precision, "seed": seed, "keep": 0}
+    options = {"defects": defects, "precision": precision, "seed": seed, "keep_checkpoints": 0}
     return Trainer(model, train, val, folder, **RECIPES[recipe] | settings, **options), recipe
 
 
 def ways_of(args, table, precision, folder):
     """What is measured: {part: {name: (function, pictures)}}, the classic way first."""
     torch.manual_seed(0)
-    classic = Classic(build_model().network.state_dict())
+    classic = Classic(resnet34(num_classes=len(CLASSES)).state_dict())
     handful = data.limit_cells(table, 64)
     data.write_variants(handful, folder)
     files = data.read_table(folder / "data.csv")
@@ -280,7 +280,7 @@ def endless(rows, batch_size, sixth, seed, load):
 
 
 def race_ours(args, name, train, val, seed):
-    """Our recipe for a network; returns [(seconds, mean F1)] of the epochs on full pictures."""
+    """Our recipe for a network; returns [(seconds, mean F1)] of the epochs."""
     precision, settings = pick_precision(args.precision, CPU), {"epochs": args.epochs} if args.epochs else {}
     with tempfile.TemporaryDirectory() as folder:
         trainer, recipe = our_trainer(name, train, val, folder, precision, SyntheticDefects(), seed, **settings)
@@ -289,10 +289,9 @@ def race_ours(args, name, train, val, seed):
         began, points = time.monotonic(), []
 
         def tell(trainer):
-            side, f1, seconds = trainer.history[-1]["side"], trainer.history[-1]["f1_mean"], time.monotonic() - began
-            print(f"    {side:3} pixels, {seconds:.0f} s: mean F1 {f1:.3f}", flush=True)
-            if side == IMAGE_SIZE:
-                points.append((seconds, f1))
+            f1, seconds = trainer.history[-1]["f1_mean"], time.monotonic() - began
+            print(f"    {seconds:.0f} s: mean F1 {f1:.3f}", flush=True)
+            points.append((seconds, f1))
 
         trainer.fit(tell)
         return points
@@ -346,7 +345,7 @@ def race(args, table, precision, rates):
             f[f"ours, {name}"] = race_ours(args, name, ours_train, ours_val, seed)
         if args.sixths:
             torch.manual_seed(seed)
-            start = build_model().network.state_dict()
+            start = resnet34(num_classes=len(CLASSES)).state_dict()
             print(
                 f"\nseed {seed}, classic" + " (time reckoned from its measured steps)" * args.cheap_classic, flush=True
             )
@@ -376,10 +375,12 @@ import os, resource, sys, time
 started = time.monotonic()
 import numpy as np, torch
 import data
-from model import NETWORKS, build_model
-from elcells.recipes import RECIPES
-from trainer import Trainer
+from elcells.augment import draw_changes
 from elcells.distributed import pick_precision
+from elcells.pictures import load_pictures
+from elcells.recipes import RECIPES
+from model import build_model
+from trainer import Trainer
 table = data.read_table({table!r})
 read = time.monotonic()
 pictures, table["picture"] = load_pictures(table, {size})
@@ -387,7 +388,7 @@ loaded = time.monotonic()
 train, val, test = data.split_parts(table)
 sets = [data.CellDataset(data.originals(t), pictures) for t in (train, val)]
 model = build_model("resnet", width=16, image_size={size})
-settings = RECIPES["fast"] | {{"progressive": False}}
+settings = RECIPES["fast"]
 trainer = Trainer(model, *sets, {folder!r}, precision=pick_precision("auto", torch.device("cpu")), **settings)
 order = torch.randperm(len(sets[0])).numpy()
 times = []

@@ -26,7 +26,7 @@ EXPLAINED = {  # all from the default split's test part
     "star crack": "cell0467",
     "inactive corner": "cell0410",
     "both": "cell0431",
-    "sound, cloudy poly": "cell0202",
+    "no defect, cloudy poly": "cell0202",
     "interrupted fingers": "cell0998",
 }
 

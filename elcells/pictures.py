@@ -15,7 +15,7 @@ from elcells.files import InputError, atomic_path
 
 CLASSES = ("crack", "inactive")
 MEAN, STD = 0.597, 0.161  # of the cells' pixels in 0..1
-BRIGHTNESS = 0.638  # of a cell (`model.even_exposure`), the mean of ELPV's: the pixels' mean stays as it is
+BRIGHTNESS = 0.638  # of a cell (`model.normalise_brightness`), the mean of ELPV's: the pixels' mean stays as it is
 IMAGE_SIZE = 300  # side in pixels
 MAX_PIXELS = 100_000_000  # a picture that claims more is refused before it is decoded
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, of another size and with another message

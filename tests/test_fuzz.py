@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_is_loaded_or_refused_in_one_sentence(fuzz, tmp_pat
         entries = {n: archive.read(n) for n in archive.namelist()}
 
     def rezipped(raw):
-        """The archive sound, its pickle not."""
+        """The archive intact, its pickle not."""
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
             for name, content in entries.items():

@@ -1,4 +1,4 @@
-"""benchmarks/robustness.py changes pictures as it says, and judges unchanged ones as training did."""
+"""benchmarks/robustness.py changes pictures as it says, and predicts unchanged ones as training did."""
 
 import json
 

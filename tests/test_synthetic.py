@@ -16,8 +16,8 @@ def defects():
 
 
 @pytest.fixture(scope="module")
-def sound(elpv):
-    """Real sound cells many times over: images uint8 (240, 1, 64, 64), labels all zero."""
+def clean(elpv):
+    """Real defect-free cells many times over: images uint8 (240, 1, 64, 64), labels all zero."""
     cells = data.read_table(elpv)
     cells = cells[(cells["crack"] == 0) & (cells["inactive"] == 0)].head(24).reset_index(drop=True)
     pictures, cells["picture"] = load_pictures(cells, 64)
@@ -29,8 +29,8 @@ def numbers(count, seed=0):
     return torch.rand(NUMBERS, count, generator=torch.Generator().manual_seed(seed))
 
 
-def test_drawn_cells_are_labelled_with_what_was_drawn(defects, sound):
-    images, labels = sound
+def test_drawn_cells_are_labelled_with_what_was_drawn(defects, clean):
+    images, labels = clean
     before = images.clone()
     drawn, new, _ = defects.draw(images, labels, numbers(240))
     assert torch.equal(images, before) and labels.sum() == 0 and drawn.dtype == torch.uint8
@@ -40,12 +40,12 @@ def test_drawn_cells_are_labelled_with_what_was_drawn(defects, sound):
     assert 0.3 < shares[0] < 0.6 and 0.1 < shares[1] < 0.35  # 0.44 and 0.2 are meant
     untouched = (drawn == before).flatten(1).all(1)
     assert 0.15 < untouched.float().mean() < 0.45 and (new[untouched] == 0).all()
-    marked = ~untouched & (new.amax(1) == 0)  # harmless marks alone
+    marked = ~untouched & (new.amax(1) == 0)  # distractors alone
     assert marked.any()
 
 
-def test_places_are_where_the_cells_became_darker(defects, sound):
-    images, labels = sound
+def test_masks_are_where_the_cells_became_darker(defects, clean):
+    images, labels = clean
     drawn, new, places = defects.draw(images, labels, numbers(240))
     assert places.shape == (240, 2, 64, 64) and torch.equal(places.amax((2, 3)) > 0, new > 0)
     strong = places.amax(1) > 128
@@ -55,8 +55,8 @@ def test_places_are_where_the_cells_became_darker(defects, sound):
     assert 0 < few.amax(1).sum() < 0.3 * new.amax(1).sum()
 
 
-def test_cells_with_a_label_are_left_alone(defects, sound):
-    images, labels = sound
+def test_cells_with_a_label_are_left_alone(defects, clean):
+    images, labels = clean
     labels = labels.clone()
     labels[::2, 1] = 1
     drawn, new, _ = defects.draw(images, labels, numbers(240))
@@ -70,8 +70,8 @@ def test_a_dead_region_is_much_darker_than_a_crack(defects):
     assert darkest[labels[:, 1] == 1].max() < 0.35 and darkest[labels[:, 1] == 0].median() > 0.5
 
 
-def test_drawings_follow_from_seed_and_numbers_and_a_share_of_the_batch_gets_its_own(defects, sound):
-    images, labels = sound
+def test_drawings_follow_from_seed_and_numbers_and_a_share_of_the_batch_gets_its_own(defects, clean):
+    images, labels = clean
     again = SyntheticDefects(size=64, counts={"crack": 20, "inactive": 20, "distractor": 20})
     u = numbers(240)
     (a, la, pa), (b, lb, pb) = (d.draw(images, labels, u) for d in (defects, again))
@@ -80,8 +80,8 @@ def test_drawings_follow_from_seed_and_numbers_and_a_share_of_the_batch_gets_its
     assert torch.equal(part, a[1::3]) and torch.equal(labels_of_part, la[1::3])
 
 
-def test_labels_are_written_into_the_columns_of_their_classes(sound):
-    images, _ = sound
+def test_labels_are_written_into_the_columns_of_their_classes(clean):
+    images, _ = clean
     some = SyntheticDefects(("finger", "inactive", "crack"), 64, counts={"crack": 9, "inactive": 9, "distractor": 9})
     _, labels, _ = some.draw(images, torch.zeros(240, 3), numbers(240))
     assert labels[:, 0].sum() == 0 and labels[:, 2].sum() > labels[:, 1].sum() > 0
@@ -96,7 +96,7 @@ def test_the_sheet_of_drawings_is_written(elpv, tmp_path, capsys):
     assert "none.csv: can't be read" in capsys.readouterr().err
 
 
-def test_contacts_are_dark_at_both_edges_alone_and_harmless():
+def test_contacts_are_dark_at_both_edges_alone_and_no_defects():
     for i in range(20):
         mask = synthetic.contacts(np.random.default_rng(i), 300)
         assert mask[:, :3].max() > 0.5 < mask[:, -3:].max() and mask[:, 45:-45].max() == 0
