@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -194,29 +195,36 @@ def test_limit_takes_a_stratified_handful(table):
 # ---------------------------------------------------------------- pictures
 
 
-def test_variants_are_bit_exact_in_memory_and_as_files(elpv, tmp_path):
+EXPECTED = {
+    "": lambda a: a,
+    "rot_": lambda a: np.rot90(a, 1),
+    "rot2_": lambda a: np.rot90(a, 3),
+    "rot3_": lambda a: np.rot90(a, 2),
+    "mirrh_": np.flipud,
+    "mirrv_": np.fliplr,
+}
+
+
+def test_variants_are_bit_exact_as_files(elpv, tmp_path):
     cells = data.read_table(elpv).head(5)
     assert data.write_variants(cells, tmp_path / "six") == 30
     six = data.read_table(tmp_path / "six" / "data.csv")
     assert len(six) == 30 and six["cell"].nunique() == 5
     as_is = {p.name: np.asarray(Image.open(p)) for p in cells["path"]}
-    expected = {
-        "": lambda a: a,
-        "rot_": lambda a: np.rot90(a, 1),
-        "rot2_": lambda a: np.rot90(a, 3),
-        "rot3_": lambda a: np.rot90(a, 2),
-        "mirrh_": np.flipud,
-        "mirrv_": np.fliplr,
-    }
     for path, variant in zip(six["path"], six["variant"]):
-        want = expected[variant](as_is[path.name.removeprefix(variant)])
+        want = EXPECTED[variant](as_is[path.name.removeprefix(variant)])
         assert np.array_equal(np.asarray(Image.open(path)), want), path.name
+
+
+def test_variants_are_bit_exact_in_memory(elpv):
+    cells = data.read_table(elpv).head(5)
+    as_is = {p.name: np.asarray(Image.open(p)) for p in cells["path"]}
     rows = data.expand_variants(cells)
     pictures, index = load_pictures(cells)
     rows["picture"] = np.tile(index, 6)
     images, labels = data.CellDataset(rows, pictures).batch(range(30))
     for image, transform, path in zip(images, rows["transform"], rows["path"]):
-        assert np.array_equal(image[0].numpy(), expected[transform](as_is[path.name]))
+        assert np.array_equal(image[0].numpy(), EXPECTED[transform](as_is[path.name]))
     assert np.array_equal(labels.numpy(), rows[["crack", "inactive"]].to_numpy(np.float32))
 
 
@@ -257,14 +265,20 @@ def test_any_kind_of_picture_gives_the_same_gray(gray, tmp_path, kind):
     assert np.abs(read.astype(int) - gray).max() <= (2 if kind == "jpg" else 1 if kind == "CMYK" else 0)
 
 
-def test_a_picture_turned_by_exif_is_upright_and_an_animated_one_is_its_first_frame(gray, tmp_path):
+def test_a_picture_turned_by_exif_is_upright(gray, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     Image.fromarray(np.rot90(gray)).save(tmp_path / "turned.png", exif=exif)
     assert (read_picture(tmp_path / "turned.png") == gray).all()
+
+
+def test_an_animated_picture_is_its_first_frame(gray, tmp_path):
     frames = [Image.fromarray(gray), Image.fromarray(255 - gray)]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
     assert np.abs(read_picture(tmp_path / "film.gif").astype(int) - gray).max() <= 1
+
+
+def test_a_picture_of_one_pixel_fills_the_cell(tmp_path):
     Image.new("L", (1, 1), 77).save(tmp_path / "dot.png")
     assert (read_picture(tmp_path / "dot.png") == 77).all()
 
@@ -301,14 +315,29 @@ def test_a_bad_picture_is_named(gray, tmp_path, damage, monkeypatch):
         read_picture(path)
 
 
-def test_the_cache_is_mapped_and_follows_the_pictures(elpv, tmp_path):
+@pytest.fixture
+def four(elpv, tmp_path):
+    """Four rows of the table, their pictures copied to tmp_path."""
     cells = data.read_table(elpv).head(4)
-    cells["path"] = [Path(Image.open(p).copy().save(tmp_path / p.name) or tmp_path / p.name) for p in cells["path"]]
-    first, index = load_pictures(cells, 64)
+    cells["path"] = [Path(shutil.copy(p, tmp_path)) for p in cells["path"]]
+    return cells
+
+
+def test_the_cache_is_mapped_for_reading_alone(four):
+    first, _ = load_pictures(four, 64)
     assert first.shape == (4, 1, 64, 64) and isinstance(first, np.memmap) and not first.flags.writeable
+
+
+def test_the_cache_is_made_once(four, tmp_path):
+    first, _ = load_pictures(four, 64)
     caches = list(tmp_path.glob(".cache_*"))
-    again, _ = load_pictures(cells, 64)
+    again, _ = load_pictures(four, 64)
     assert list(tmp_path.glob(".cache_*")) == caches and np.array_equal(first, again)
+
+
+def test_the_cache_follows_a_changed_picture(four, tmp_path):
+    cells = four
+    again, index = load_pictures(cells, 64)
     changed = cells["path"][2]
     Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
     os.utime(changed, ns=(1, 1))
@@ -321,12 +350,15 @@ def test_the_cache_is_mapped_and_follows_the_pictures(elpv, tmp_path):
 # ---------------------------------------------------------------- augmentation
 
 
-def test_augmentation_is_small_and_follows_from_its_generator(small):
+def test_augmentation_follows_from_its_generator():
+    one, two, other = (draw_changes(16, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(one, two) and not torch.equal(one, other)
+
+
+def test_augmentation_is_small(small):
     cells, pictures = small
     images, _ = data.CellDataset(cells, pictures).batch(range(16))
-    changes = [draw_changes(16, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
-    one, two, other = (augment(images, c) for c in changes)
-    assert torch.equal(one, two) and not torch.equal(one, other)
+    one = augment(images, draw_changes(16, torch.Generator().manual_seed(1)))
     assert one.shape == images.shape and one.dtype == torch.float32 and 0 <= one.min() and one.max() <= 1
     flips = [images / 255, images.flip(-1) / 255, images.flip(-2) / 255, images.flip(-1, -2) / 255]
     nearest = torch.stack([(f - one).abs().mean((1, 2, 3)) for f in flips]).min(0).values
@@ -379,9 +411,12 @@ def test_augmentation_moves_no_more_than_promised():
     assert 0.4 < (cx > 0).float().mean() < 0.6  # flips
 
 
-def test_the_command_fills_images_and_prints_the_summary(elpv, capsys, tmp_path):
+def test_the_command_prints_the_summary(elpv, capsys, tmp_path):
     assert data.main(["--data", str(elpv), "--variants", str(tmp_path / "six")]) == 0
     out = capsys.readouterr().out
     assert out.startswith("48 cells, 48 pictures") and "288 pictures and data.csv" in out
+
+
+def test_the_command_names_a_table_that_is_not_there(capsys, tmp_path):
     assert data.main(["--data", str(tmp_path / "none.csv")]) == 2
     assert capsys.readouterr().err.startswith("data.py: ")

@@ -119,12 +119,10 @@ def test_a_nearly_black_picture_is_told_of(exported, folder, tmp_path, capsys):
     assert "<b>1</b>nearly black" in page and "&lt;i&gt;dead.png</li>" in page
 
 
-def test_an_interrupted_output_goes_on_and_ends_the_same(exported, folder, tmp_path, capsys):
+def test_a_resumed_output_ends_as_an_uninterrupted_one(exported, folder, tmp_path, capsys):
     whole, part = tmp_path / "whole.csv", tmp_path / "part.csv"
     assert run(exported, folder, "--csv", whole) == 0
     part.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])  # ends in the middle of a row
-    assert run(exported, folder, "--csv", part) == 2
-    assert "part.csv: is there already; add --resume" in capsys.readouterr().err
     assert run(exported, folder, "--csv", part, "--resume") == 0
     assert part.read_bytes() == whole.read_bytes()
     assert run(exported, folder, "--csv", part, "--resume") == 0
@@ -135,6 +133,13 @@ def test_resume_does_not_touch_a_foreign_table(exported, folder, elpv, capsys):
     before = elpv.read_bytes()
     assert run(exported, folder, "--csv", elpv, "--resume") == 2
     assert "is no output of this model" in capsys.readouterr().err and elpv.read_bytes() == before
+
+
+def test_an_output_that_is_there_is_not_overwritten(exported, folder, tmp_path, capsys):
+    (tmp_path / "part.csv").write_text("mine")
+    assert run(exported, folder, "--csv", tmp_path / "part.csv") == 2
+    assert "part.csv: is there already; add --resume" in capsys.readouterr().err
+    assert (tmp_path / "part.csv").read_text() == "mine"
 
 
 def test_globs_lists_and_files(exported, folder, monkeypatch, capsys):
@@ -167,15 +172,21 @@ def test_no_more_pictures_are_held_than_a_few_batches(folder):
     assert n == 60 and max(ahead) == 4 * (predict.BATCHES_AHEAD - 1)
 
 
-def test_the_report_is_one_page_and_escapes_names(exported, folder, tmp_path):
+def test_the_report_escapes_names(exported, folder, tmp_path):
     (folder / 'cell"><script>alert(1)<script>.png').write_bytes(next(folder.glob("*.png")).read_bytes())
     (folder / "<b>broken.png").write_bytes(b"")
+    assert run(exported, folder, "--report", tmp_path / "out.html") == 3
+    page = (tmp_path / "out.html").read_text()
+    assert "alert(1)<script>" not in page and "<b>broken" not in page and "&lt;b&gt;broken.png" in page
+
+
+def test_the_report_is_one_page_of_all_defective_cells(exported, folder, tmp_path):
+    (folder / "broken.png").write_bytes(b"")
     assert run(exported, folder, "--report", tmp_path / "out.html") == 3
     page, table = (tmp_path / "out.html").read_text(), rows(tmp_path / "out.csv")
     positive = [r for r in table if r["crack"] == "1" or r["inactive"] == "1"]
     assert page.count("<img ") == len(positive) and page.count("data:image/jpeg;base64,") == len(positive)
     assert f"<b>{len(table)}</b>cells" in page and "<b>1</b>unreadable" in page
-    assert "alert(1)<script>" not in page and "<b>broken" not in page and "&lt;b&gt;broken.png" in page
     assert "http" not in page
 
 

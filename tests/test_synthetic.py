@@ -70,12 +70,18 @@ def test_a_dead_region_is_much_darker_than_a_crack(defects):
     assert darkest[labels[:, 1] == 1].max() < 0.35 and darkest[labels[:, 1] == 0].median() > 0.5
 
 
-def test_drawings_follow_from_seed_and_numbers_and_a_share_of_the_batch_gets_its_own(defects, clean):
+def test_drawings_follow_from_seed_and_numbers(defects, clean):
     images, labels = clean
     again = SyntheticDefects(size=64, counts={"crack": 20, "inactive": 20, "distractor": 20})
     u = numbers(240)
     (a, la, pa), (b, lb, pb) = (d.draw(images, labels, u) for d in (defects, again))
     assert torch.equal(a, b) and torch.equal(la, lb) and torch.equal(pa, pb)
+
+
+def test_a_share_of_the_batch_gets_the_drawings_that_it_had_in_the_batch(defects, clean):
+    images, labels = clean
+    u = numbers(240)
+    a, la, _ = defects.draw(images, labels, u)
     part, labels_of_part, _ = defects.draw(images[1::3], labels[1::3], u[:, 1::3])
     assert torch.equal(part, a[1::3]) and torch.equal(labels_of_part, la[1::3])
 

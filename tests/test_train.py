@@ -203,34 +203,55 @@ def test_random_weights_are_taken_where_they_are_asked_for(elpv, tmp_path, capsy
     assert report["initial_weights"]["used"] == "random" and report["settings"]["recipe"] == "fast"
 
 
-def test_cross_validation_predicts_every_cell_by_a_network_that_never_saw_it_and_goes_on(elpv, tmp_path, capsys):
-    options = [*SMALL, "--epochs", "1", "--folds", "3", "--out", str(tmp_path)]
+@pytest.fixture(scope="module")
+def folds(elpv, tmp_path_factory):
+    """The folder of a cross-validation of three folds, an epoch each."""
+    out = tmp_path_factory.mktemp("folds")
+    options = [*SMALL, "--epochs", "1", "--folds", "3", "--out", str(out)]
     assert train.main(["--data", str(elpv), *options]) == 0
-    checkpoints = tmp_path / "checkpoints"
-    oof = pd.read_csv(checkpoints / "oof.csv", sep=";")
-    table = pd.read_csv(elpv, sep=";")
+    return out
+
+
+def test_cross_validation_predicts_every_cell_once(folds, elpv):
+    oof, table = (pd.read_csv(p, sep=";") for p in (folds / "checkpoints" / "oof.csv", elpv))
     assert sorted(oof["filename"]) == sorted(table["filename"]) and oof["fold"].nunique() == 3
-    for fold, rows in oof.groupby("fold"):
-        split = read_checkpoint(checkpoints / f"fold_{fold}" / "best.ckp")["split"]
+
+
+def test_each_fold_is_predicted_by_a_network_that_never_saw_it(folds):
+    for fold, rows in pd.read_csv(folds / "checkpoints" / "oof.csv", sep=";").groupby("fold"):
+        split = read_checkpoint(folds / "checkpoints" / f"fold_{fold}" / "best.ckp")["split"]
         assert {c.split("/")[-1] for c in split["test"]} == {f[7:-4] for f in rows["filename"]}
         assert not set(split["test"]) & set(split["val"])
-        metrics = pd.read_csv(checkpoints / f"fold_{fold}" / "metrics.csv", sep=";")
-        assert len(metrics) == 1
-    report = json.loads((checkpoints / "report.json").read_text())
+
+
+def test_the_report_of_a_cross_validation_is_of_all_folds(folds):
+    oof = pd.read_csv(folds / "checkpoints" / "oof.csv", sep=";")
+    report = json.loads((folds / "checkpoints" / "report.json").read_text())
     called = oof["p_crack"] >= oof["threshold_crack"]
     assert report["at_threshold"]["crack"]["tp"] == (called & (oof["crack"] == 1)).sum() and report["cells"] == 48
 
-    # One fold lost its predictions, one was never begun: only these are made anew.
+
+def test_a_fold_keeps_one_snapshot(folds):
+    assert [len(list((folds / "checkpoints" / f"fold_{k}").glob("checkpoint_*.ckp"))) for k in range(3)] == [1, 1, 1]
+
+
+def test_a_resumed_cross_validation_trains_only_what_is_missing(folds, tmp_path, capsys):
+    """One fold lost its predictions, one was never begun."""
+    shutil.copytree(folds, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
     (checkpoints / "fold_1" / "predictions.csv").unlink()
     shutil.rmtree(checkpoints / "fold_2")
     kept = (checkpoints / "fold_0" / "best.ckp").stat().st_mtime_ns
-    capsys.readouterr()
-    assert train.main(["--resume", "--out", str(tmp_path)]) == 0
+    assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 0
     text = capsys.readouterr().out
     assert "fold 1 of 3" not in text and "fold 2 of 3" in text and "fold 3 of 3" in text
     assert (checkpoints / "fold_0" / "best.ckp").stat().st_mtime_ns == kept
-    pd.testing.assert_frame_equal(pd.read_csv(checkpoints / "oof.csv", sep=";"), oof)
-    assert train.main(["--resume", "--out", str(tmp_path), "--epochs", "2"]) == 2
+    oof = (pd.read_csv(p / "checkpoints" / "oof.csv", sep=";") for p in (folds, tmp_path / "run"))
+    pd.testing.assert_frame_equal(*oof)
+
+
+def test_a_resumed_cross_validation_refuses_other_options(folds, capsys):
+    assert train.main(["--resume", "--out", str(folds), "--epochs", "2"]) == 2
     assert "--epochs can't change on --resume (it was 1)" in capsys.readouterr().err
 
 
@@ -418,11 +439,15 @@ def test_resume_takes_settings_of_before(finished, tmp_path, capsys):
     assert "not a checkpoint to go on from" in capsys.readouterr().err
 
 
-def test_the_classic_recipe_trains_on_the_six_variants_and_can_be_lengthened(elpv, tmp_path):
+def test_the_classic_recipe_trains_on_the_six_variants(elpv, tmp_path):
     assert run(elpv, tmp_path, "--recipe", "classic", "--epochs", "1", "--lr", "0.005") == 0
     checkpoint = read_checkpoint(tmp_path / "checkpoints" / "last.ckp")
     assert not checkpoint["config"]["normalise_brightness"]
     assert checkpoint["rows"] == 6 * (48 - len(checkpoint["split"]["test"]) - len(checkpoint["split"]["val"]))
     assert checkpoint["metrics"]["lr"] == 0.005 and checkpoint["settings"]["batch_size"] == 8
+
+
+def test_a_classic_run_can_be_lengthened(elpv, tmp_path):
+    assert run(elpv, tmp_path, "--recipe", "classic", "--epochs", "1") == 0
     assert train.main(["--resume", "--out", str(tmp_path), "--epochs", "2"]) == 0
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckp")["epoch"] == 2

@@ -167,17 +167,20 @@ def test_sixteen_cells_can_be_learnt_by_heart(small, tmp_path):
     assert [table[c]["average_precision"] for c in ("crack", "inactive")] == [1.0, 1.0]
 
 
-def test_every_epoch_leaves_a_snapshot_and_best_is_the_best(small, tmp_path):
+def test_every_epoch_leaves_a_snapshot(small, tmp_path):
+    make_trainer(small, tmp_path, epochs=3).fit()
+    epochs = [load_model(p)[1]["epoch"] for p in sorted(tmp_path.glob("checkpoint_*.ckp"))]
+    assert epochs == [1, 2, 3] and load_model(tmp_path / "last.ckp")[1]["epoch"] == 3
+
+
+def test_the_best_checkpoint_is_the_snapshot_of_the_best_epoch(small, tmp_path):
     trainer = make_trainer(small, tmp_path, epochs=4)
     trainer.fit()
-    snapshots = sorted(p.name for p in tmp_path.glob("checkpoint_*.ckp"))
-    assert snapshots == [f"checkpoint_00{i}.ckp" for i in range(4)]
     best = max(trainer.history, key=lambda e: (e["f1_mean"], -e["val_loss"]))
     model, checkpoint = load_model(tmp_path / "best.ckp")
-    assert checkpoint["metrics"] == best and checkpoint["epoch"] == best["epoch"]
-    same, _ = load_model(tmp_path / snapshots[best["epoch"] - 1])
+    assert checkpoint["metrics"] == best
+    same, _ = load_model(tmp_path / f"checkpoint_{best['epoch'] - 1:03}.ckp")
     assert equal(model.network.state_dict(), same.network.state_dict())
-    assert load_model(tmp_path / "last.ckp")[1]["epoch"] == 4
 
 
 def test_a_snapshot_holds_only_what_it_takes_to_use_it(small, tmp_path):
@@ -210,13 +213,19 @@ def test_resume_refuses_another_run(small, tmp_path):
         make_trainer(small, tmp_path, rows=30).resume(tmp_path / "last.ckp")
 
 
-def test_evaluation_takes_every_cell_once_and_changes_nothing(small, tmp_path):
+def test_evaluation_takes_every_cell_once(small, tmp_path):
     trainer = make_trainer(small, tmp_path)
-    before = weights(trainer)
     loss, labels, probabilities = trainer.evaluate(trainer.train_set)
-    assert equal(before, weights(trainer)) and np.array_equal(labels, trainer.train_set.labels)
+    assert np.array_equal(labels, trainer.train_set.labels)
     bce = torch.nn.functional.binary_cross_entropy(torch.from_numpy(probabilities), torch.from_numpy(labels))
     assert loss == pytest.approx(float(bce), rel=1e-4)
+
+
+def test_evaluation_changes_nothing(small, tmp_path):
+    trainer = make_trainer(small, tmp_path)
+    before = weights(trainer)
+    trainer.evaluate(trainer.train_set)
+    assert equal(before, weights(trainer))
 
 
 def test_the_learning_rate_warms_up_and_ends_at_nothing(small, tmp_path):
@@ -228,17 +237,21 @@ def test_the_learning_rate_warms_up_and_ends_at_nothing(small, tmp_path):
     assert trainer.history[-1]["lr"] == pytest.approx(0.1 * warmup_cosine(9.5 / 10))
 
 
-def test_defective_cells_are_drawn_more_often_and_an_epoch_stays_as_long(small, tmp_path):
+def test_oversampled_cells_are_drawn_more_often(small, tmp_path):
     trainer = make_trainer(small, tmp_path, oversample=3)
     labelled = trainer.train_set.labels.any(1)
     orders = []
     for trainer.epoch in range(200):
         orders.append(trainer._order())
     count = np.bincount(np.concatenate(orders), minlength=40)
-    assert all(len(o) == 40 for o in orders) and not np.array_equal(orders[0], orders[1])
     assert count[labelled].mean() / count[~labelled].mean() == pytest.approx(3, rel=0.1)
-    trainer.oversample = 1
-    assert sorted(trainer._order()) == list(range(40))
+    assert not np.array_equal(orders[0], orders[1])
+
+
+@pytest.mark.parametrize("oversample", [1, 3])
+def test_an_epoch_stays_as_long(small, tmp_path, oversample):
+    order = make_trainer(small, tmp_path, oversample=oversample)._order()
+    assert len(order) == 40 and (oversample > 1 or sorted(order) == list(range(40)))
 
 
 @pytest.mark.parametrize("aux_loss", [0.0, 1.0])
@@ -300,22 +313,31 @@ def test_cells_with_real_defects_have_no_weight_in_the_auxiliary_loss(small, tmp
     assert 0 < clean.sum() < 8 and batch["aux_weight"].tolist() == pytest.approx(clean * 8 / clean.sum())
 
 
-def test_noise_is_in_half_of_the_pictures_up_to_its_level_and_follows_from_the_step(small, tmp_path, monkeypatch):
-    trainer = make_trainer(small, tmp_path, noise_std=20.0)
-    rows = np.arange(40)
-    noise = trainer.batch(rows)["noise"]
-    assert noise.shape == (40, 1, 64, 64)
+def test_noise_is_in_half_of_the_pictures_up_to_its_level(small, tmp_path):
+    noise = make_trainer(small, tmp_path, noise_std=20.0).batch(np.arange(40))["noise"]
     sigma = 255 * noise.std((1, 2, 3))
-    assert 10 < (sigma == 0).sum() < 30 and 10 < sigma.max() < 21 and sigma[sigma > 0].median() < 10
+    assert noise.shape == (40, 1, 64, 64) and 10 < (sigma == 0).sum() < 30
+    assert 10 < sigma.max() < 21 and sigma[sigma > 0].median() < 10
+
+
+def test_noise_follows_from_the_step(small, tmp_path):
+    trainer, rows = make_trainer(small, tmp_path, noise_std=20.0), np.arange(40)
+    noise = trainer.batch(rows)["noise"]
     assert torch.equal(noise, trainer.batch(rows)["noise"])
     trainer.step = 1
     assert not torch.equal(noise, trainer.batch(rows)["noise"])
-    trainer.step = 0
-    with monkeypatch.context() as second_of_four:
-        second_of_four.setattr("trainer.rank", lambda: 1)
-        second_of_four.setattr("trainer.world", lambda: 4)
-        assert torch.equal(trainer.batch(rows)["noise"], noise[1::4])
-    assert make_trainer(small, tmp_path).batch(rows)["noise"] is None
+
+
+def test_each_process_has_its_share_of_the_noise(small, tmp_path, monkeypatch):
+    trainer, rows = make_trainer(small, tmp_path, noise_std=20.0), np.arange(40)
+    noise = trainer.batch(rows)["noise"]
+    monkeypatch.setattr("trainer.rank", lambda: 1)
+    monkeypatch.setattr("trainer.world", lambda: 4)
+    assert torch.equal(trainer.batch(rows)["noise"], noise[1::4])
+
+
+def test_without_noise_there_is_none(small, tmp_path):
+    assert make_trainer(small, tmp_path).batch(np.arange(40))["noise"] is None
 
 
 def test_the_network_sees_the_noise(small, tmp_path):

@@ -94,15 +94,21 @@ def test_maps_are_made_of_layers_of_falling_size_that_are_not_negative(small, na
 
 
 @pytest.mark.parametrize("method", list(vis.METHODS))
-def test_maps_are_scaled_and_leave_the_model_as_it_was(small, best, method):
+def test_maps_are_scaled(small, best, method):
     model, _ = load_model(best)
-    before = {k: v.clone() for k, v in model.network.state_dict().items()}
     maps = vis.class_map(model, np.array(small[1][:4, 0]), 0, method)
     assert maps.shape == (4, 64, 64) and maps.dtype == np.float32 and maps.min() >= 0
     assert all(m.max() == pytest.approx(1) or not m.any() for m in maps)
-    assert all(torch.equal(v, before[k]) for k, v in model.network.state_dict().items())
     alone = vis.class_map(model, np.array(small[1][1:2, 0]), 0, method)[0]
     assert np.allclose(alone, maps[1], atol=1e-3)
+
+
+def test_a_map_leaves_the_model_as_it_was(small, best):
+    model, _ = load_model(best)
+    before = {k: v.clone() for k, v in model.network.state_dict().items()}
+    vis.class_map(model, np.array(small[1][:4, 0]), 0, vis.SHARP)
+    assert all(torch.equal(v, before[k]) for k, v in model.network.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize(
