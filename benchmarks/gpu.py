@@ -73,7 +73,8 @@ class Bench:
 
     def timed(self, run, seconds=1.0, least=5):
         """Median seconds of run(), each time until the device is done, after two to warm up."""
-        run(), run()
+        for _ in range(2):
+            run()
         self.synchronise()
         times, end = [], time.perf_counter() + (0.1 if self.args.tiny else seconds)
         while len(times) < least or time.perf_counter() < end:
@@ -85,7 +86,8 @@ class Bench:
 
     def rate(self, run, seconds=1.0):
         """Runs a second of run() in a row, as in training: the device is waited for at the end alone."""
-        run(), run()
+        for _ in range(2):
+            run()
         self.synchronise()
         started, count = time.perf_counter(), 0
         while count < 5 or time.perf_counter() - started < (0.1 if self.args.tiny else seconds):

@@ -59,4 +59,5 @@ def move_aside(out):
 
 
 def first_line(error):
+    """First line of an exception's message, at most 200 characters; the name of its kind where it has none."""
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -73,13 +73,15 @@ def write_report(table, target, engine, model):
             pictures += 1
             if row[-1]:
                 failed += 1
-                errors.append(row) if len(errors) < REPORT_CELLS else None
+                if len(errors) < REPORT_CELLS:
+                    errors.append(row)
                 continue
             found, p = np.array(row[1 : 1 + n], int), [float(v) for v in row[1 + n : 1 + 2 * n]]
             positives += found
             if float(row[-2]) < NEARLY_BLACK:
                 black += 1
-                dark.append(row[0]) if len(dark) < REPORT_CELLS else None
+                if len(dark) < REPORT_CELLS:
+                    dark.append(row[0])
             defect_free += not found.any()
             if found.any():
                 count += 1

@@ -92,8 +92,9 @@ def report_text(report, name):
 
 def write_predictions(predicted, classes, path, extra=()):
     """A table with predictions as CSV: file name, extra columns, labels, probabilities, thresholds."""
-    columns = ["filename", "transform", *extra, *classes, *(f"{k}_{c}" for k in ("p", "threshold") for c in classes)]
-    columns.remove("transform") if (predicted["transform"] == "").all() else None
+    transform = ["transform"] if (predicted["transform"] != "").any() else []
+    figures = [f"{k}_{c}" for k in ("p", "threshold") for c in classes]
+    columns = ["filename", *transform, *extra, *classes, *figures]
     with atomic_path(path) as temporary:
         predicted[columns].to_csv(temporary, sep=";", index=False)
 
