@@ -25,20 +25,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from elcells.distributed import send
-from elcells.pictures import IMAGE_SIZE, load_pictures
-
-ROOT = Path(__file__).resolve().parent.parent
 import data
 from data import CellDataset
 from elcells.cpu import keep_freed_memory
-from elcells.distributed import autocast, pick_device
+from elcells.distributed import autocast, pick_device, send
 from elcells.files import InputError, atomic_path
+from elcells.pictures import IMAGE_SIZE, load_pictures
 from elcells.recipes import RECIPES
 from elcells.synthetic import SyntheticDefects
 from elcells.weights import load_initial_weights
 from model import NETWORKS, build_model, first_layers, load_model
 from trainer import Trainer, evaluate
+
+ROOT = Path(__file__).resolve().parent.parent
 
 DEFAULT = "efficientnet_lite0"
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}

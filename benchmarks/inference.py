@@ -24,14 +24,14 @@ import torch
 import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
-from elcells.pictures import read_picture
-
-ROOT = Path(__file__).resolve().parent.parent
 import data
 from elcells.checkpoint import find_checkpoint
 from elcells.engine import open_model
 from elcells.files import InputError, atomic_path
+from elcells.pictures import read_picture
 from model import load_model
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def eager(model):

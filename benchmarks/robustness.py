@@ -21,17 +21,17 @@ from PIL import Image
 from torchvision.transforms import functional as tv
 from tqdm import tqdm
 
-from elcells.pictures import load_pictures
-
-ROOT = Path(__file__).resolve().parent.parent
 import data
 from elcells.checkpoint import find_checkpoint
 from elcells.cpu import keep_freed_memory
 from elcells.distributed import pick_precision
 from elcells.files import InputError, atomic_path
 from elcells.metrics import metrics_table
+from elcells.pictures import load_pictures
 from model import load_model
 from trainer import evaluate
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def zoom(images, factor=1.0, shift=0, degrees=0):

@@ -27,21 +27,21 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.models import resnet34
 
-from elcells.augment import augment, draw_changes
-from elcells.pictures import CLASSES, IMAGE_SIZE, MEAN, STD, load_pictures
-
-ROOT = Path(__file__).resolve().parent.parent
 import data
 from data import CellDataset
+from elcells.augment import augment, draw_changes
 from elcells.cpu import keep_freed_memory
 from elcells.distributed import autocast, pick_precision
 from elcells.files import InputError, atomic_path
 from elcells.metrics import f1_scores
+from elcells.pictures import CLASSES, IMAGE_SIZE, MEAN, STD, load_pictures
 from elcells.recipes import RECIPES
 from elcells.synthetic import NUMBERS, SyntheticDefects
 from elcells.weights import load_initial_weights
 from model import NETWORKS, build_model
 from trainer import Trainer
+
+ROOT = Path(__file__).resolve().parent.parent
 
 CPU = torch.device("cpu")
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from elcells.files import InputError
-from elcells.pictures import read_picture
-
-ROOT = Path(__file__).resolve().parent.parent
 import data
 import visualize_activations as vis
+from elcells.files import InputError
+from elcells.pictures import read_picture
 from model import load_model
+
+ROOT = Path(__file__).resolve().parent.parent
 
 CELLS = (("cell0004", "cell1108", "cell0395", "cell0415"), ("cell2000", "cell0841", "cell0786", "cell0879"))
 NAMES = {(0, 0): "neither", (1, 0): "crack", (0, 1): "inactive", (1, 1): "crack and inactive"}
