@@ -4,15 +4,15 @@ import os
 import sys
 from pathlib import Path
 
-from elcells.pictures import load_pictures
-
 os.environ["TQDM_DISABLE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import matplotlib
 import pytest
 import torch
 
 import data
+from elcells.pictures import load_pictures
 
 matplotlib.use("Agg")
 SMALL = ["--model", "resnet", "--width", "16", "--image-size", "64", "--batch-size", "8", "--synthetic", "0"]

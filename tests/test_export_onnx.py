@@ -51,7 +51,7 @@ def test_the_mean_over_symmetries_can_be_in_the_file(best, elpv, small, tmp_path
 
 def test_normalised_brightness_is_in_both_forms_of_the_file(small, elpv, tmp_path):
     torch.manual_seed(0)
-    model = build_model("resnet34", image_size=64).eval()
+    model = build_model("resnet", width=16, image_size=64).eval()
     model.config["normalise_brightness"] = True
     save_checkpoint(tmp_path / "my.ckp", model)
     assert export(elpv, tmp_path, tmp_path / "my.ckp") == 0
@@ -96,7 +96,7 @@ def test_the_figures_of_all_files_are_written(exported):
     assert all(0 <= f["f1_unseen"] <= 1 for f in figures.values())
 
 
-@pytest.mark.parametrize("network", ["resnet", "efficientnet_lite0"])
+@pytest.mark.parametrize("network", ["resnet", pytest.param("efficientnet_lite0", marks=pytest.mark.slow)])
 def test_weights_alone_can_be_int8_and_biases_make_up_for_the_rounding(elpv, small, tmp_path, network):
     torch.manual_seed(0)
     model = build_model(network, width=32, image_size=64)
