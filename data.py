@@ -7,14 +7,14 @@ $ python data.py --variants elpv6    # write the six variants of every cell, wit
 
 import argparse
 import contextlib
-import csv
 import importlib.util
-import io
+import os
 import shutil
 import sys
 import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -22,12 +22,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from elcells.distributed import send
-from elcells.files import InputError, atomic_path
-from elcells.pictures import CLASSES, THREADS, open_picture
+from elcells.files import InputError, atomic_path, print_any_name
+from elcells.pictures import CLASSES, SUFFIXES, THREADS, as_stored, open_picture
+from elcells.tables import in_order, read_rows
 
 # torch and scikit-learn are imported where they are used: a program that only reads pictures needs neither.
 
 SPLIT_SEED = 2
+RESERVED = ("filename", "path", "cell", "variant", "transform", "picture", "fold")  # columns of our own
+IDENTIFIERS = ("module", "type")  # text, whatever they look like: 01 is not 1, 7E10 not 70E9
 
 # Prefix of a variant's file name -> (on a tensor (1, H, W), the same as a lossless Pillow operation).
 VARIANTS = {
@@ -54,43 +57,11 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
         shows) and transform (str: the variant still to be made from the file, "" as read).
     Raises InputError, naming line and column, for anything that is no such table.
     """
-    path = Path(path)
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror}); give another table") from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    reader = csv.reader(io.StringIO(text, newline=None), delimiter=";")
-    try:
-        rows = {}
-        for row in reader:
-            rows[reader.line_num] = [field.strip() for field in row]
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not a row of a ';'-separated table ({error})") from None
-    columns = rows.pop(1, [])
-    wanted = ["filename", *classes]
-    missing = [c for c in wanted if c not in columns]
-    if missing:
-        other = next((s for s in (",", "\t") if len(columns) == 1 and s in columns[0]), None)
-        if other:
-            raise InputError(f"{path}, line 1: columns are separated by {other!r}, expected ';'")
-        raise InputError(
-            f"{path}, line 1: no column {missing[0]!r} (found: {', '.join(columns)[:200] or 'nothing'}); "
-            f"the table needs {';'.join(wanted)}"
-        )
-    doubled = [c for c in dict.fromkeys(columns) if columns.count(c) > 1]
-    if doubled:
-        raise InputError(f"{path}, line 1: column {doubled[0]!r} stands there twice; remove one")
-    for line, row in rows.items():
-        if any(row[len(columns) :]):
-            raise InputError(f"{path}, line {line}: {len(row)} fields, but the header has {len(columns)}; mend the row")
-    rows = {line: (row + [""] * len(columns))[: len(columns)] for line, row in rows.items() if any(row)}
-    table = pd.DataFrame(rows.values(), list(rows), columns, dtype=str)  # its index: the lines of the file
-    if table.empty:
-        raise InputError(f"{path}: no rows below the header; add one row a picture")
+    path, wanted = Path(path), ["filename", *classes]
+    reserved = [c for c in classes if c in RESERVED]
+    if reserved:
+        raise InputError(f"{path}: label column {reserved[0]!r} has a name that the program uses itself; rename it")
+    table = read_rows(path, wanted)
     for name in classes:
         labels = pd.to_numeric(table[name], errors="coerce")
         bad = ~labels.isin([0, 1])
@@ -100,32 +71,52 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
         table[name] = labels.astype(int)
     for row in table.index[table["filename"] == ""]:
         raise InputError(f"{path}, line {row}: filename is empty")
-    twice = table["filename"].duplicated()
+    for name in table.columns.difference([*wanted, *IDENTIFIERS]):
+        with contextlib.suppress(ValueError):
+            table[name] = pd.to_numeric(table[name])
+    table["path"] = _paths(table["filename"], Path(images) if images else path.parent)
+    twice = table["path"].map(os.path.normpath).duplicated()
     if twice.any():
         row = twice.idxmax()
         raise InputError(f"{path}, line {row}: {table['filename'][row]} stands there twice; remove one")
-    for name in table.columns.difference(wanted):
-        with contextlib.suppress(ValueError):
-            table[name] = pd.to_numeric(table[name])
-
-    root = Path(images) if images else path.parent
-    files = [Path(f.replace("\\", "/")) for f in table["filename"]]
-    table["path"] = [
-        root / f if not images or (root / f).exists() or not (root / f.name).exists() else root / f.name for f in files
-    ]
-    prefixes = [next((p for p in VARIANTS if p and f.name.startswith(p)), "") for f in files]
-    table["cell"] = [str(f.with_name(f.name.removeprefix(p)).with_suffix("")) for f, p in zip(files, prefixes)]
-    table["variant"], table["transform"] = prefixes, ""
-    # A name like rot_front.png without a front.png is no variant of anything.
-    has_original = table["cell"].isin(table.loc[table["variant"] == "", "cell"])
-    table.loc[~has_original, "variant"] = ""
+    table["cell"], table["variant"] = _cells(table["filename"])
+    table["transform"] = ""
     differs = (table.groupby("cell")[list(classes)].transform("nunique") > 1).any(axis=1)
     if differs.any():
-        row = table.index[differs & (table["variant"] != "")][0] if has_original[differs].any() else differs.idxmax()
+        row = table.index[differs & (table["variant"] != "")][0]
         raise InputError(
             f"{path}, line {row}: {table['filename'][row]} is labelled unlike another variant of the same cell"
         )
     return table.reset_index(drop=True)
+
+
+def _paths(names, root):
+    """Paths (list) of file names below `root`; where not all are there, but all are by their last part alone, these."""
+    files = [Path(n.replace("\\", "/")) for n in names]
+    paths = [as_stored(root / f) for f in files]
+    if not all(p.exists() for p in paths):
+        flat = [as_stored(root / f.name) for f in files]
+        if len(set(flat)) == len(flat) and all(p.exists() for p in flat):
+            return flat
+    return paths
+
+
+def _cells(names):
+    """Cell and variant (two lists of str) of file names.
+
+    A cell is its file's name without the suffix, or with it where two files differ by no more than that. A name like
+    rot_front.png without a front.png is no variant of anything.
+    """
+    files = [PurePosixPath(n.replace("\\", "/")) for n in names]
+    prefixes = [next((p for p in VARIANTS if p and f.name.startswith(p)), "") for f in files]
+    whole = {str(f) for f in files}
+    originals = [f.with_name(f.name.removeprefix(p)) if p else f for f, p in zip(files, prefixes)]
+    prefixes = [p if str(o) in whole else "" for o, p in zip(originals, prefixes)]
+    owners = [str(o if p else f) for f, o, p in zip(files, originals, prefixes)]
+    suffixes = {o: PurePosixPath(o).suffix for o in owners}
+    short = {o: o.removesuffix(s) if s.lower() in SUFFIXES else o for o, s in suffixes.items()}
+    count = Counter(short.values())
+    return [short[o] if count[short[o]] == 1 else o for o in owners], prefixes
 
 
 def combination(table, classes=CLASSES):
@@ -142,6 +133,7 @@ def summary(table, classes=CLASSES):
     for by in ("type", "module"):
         if by in cells:
             counted = pd.crosstab(cells[by].values, counts.values)
+            counted = counted.loc[sorted(counted.index, key=in_order)]
             counted.insert(0, "cells", counted.sum(axis=1))
             counted.index.name, counted.columns.name = None, by
             lines += ["", counted.to_string()]
@@ -194,6 +186,10 @@ def groups(table, by):
         return table["filename"] + "|" + table["transform"]
     if by not in table:
         raise InputError(f"no column {by!r} in the table, which splitting by {by} needs; split by cell")
+    blank = table[by] == ""
+    if blank.any():
+        name = table["filename"][blank.idxmax()]
+        raise InputError(f"{name} and {blank.sum() - 1} more have no {by}, which splitting by {by} needs; fill it in")
     return table[by].astype(str)
 
 
@@ -300,7 +296,8 @@ def recorded_part(table, split, part):
     """
     rows = expand_variants(table) if split["by"] == "row" else originals(table)
     keys = groups(rows, split["by"])
-    chosen = ~keys.isin(split["val"] + split["test"]) if part == "train" else keys.isin(split[part])
+    recorded = {k: [key.replace("\\", "/") for key in split[k]] for k in ("val", "test")}  # some from Windows
+    chosen = ~keys.isin(recorded["val"] + recorded["test"]) if part == "train" else keys.isin(recorded[part])
     if not chosen.any():
         raise InputError(f"the table holds no cell of the checkpoint's {part} part; give its own table")
     return rows[chosen].reset_index(drop=True)
@@ -312,22 +309,27 @@ def recorded_part(table, split, part):
 def fill_images(table):
     """Copy missing pictures of a table that are ELPV cells from the installed package elpv-dataset.
 
+    A row is an ELPV cell where its file name, module and probability are those of this project's data.csv; a file of
+    somebody's own that is only called like one is never replaced.
     Returns how many were copied. Raises InputError when pictures are missing that the package does not hold.
     """
-    missing = [p for p in table["path"].unique() if not p.exists()]
-    if not missing:
+    missing = table[[not p.exists() for p in table["path"]]]
+    if missing.empty:
         return 0
+    own = read_rows(Path(__file__).with_name("data.csv"), ["filename", "module", "probability"])
+    elpv = {(r.filename, r.module, float(r.probability)) for r in own.itertuples()}
     spec = importlib.util.find_spec("elpv_dataset")
     source = Path(spec.origin).parent / "data" / "images" if spec else None
-    for path in missing:
-        if source is None and path.name.startswith("cell"):
-            raise InputError(f"{path}: no such file; `pip install elpv-dataset` holds the ELPV cells")
-        if source is None or not (source / path.name).exists():
-            raise InputError(f"{path}: no such file, and no ELPV cell; mend the table or the folder's name")
-    for path in tqdm(missing, desc="images", unit="picture", leave=False):
+    for row in missing.itertuples():
+        if (row.filename, getattr(row, "module", None), getattr(row, "probability", None)) not in elpv:
+            raise InputError(f"{row.path}: no such file, and no cell of the project's own table; mend the row")
+        if source is None or not (source / row.path.name).exists():
+            raise InputError(f"{row.path}: no such file; `pip install elpv-dataset` holds the ELPV cells")
+    paths = missing["path"].unique()
+    for path in tqdm(paths, desc="images", unit="picture", leave=False):
         with atomic_path(path) as temporary:
             shutil.copyfile(source / path.name, temporary)
-    return len(missing)
+    return len(paths)
 
 
 # ---------------------------------------------------------------- data set
@@ -422,6 +424,7 @@ def add_table_options(parser):
 
 def main(argv=None):
     """Command line of this file; returns the exit code."""
+    print_any_name()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_table_options(parser)
     parser.add_argument("--variants", metavar="DIR", help="write the six variants of every cell as files into DIR")

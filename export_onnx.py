@@ -26,7 +26,7 @@ import data
 from elcells.checkpoint import find_checkpoint
 from elcells.distributed import pick_device
 from elcells.engine import open_model
-from elcells.files import InputError, atomic_path
+from elcells.files import InputError, atomic_path, print_any_name
 from elcells.metrics import f1_scores, metrics_table
 from elcells.pictures import load_pictures
 from elcells.quantize import quantise, round_weights
@@ -344,6 +344,7 @@ def options():
 
 def main(argv=None):
     """Command line of this file; returns the exit code."""
+    print_any_name()
     args = options().parse_args(argv)
     try:
         if not 18 <= args.opset <= 23:

@@ -24,11 +24,10 @@ import numpy as np
 from tqdm import tqdm
 
 from elcells.engine import ENGINES, Engine, open_model
-from elcells.files import InputError
+from elcells.files import ANY_NAME, InputError, print_any_name
 from elcells.page import NEARLY_BLACK, write_report
-from elcells.pictures import THREADS, read_picture
+from elcells.pictures import SUFFIXES, THREADS, as_stored, read_picture
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm"}
 BATCHES_AHEAD = 4  # decoded while the network works; bounds the memory
 SHIPPED = Path(__file__).resolve().parent / "cells.onnx"
 
@@ -49,6 +48,8 @@ def find_pictures(inputs):
             found = walk(given)
         elif os.path.exists(given):
             found = [given]
+        elif (stored := as_stored(Path(given))).exists():
+            found = [str(stored)]
         else:
             found = sorted(p for p in glob.glob(given, recursive=True) if Path(p).suffix.lower() in SUFFIXES)
             if not found:
@@ -60,8 +61,14 @@ def find_pictures(inputs):
 
 
 def walk(folder):
-    """Picture files below a folder, sorted folder by folder."""
-    for root, folders, files in os.walk(folder):
+    """Picture files below a folder, sorted folder by folder; a folder that links lead back to is entered once."""
+    entered = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(files):
             if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
@@ -81,7 +88,7 @@ def read_done(path, classes):
     with open(path, "rb+") as file:
         raw = file.read()
         file.truncate(raw.rfind(b"\n") + 1)
-    rows = csv.reader(io.StringIO(raw[: raw.rfind(b"\n") + 1].decode("utf-8")), delimiter=";")
+    rows = csv.reader(io.StringIO(raw[: raw.rfind(b"\n") + 1].decode("utf-8", ANY_NAME)), delimiter=";")
     header = next(rows, None)
     if header is not None and header != columns(classes):
         raise InputError(f"{path}: is no output of this model (its columns are others); give another --csv")
@@ -247,7 +254,11 @@ def run(args):
     number, shards = args.shard
     paths = [p for p in found[number - 1 :: shards] if p not in done]
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(args.csv, "a", encoding="utf-8", newline="")) if args.csv else sys.stdout
+        file = (
+            stack.enter_context(open(args.csv, "a", encoding="utf-8", errors=ANY_NAME, newline=""))
+            if args.csv
+            else sys.stdout
+        )
         writer = csv.writer(file, delimiter=";", lineterminator="\n")
         if not has_header:
             writer.writerow(columns(engine.classes))
@@ -278,6 +289,7 @@ def run(args):
 
 def main(argv=None):
     """Command line of this file; returns the exit code: 0, 2 for bad input, 3 when some pictures can't be read."""
+    print_any_name()
     args = options().parse_args(argv)
     try:
         return run(args)

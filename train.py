@@ -27,7 +27,7 @@ from data import CellDataset
 from elcells.checkpoint import read_checkpoint, with_todays_names
 from elcells.cpu import keep_freed_memory
 from elcells.distributed import barrier, pick_device, pick_precision, processes, rank, world
-from elcells.files import InputError, atomic_path, move_aside, sole_writer
+from elcells.files import InputError, atomic_path, move_aside, print_any_name, sole_writer
 from elcells.pictures import CLASSES, IMAGE_SIZE, load_pictures
 from elcells.plots import plot_losses
 from elcells.recipes import RECIPES
@@ -447,6 +447,7 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
 
 def main(argv=None):
     """Command line of this file; returns the exit code."""
+    print_any_name()
     try:
         args = parse(argv)
         return run_evaluate(args) if args.evaluate else run_training(args)

@@ -21,7 +21,7 @@ import data
 from elcells.checkpoint import find_checkpoint
 from elcells.cpu import ReLU
 from elcells.distributed import pick_device
-from elcells.files import InputError, atomic_path
+from elcells.files import InputError, atomic_path, print_any_name, printable
 from elcells.pictures import read_picture
 from model import TRACER, load_model, map_layers, outputs_of
 
@@ -151,7 +151,7 @@ def grid_of(panels, title, path, columns=7, dpi=100):
         axes.set_title(name, fontsize=9)
     for axes in grid.flat:
         axes.axis("off")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     save(figure, path, dpi)
 
 
@@ -196,7 +196,7 @@ def class_maps(model, image, name, path):
     for axes in grid.flat:
         axes.axis("off")
     figure.colorbar(shown, ax=grid, shrink=0.6, label="map x probability")
-    figure.suptitle(f"{name}: where the network sees each class")
+    figure.suptitle(f"{name}: where the network sees each class", parse_math=False)
     save(figure, path)
 
 
@@ -207,12 +207,12 @@ def cell_image(given, table, model):
     """(name, uint8 (S, S)) of a picture's path or a cell of the table. Raises InputError for neither."""
     size = model.config["image_size"]
     if Path(given).is_file():
-        return Path(given).stem, read_picture(given, size)
+        return printable(Path(given).stem), read_picture(given, size)
     rows = table[[given in (p.stem, c, f) for p, c, f in zip(table["path"], table["cell"], table["filename"])]]
     if rows.empty:
         raise InputError(f"{given}: neither a picture file nor a cell of the table")
     data.fill_images(rows)
-    return rows["path"].iloc[0].stem, read_picture(rows["path"].iloc[0], size)
+    return printable(rows["path"].iloc[0].stem), read_picture(rows["path"].iloc[0], size)
 
 
 def part_of(table, checkpoint, model, part):
@@ -259,6 +259,7 @@ def options():
 
 def main(argv=None):
     """Command line of this file; returns the exit code."""
+    print_any_name()
     args = options().parse_args(argv)
     try:
         model, checkpoint = load_model(find_checkpoint(args.checkpoint), pick_device(args.device))

@@ -1,10 +1,14 @@
 """Files that are complete or not there, one run a folder, and the error that users get to read."""
 
 import contextlib
+import io
 import os
+import sys
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+ANY_NAME = "surrogateescape"  # how file names that are not UTF-8 are kept in text, and written as they were
 
 
 class InputError(ValueError):
@@ -61,3 +65,15 @@ def move_aside(out):
 def first_line(error):
     """First line of an exception's message, at most 200 characters; the name of its kind where it has none."""
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def print_any_name():
+    """Let this process print and read every file name, whatever its terminal's encoding has letters for."""
+    for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"), (sys.stdin, ANY_NAME)):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def printable(name):
+    """A file name as text that any library can draw or write, with ? for what is no letter."""
+    return str(name).encode("utf-8", "replace").decode("utf-8")

@@ -10,7 +10,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from elcells.files import InputError, atomic_path
+from elcells.files import ANY_NAME, InputError, atomic_path
 from elcells.pictures import read_picture
 
 REPORT_CELLS = 1000  # the surest defects that the report shows
@@ -66,7 +66,7 @@ def write_report(table, target, engine, model):
     n = len(engine.classes)
     pictures, positives, defective, errors, dark = 0, np.zeros(n, int), [], [], []
     defect_free = count = failed = black = 0
-    with open(table, encoding="utf-8", newline="") as file:
+    with open(table, encoding="utf-8", errors=ANY_NAME, newline="") as file:
         rows = csv.reader(file, delimiter=";")
         next(rows)
         for row in rows:
@@ -122,4 +122,4 @@ def write_report(table, target, engine, model):
         thresholds=", ".join(f"{html.escape(c)} {t:.3f}" for c, t in zip(engine.classes, engine.thresholds)),
     )
     with atomic_path(target) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import unicodedata
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +18,20 @@ CLASSES = ("crack", "inactive")
 MEAN, STD = 0.597, 0.161  # of the cells' pixels in 0..1
 BRIGHTNESS = 0.638  # of a cell (`model.normalise_brightness`), the mean of ELPV's: the pixels' mean stays as it is
 IMAGE_SIZE = 300  # side in pixels
+SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm"}
 MAX_PIXELS = 100_000_000  # a picture that claims more is refused before it is decoded
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, of another size and with another message
 THREADS = max(2, os.cpu_count() or 2)  # for decoding and encoding pictures; zlib runs outside Python's lock
+
+
+def as_stored(path):
+    """A path as the file system has it, where that is in another Unicode form (Macs write u and two dots, not ü)."""
+    if not path.exists():
+        for form in ("NFC", "NFD"):
+            other = path.with_name(unicodedata.normalize(form, path.name))
+            if other.exists():
+                return other
+    return path
 
 
 def open_picture(path):
@@ -30,7 +42,7 @@ def open_picture(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about what it could make nothing of
-            image = Image.open(path)
+            image = Image.open(as_stored(Path(path)))
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(
                     f"{path}: {image.width}x{image.height} pixels, more than the {MAX_PIXELS // 10**6} million "

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
-from elcells.files import atomic_path
+from elcells.files import atomic_path, printable
 from elcells.metrics import calibration_error, metrics_table, reliability
 
 # Okabe and Ito's, safe for the colour-blind
@@ -92,7 +92,8 @@ def plot_errors(labels, probabilities, thresholds, dataset, classes, path, colum
         line[0].text(-0.1, 0.5, f"{title}\n{count}", transform=line[0].transAxes, rotation=90, ha="right", va="center")
         for axes, row in zip(line, rows[:columns]):
             axes.imshow(dataset.batch([row])[0][0, 0].numpy(), cmap="gray", vmin=0, vmax=255)
-            axes.set_title(f"{dataset.table['path'][row].stem}  {p[row]:.2f}", fontsize=9)
+            name = printable(dataset.table["path"][row].stem)
+            axes.set_title(f"{name}  {p[row]:.2f}", fontsize=9, parse_math=False)
     figure.suptitle("Errors on the test part, the surest first, with the network's probability")
     figure.tight_layout(rect=(0.03, 0, 1, 0.99))
     save(figure, path)

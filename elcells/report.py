@@ -9,6 +9,7 @@ import torch
 from elcells.files import InputError, atomic_path
 from elcells.metrics import bootstrap_mean_f1, metrics_table
 from elcells.plots import plot_errors, plot_precision_recall, plot_reliability
+from elcells.tables import in_order
 
 
 def progress_line(trainer):
@@ -47,7 +48,7 @@ def make_report(labels, probabilities, thresholds, rows, classes, by):
         }
 
     def by_column(name):
-        values = sorted(rows[name].unique()) if name in rows else []
+        values = sorted(rows[name].unique(), key=in_order) if name in rows else []
         return {str(v): figures((rows[name] == v).to_numpy()) for v in values}
 
     everything = np.ones(len(rows), bool)

@@ -1,5 +1,6 @@
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ def test_variants_are_recognised_by_name_and_kept_together(tmp_path):
 
 def test_pictures_that_are_nowhere_are_named(tmp_path):
     rows = data.read_table(write(tmp_path, "filename;crack;inactive\nimages/holiday.png;0;0\n"))
-    with pytest.raises(InputError, match=r"holiday.png: no such file, and no ELPV cell"):
+    with pytest.raises(InputError, match=r"holiday.png: no such file, and no cell of the project's own table"):
         data.fill_images(rows)
 
 
@@ -420,3 +421,103 @@ def test_the_command_prints_the_summary(elpv, capsys, tmp_path):
 def test_the_command_names_a_table_that_is_not_there(capsys, tmp_path):
     assert data.main(["--data", str(tmp_path / "none.csv")]) == 2
     assert capsys.readouterr().err.startswith("data.py: ")
+
+
+# ---------------------------------------------------------------- who is who
+
+
+HEAD = "filename;crack;inactive\n"
+
+
+def written(folder, text, *pictures):
+    """A table in a folder with pictures of these names, each of its own gray; returns its path."""
+    for gray, name in enumerate(pictures):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), gray).save(folder / name)
+    (folder / "table.csv").write_text(text, encoding="utf-8")
+    return folder / "table.csv"
+
+
+def test_a_missing_picture_of_somebodys_own_is_never_replaced_by_an_elpv_cell(tmp_path):
+    rows = data.read_table(written(tmp_path, HEAD + "site1/cell0003.png;0;1\nimages/cell0003.png;0;1\n"))
+    for row in (rows.head(1), rows.tail(1)):
+        with pytest.raises(InputError, match="no such file, and no cell of the project's own table"):
+            data.fill_images(row)
+
+
+def test_two_rows_never_end_in_one_file(tmp_path):
+    """The folder given is one level off."""
+    path = written(tmp_path, HEAD + "site1/1.png;0;1\nsite2/1.png;1;0\n", "pictures/1.png")
+    paths = data.read_table(path, images=tmp_path / "pictures")["path"]
+    assert paths.nunique() == 2
+
+
+def test_the_folder_may_hold_the_files_without_their_folders(tmp_path):
+    names = [f"pictures/{i}.png" for i in (1, 2)]
+    path = written(tmp_path, HEAD + "a/1.png;0;1\nb/2.png;1;0\n", *names)
+    assert [p.name for p in data.read_table(path, images=tmp_path / "pictures")["path"] if p.exists()] == [
+        "1.png",
+        "2.png",
+    ]
+
+
+def test_a_fall_back_is_for_all_rows_or_for_none(tmp_path):
+    path = written(tmp_path, HEAD + "a/1.png;0;1\nb/2.png;1;0\n", "pictures/a/1.png", "pictures/2.png")
+    paths = data.read_table(path, images=tmp_path / "pictures")["path"]
+    assert [p.exists() for p in paths] == [True, False]
+
+
+def test_two_spellings_of_one_file_are_refused(tmp_path):
+    path = written(tmp_path, HEAD + "a/1.png;0;1\na/../a/1.png;1;0\n", "a/1.png")
+    with pytest.raises(InputError, match=r"line 3: a/\.\./a/1\.png stands there twice"):
+        data.read_table(path)
+
+
+@pytest.mark.parametrize("names", [("a.png", "a.tif"), ("M1.2", "M1.3"), ("x.1.png", "x.2.png")])
+def test_files_that_differ_in_their_suffix_are_two_cells(tmp_path, names):
+    path = written(tmp_path, HEAD + f"{names[0]};0;1\n{names[1]};1;0\n")
+    assert data.read_table(path)["cell"].nunique() == 2
+
+
+def test_a_cell_is_called_as_ever(table):
+    """Splits in checkpoints of before name cells by their file without its suffix."""
+    assert table["cell"][0] == "images/cell0001"
+
+
+@pytest.mark.parametrize("modules", [("01", "1"), ("7E10", "70E9")])
+def test_modules_are_text(tmp_path, modules):
+    path = written(tmp_path, f"filename;crack;inactive;module\na.png;0;1;{modules[0]}\nb.png;1;0;{modules[1]}\n")
+    assert data.groups(data.read_table(path), "module").nunique() == 2
+
+
+def test_a_blank_module_is_named_where_modules_are_split(tmp_path):
+    rows = data.read_table(written(tmp_path, "filename;crack;inactive;module\na.png;0;1;7\nb.png;1;0;\n"))
+    with pytest.raises(InputError, match=r"b\.png and 0 more have no module"):
+        data.groups(rows, "module")
+
+
+@pytest.mark.parametrize("name", ["cell", "path", "variant", "transform"])
+def test_a_label_of_a_name_of_our_own_is_refused(tmp_path, name):
+    path = written(tmp_path, f"filename;{name}\na.png;0\n")
+    with pytest.raises(InputError, match=f"label column '{name}' has a name that the program uses itself"):
+        data.read_table(path, [name])
+
+
+def test_a_split_written_on_windows_is_read(table):
+    split = {"by": "cell", "seed": 2, "val": ["images\\cell0001"], "test": ["images\\cell0002"]}
+    assert data.recorded_part(table, split, "test")["cell"].tolist() == ["images/cell0002"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_table_of_excel_is_read(tmp_path, encoding):
+    text = HEAD + "zelle_ü.png;0;1\n"
+    mark = {"utf-16-le": "\ufeff", "utf-16-be": "\ufeff"}.get(encoding, "")
+    (tmp_path / "table.csv").write_bytes((mark + text).encode(encoding))
+    assert data.read_table(tmp_path / "table.csv")["filename"].tolist() == ["zelle_ü.png"]
+
+
+@pytest.mark.parametrize("stored, asked", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_in_the_other_unicode_form_is_found(tmp_path, stored, asked):
+    name = unicodedata.normalize(stored, "zelle_ü.png")
+    text = HEAD + f"{unicodedata.normalize(asked, name)};0;1\n"
+    assert data.read_table(written(tmp_path, text, name))["path"][0].exists()

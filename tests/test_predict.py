@@ -3,6 +3,7 @@ import io
 import os
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import onnx
@@ -289,3 +290,36 @@ def test_a_share_that_is_none_is_refused(exported, folder, text):
     with pytest.raises(SystemExit) as stopped:
         run(exported, folder, "--shard", text)
     assert stopped.value.code == 2
+
+
+def test_a_name_that_is_not_utf8_gets_its_row_again_after_a_resume(exported, folder, tmp_path):
+    odd = os.fsencode(folder) + b"/zelle_\xfc.png"
+    with open(odd, "wb") as file:
+        file.write(next(folder.glob("*.png")).read_bytes())
+    for more in ([], ["--resume"]):
+        assert run(exported, folder, "--csv", tmp_path / "out.csv", "--report", tmp_path / "out.html", *more) == 0
+    assert (tmp_path / "out.csv").read_bytes().count(b"zelle_\xfc.png") == 1
+    assert (tmp_path / "out.html").read_text(encoding="utf-8")
+
+
+def test_a_latin_1_terminal_prints_every_name(exported, folder):
+    picture = folder / "zelle_\u4e2d.png"
+    picture.write_bytes(next(folder.glob("*.png")).read_bytes())
+    command = [sys.executable, str(ROOT / "predict.py"), str(picture), "--model", str(exported)]
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=120)
+    assert done.returncode == 0 and rb"zelle_\u4e2d" in done.stdout, done.stderr
+
+
+def test_linked_folders_are_entered_once(exported, folder, tmp_path):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "linked").symlink_to(folder, target_is_directory=True)
+    (tmp_path / "links" / "loop").symlink_to(tmp_path / "links", target_is_directory=True)
+    found = list(predict.find_pictures([str(tmp_path / "links")]))
+    assert len(found) == len(list(predict.find_pictures([str(folder)]))) > 0
+
+
+def test_a_name_in_the_other_unicode_form_is_found(folder):
+    stored = folder / unicodedata.normalize("NFD", "zelle_ü.png")
+    stored.write_bytes(next(folder.glob("*.png")).read_bytes())
+    assert list(predict.find_pictures([unicodedata.normalize("NFC", str(stored))])) == [str(stored)]

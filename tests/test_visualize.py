@@ -1,3 +1,4 @@
+import os
 import time
 
 import numpy as np
@@ -125,3 +126,11 @@ def test_bad_options_get_one_sentence(elpv, best, tmp_path, capsys, options, com
     err = capsys.readouterr().err
     assert complaint in err and err.count("\n") == 1
     assert run(elpv, tmp_path / "none.ckp") == 2 and "no such checkpoint" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_formula_and_not_utf8_is_shown(elpv, best, tmp_path):
+    odd = os.fsencode(tmp_path) + b"/$x_\xfc$.png"
+    with open(odd, "wb") as file:
+        file.write(data.read_table(elpv)["path"][0].read_bytes())
+    assert run(elpv, best, "--cells", os.fsdecode(odd), "--out", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "cam_$x_?$.png").exists()
