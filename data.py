@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from elcells.distributed import send
 from elcells.files import InputError, atomic_path, print_any_name
-from elcells.pictures import CLASSES, SUFFIXES, THREADS, as_stored, open_picture
+from elcells.pictures import CLASSES, SUFFIXES, THREADS, as_stored, load_pictures, open_picture
 from elcells.tables import in_order, read_rows
 
 # torch and scikit-learn are imported where they are used: a program that only reads pictures needs neither.
@@ -435,6 +435,7 @@ def main(argv=None):
         if filled:
             print(f"{filled} pictures copied from elpv-dataset into {table['path'][0].parent}")
         print(summary(table, args.classes))
+        load_pictures(table, tell=print)
         if args.variants:
             print(f"\n{write_variants(table, args.variants, args.classes)} pictures and data.csv in {args.variants}")
     except (InputError, OSError) as error:

@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from elcells.engine import ENGINES, Engine, open_model
 from elcells.files import ANY_NAME, InputError, print_any_name
-from elcells.page import NEARLY_BLACK, write_report
-from elcells.pictures import SUFFIXES, THREADS, as_stored, read_picture
+from elcells.page import write_report
+from elcells.pictures import NEARLY_BLACK, SUFFIXES, THREADS, as_lines, as_stored, examine, pages_of
 
 BATCHES_AHEAD = 4  # decoded while the network works; bounds the memory
 SHIPPED = Path(__file__).resolve().parent / "cells.onnx"
@@ -36,7 +36,8 @@ SHIPPED = Path(__file__).resolve().parent / "cells.onnx"
 
 
 def find_pictures(inputs):
-    """Picture files of folders (searched recursively, by suffix), globs, files, and "-" (a list on stdin, a line each).
+    """Picture files of folders (searched recursively, by suffix), globs, files, and "-" (a list on stdin, a line each);
+    of TIFFs of several pages each page.
 
     Yields str paths, each folder's in order of name, each path once. Raises InputError for one that leads nowhere.
     """
@@ -54,8 +55,8 @@ def find_pictures(inputs):
             found = sorted(p for p in glob.glob(given, recursive=True) if Path(p).suffix.lower() in SUFFIXES)
             if not found:
                 raise InputError(f"{given}: no such file or folder, and no picture matches it")
-        for path in found:
-            if path and path not in seen:
+        for path in (page for file in found if file for page in pages_of(file)):
+            if path not in seen:
                 seen.add(path)
                 yield path
 
@@ -96,15 +97,16 @@ def read_done(path, classes):
 
 
 def read_or_error(path, size):
-    """(uint8 (size, size), "") or (None, what is wrong with the file)."""
+    """(uint8 (size, size), "", what was assumed) or (None, what is wrong with the file, [])."""
     try:
-        return read_picture(path, size), ""
+        pixels, notes = examine(path, size)
+        return pixels, "", notes
     except InputError as error:
-        return None, " ".join(str(error).split())
+        return None, " ".join(str(error).split()), []
 
 
 def batches(paths, size, batch_size, threads):
-    """Yield (paths, pictures, errors), `batch_size` files each, decoded in threads a few batches ahead."""
+    """Yield (paths, pictures, errors, notes), `batch_size` files each, decoded in threads a few batches ahead."""
     with ThreadPoolExecutor(threads) as pool:
         waiting = deque()
         paths = iter(paths)
@@ -116,7 +118,7 @@ def batches(paths, size, batch_size, threads):
                     return
                 part, futures = waiting.popleft()
                 results = [f.result() for f in futures]
-                yield part, [r[0] for r in results], [r[1] for r in results]
+                yield part, *zip(*results)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -126,11 +128,12 @@ def predict(engine, paths, write, batch_size=16, threads=THREADS):
 
     write(row) gets one list a picture: [path, 0/1 of each class, probability of each class, brightness (mean pixel in
     0..1), error], the values empty where the file can't be read. Returns (pictures, errors, how many of them are
-    NEARLY_BLACK, count of positives per class).
+    NEARLY_BLACK, count of positives per class, Counter of what was assumed of pictures).
     """
-    pictures = failed = black = 0
+    pictures, failed, black, notes = 0, 0, 0, Counter()
     positives = np.zeros(len(engine.classes), int)
-    for part, images, errors in batches(paths, engine.image_size, batch_size, threads):
+    for part, images, errors, assumed in batches(paths, engine.image_size, batch_size, threads):
+        notes.update(itertools.chain(*assumed))
         good = [i for i, image in enumerate(images) if image is not None]
         p = engine(np.stack([images[i] for i in good])[:, None]) if good else None
         place = {i: k for k, i in enumerate(good)}
@@ -144,7 +147,7 @@ def predict(engine, paths, write, batch_size=16, threads=THREADS):
             else:
                 write([path, *[""] * (2 * len(engine.classes) + 1), errors[i]])
         pictures, failed = pictures + len(part), failed + len(part) - len(good)
-    return pictures, failed, black, positives
+    return pictures, failed, black, positives, notes
 
 
 # ---------------------------------------------------------------- report
@@ -274,13 +277,15 @@ def run(args):
                 flushed = time.monotonic()
 
         started = time.monotonic()
-        pictures, failed, black, positives = predict(engine, paths, write, args.batch_size)
+        pictures, failed, black, positives, notes = predict(engine, paths, write, args.batch_size)
         seconds = time.monotonic() - started
     speed = f"{pictures / seconds:.1f} pictures/s with {engine.name}" if pictures else "nothing left to do"
     found = ", ".join(f"{n} {c}" for c, n in zip(engine.classes, positives))
     print(f"{pictures} pictures: {found}, {failed} unreadable; {speed}", file=sys.stderr)
     if black:
         print(f"{black} of them are nearly black, dead or underexposed: the probabilities can't tell.", file=sys.stderr)
+    for line in as_lines(notes):
+        print(line, file=sys.stderr)
     if args.report:
         write_report(args.csv, args.report, engine, model)
         print(f"{args.report} shows them.", file=sys.stderr)

@@ -239,7 +239,7 @@ def load_table(args):
     filled = data.fill_images(table)
     if filled:
         print(f"{filled} pictures copied from elpv-dataset into {table['path'][0].parent}")
-    pictures, table["picture"] = load_pictures(table, args.image_size)
+    pictures, table["picture"] = load_pictures(table, args.image_size, print)
     return table, pictures
 
 

@@ -11,10 +11,9 @@ import numpy as np
 from PIL import Image
 
 from elcells.files import ANY_NAME, InputError, atomic_path
-from elcells.pictures import read_picture
+from elcells.pictures import NEARLY_BLACK, read_picture
 
 REPORT_CELLS = 1000  # the surest defects that the report shows
-NEARLY_BLACK = 0.13  # mean pixel in 0..1; darker cells of ELPV are but noise, and labelled neither (doc/labels.md)
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Defects in {pictures} cells</title>

@@ -2,9 +2,12 @@
 
 import contextlib
 import hashlib
+import json
 import os
+import re
 import unicodedata
 import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +24,10 @@ IMAGE_SIZE = 300  # side in pixels
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm"}
 MAX_PIXELS = 100_000_000  # a picture that claims more is refused before it is decoded
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, of another size and with another message
+NEARLY_BLACK = 0.13  # mean pixel in 0..1; darker cells of ELPV are but noise, and labelled neither (doc/labels.md)
+SQUARE = 1.05  # up to this ratio of its sides a picture is stretched to a square
+DEPTHS = (10, 12, 14, 16, 20, 24, 32)  # bits that cameras have
+BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE_VALUE = 258, 262, 281  # tags of TIFF
 THREADS = max(2, os.cpu_count() or 2)  # for decoding and encoding pictures; zlib runs outside Python's lock
 
 
@@ -34,21 +41,50 @@ def as_stored(path):
     return path
 
 
-def open_picture(path):
-    """Open a picture file as an upright, decoded PIL image of its own mode.
+def pages_of(path):
+    """Names of a file's pictures, as open_picture takes them: the file's, or FILE#page=1 … of a TIFF of several pages.
 
+    Pages of another size than the first (previews) do not count; a file that can't be read is its own one picture.
+    """
+    if Path(path).suffix.lower() not in (".tif", ".tiff"):
+        return [path]
+    try:
+        with Image.open(path) as image:
+            sizes = []
+            for number in range(getattr(image, "n_frames", 1)):
+                image.seek(number)
+                sizes.append(image.size)
+    except Exception:
+        return [path]
+    pages = [f"{path}#page={number + 1}" for number, size in enumerate(sizes) if size == sizes[0]]
+    return pages if len(pages) > 1 else [path]
+
+
+def open_picture(path):
+    """Open a picture file, or a page of one (`pages_of`), as an upright, decoded PIL image of its own mode.
+
+    What a TIFF says of its pixels stands in the image's info: bits (of a sample, 0: unknown) and white_is_zero.
     Raises InputError for a file that is missing, no picture, damaged, or larger than MAX_PIXELS.
     """
+    file, page = as_stored(Path(path)), 0
+    found = re.fullmatch(r"(.*)#page=(\d+)", str(path), re.DOTALL)
+    if found and not file.exists():
+        file, page = as_stored(Path(found[1])), int(found[2]) - 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about what it could make nothing of
-            image = Image.open(as_stored(Path(path)))
+            image = Image.open(file)
+            image.seek(page)
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(
                     f"{path}: {image.width}x{image.height} pixels, more than the {MAX_PIXELS // 10**6} million "
                     "allowed; cut it into cells first"
                 )
             image.load()
+            tags = getattr(image, "tag_v2", {})
+            bits, most = tags.get(BITS_PER_SAMPLE, (0,))[0], tags.get(MAX_SAMPLE_VALUE, (0,))
+            image.info["bits"] = int(np.max(most)).bit_length() or (bits if bits % 8 else 0)
+            image.info["white_is_zero"] = tags.get(PHOTOMETRIC) == 0
             return ImageOps.exif_transpose(image)
     except InputError:
         raise
@@ -58,31 +94,74 @@ def open_picture(path):
         raise InputError(f"{path}: can't be read as a picture ({error})") from None
 
 
-def read_picture(path, size=IMAGE_SIZE):
-    """Read a picture as gray, 8 bit, size x size.
+def deep_levels(image):
+    """Gray levels of an image of more than 8 bits as float32 (H, W) in 0..255, and what was assumed (list of str).
 
-    8- and 16-bit gray (full scale), palette, RGB, RGBA and CMYK are converted to gray (ITU-R 601 luma); other sizes
+    Full scale is what the file says, else the least of DEPTHS that holds all pixels. A picture that leaves the upper
+    half of it empty is brightened, as 8 bits would leave it few levels; a nearly black one is left black.
+    """
+    pixels, notes = np.asarray(image).astype(np.float64), []
+    stored = 16 if image.mode.startswith("I;16") else 32
+    if pixels.min() < 0:
+        notes.append("have negative pixels, which are taken as black")
+        pixels = pixels.clip(0)
+    depth = image.info.get("bits") or next(d for d in DEPTHS if pixels.max() < 2**d)
+    if depth < stored:
+        notes.append(f"use {depth} of {stored} bits")
+    levels = pixels / (2**depth - 1)
+    if image.info.get("white_is_zero"):
+        levels = 1 - levels
+        notes.append("are negatives by what the file says (white is zero)")
+    bright = float(np.quantile(levels, 0.999))
+    if bright < 0.5 and levels.mean() >= NEARLY_BLACK:
+        levels = levels / bright
+        notes.append("are underexposed and were brightened")
+    return (255 * levels.clip(0, 1)).astype(np.float32), notes
+
+
+def examine(path, size=IMAGE_SIZE):
+    """Read a picture as gray, 8 bit, size x size, and tell what was assumed.
+
+    8-bit gray, palette, RGB, RGBA and CMYK are converted to gray (ITU-R 601 luma), deeper ones by `deep_levels`. A
+    picture that is no square is mirrored at its longer edges until it is one, so that nothing is stretched. Other sizes
     are resized with antialiasing (Pillow, bilinear).
-    Returns uint8 (size, size). Raises InputError as open_picture does.
+    Returns (uint8 (size, size), list of str). Raises InputError as open_picture does.
     """
     image = open_picture(path)
-    if image.mode.startswith("I"):
-        gray = Image.fromarray(np.asarray(image).astype(np.float32) / 257)
-    elif image.mode == "F":
+    if image.mode == "F":
         raise InputError(f"{path}: floating-point pixels have no known scale; save it with 8 or 16 bits")
-    else:
-        gray = image.convert("L")
+    gray, notes = image.convert("L"), []
+    if image.mode.startswith("I"):
+        levels, notes = deep_levels(image)
+        gray = Image.fromarray(levels)
+    if max(gray.size) > SQUARE * min(gray.size):
+        short, long = min(gray.size), max(gray.size)
+        missing = (long - short) // 2, long - short - (long - short) // 2
+        around = [(0, 0), missing] if gray.width == short else [missing, (0, 0)]
+        gray = Image.fromarray(np.pad(np.asarray(gray), around, "symmetric"))
+        notes.append("are no squares and were mirrored to one")
     if gray.size != (size, size):
         gray = gray.resize((size, size), Image.Resampling.BILINEAR)
     pixels = np.array(gray)
-    return pixels if pixels.dtype == np.uint8 else np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    return pixels if pixels.dtype == np.uint8 else np.clip(np.rint(pixels), 0, 255).astype(np.uint8), notes
 
 
-def load_pictures(table, size=IMAGE_SIZE):
+def read_picture(path, size=IMAGE_SIZE):
+    """The pixels of `examine`: uint8 (size, size)."""
+    return examine(path, size)[0]
+
+
+def as_lines(notes):
+    """Lines such as "40 pictures use 12 of 16 bits" of a Counter of what `examine` assumed."""
+    return [f"{n} picture{'s' * (n != 1)} {note}." for note, n in sorted(notes.items())]
+
+
+def load_pictures(table, size=IMAGE_SIZE, tell=None):
     """All pictures of a table as one array, decoded once and cached on disk beside the first picture.
 
     The cache is a .npy file that is mapped, not read; its name carries a hash of the pictures' paths and one of their
     sizes and times, so a changed table or picture makes a new one (the outdated one is removed).
+    tell: function that gets a line for each thing that had to be assumed of some pictures (`examine`).
     Returns (pictures, index): uint8 (P, 1, size, size), read-only, and int (N,), the picture of each row.
     Raises InputError for the first picture that can't be read.
     """
@@ -97,19 +176,24 @@ def load_pictures(table, size=IMAGE_SIZE):
 
     folder = Path(paths[0]).parent
     names = digest((size, [os.path.relpath(p, folder) for p in paths]))
-    stamp = digest([(s.st_size, s.st_mtime_ns) for s in stats])
+    stamp = digest([(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats])
     cache = folder / f".cache_{names}_{stamp}.npy"
     with contextlib.suppress(OSError, ValueError):
-        pictures = np.load(cache, mmap_mode="r")
+        pictures, notes = np.load(cache, mmap_mode="r"), json.loads(cache.with_suffix(".json").read_text())
         if pictures.shape == (len(paths), 1, size, size):
+            for line in as_lines(notes) if tell else ():
+                tell(line)
             return pictures, index
+    notes = Counter()
 
     def decode_into(array):
+        notes.clear()
         with ThreadPoolExecutor(THREADS) as pool:
-            pixels = pool.map(lambda p: read_picture(p, size), paths)
+            found = pool.map(lambda p: examine(p, size), paths)
             try:
-                for i, p in enumerate(tqdm(pixels, "decoding", len(paths), unit="picture", leave=False)):
-                    array[i, 0] = p
+                for i, (pixels, assumed) in enumerate(tqdm(found, "decoding", len(paths), unit="picture", leave=False)):
+                    array[i, 0] = pixels
+                    notes.update(assumed)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -120,12 +204,17 @@ def load_pictures(table, size=IMAGE_SIZE):
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
             decode_into(array)
             array.flush()
+            del array  # Windows renames no file that is mapped
+        with atomic_path(cache.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(notes))
+        pictures = np.load(cache, mmap_mode="r")
     except OSError:  # a read-only or full disk costs the cache, not the run
-        array = np.empty(shape, np.uint8)
-        decode_into(array)
-        return array, index
-    for outdated in folder.glob(f".cache_{names}_*.npy"):
-        if outdated != cache:
+        pictures = np.empty(shape, np.uint8)
+        decode_into(pictures)
+    for line in as_lines(notes) if tell else ():
+        tell(line)
+    for outdated in folder.glob(f".cache_{names}_*"):
+        if outdated.stem != cache.stem:
             with contextlib.suppress(OSError):
                 outdated.unlink()
-    return np.load(cache, mmap_mode="r"), index
+    return pictures, index

@@ -345,7 +345,7 @@ def test_the_cache_follows_a_changed_picture(four, tmp_path):
     new, _ = load_pictures(cells, 64)
     different = [not np.array_equal(new[index[i]], again[index[i]]) for i in range(4)]
     assert different == [False, False, True, False]
-    assert len(list(tmp_path.glob(".cache_*"))) == 1
+    assert len(list(tmp_path.glob(".cache_*.npy"))) == 1
 
 
 # ---------------------------------------------------------------- augmentation
