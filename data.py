@@ -29,6 +29,7 @@ from elcells.tables import in_order, read_rows
 # torch and scikit-learn are imported where they are used: a program that only reads pictures needs neither.
 
 SPLIT_SEED = 2
+RARE = "rare"  # stratum of the combinations of labels that a single group has
 RESERVED = ("filename", "path", "cell", "variant", "transform", "picture", "fold")  # columns of our own
 IDENTIFIERS = ("module", "type")  # text, whatever they look like: 01 is not 1, 7E10 not 70E9
 
@@ -223,7 +224,8 @@ def split_cells(table, test_size=0.1, by="cell", seed=SPLIT_SEED, classes=CLASSE
         picture by itself, as the original recipe did: variants of one cell stand on both sides, so its scores
         claim too much).
     Returns (train, test), two DataFrames with fresh indices.
-    Raises InputError when a combination of labels has too few groups to appear on both sides.
+    A combination that only one group has goes with the other rare ones.
+    Raises InputError when a label has too few groups to appear on both sides.
     """
     if not 0 < test_size < 1:
         raise InputError(f"test size is {test_size}, expected a share between 0 and 1")
@@ -244,17 +246,20 @@ def split_cells(table, test_size=0.1, by="cell", seed=SPLIT_SEED, classes=CLASSE
     else:
         rng = np.random.default_rng(seed)
         test = []
-        for _, names in keys.groupby(labels.values):
+        alone = keys.groupby(labels.values).transform("nunique") == 1
+        for stratum, names in keys.groupby(labels.mask(alone.values, RARE).values):
             names = rng.permutation(names.unique())
-            test.extend(names[: max(1, round(test_size * len(names)))])
+            least = 0 if stratum == RARE else 1
+            test.extend(names[: max(least, round(test_size * len(names)))])
         in_test = keys.isin(test)
-    for label in labels.unique():
-        for side in (in_test, ~in_test):
-            if not (side & (labels == label).values).any():
-                n = keys[(labels == label).values].nunique()
+    for name in classes:
+        for value in table[name].unique():
+            has = (table[name] == value).values
+            if not (in_test & has).any() or not (~in_test & has).any():
+                n = keys[has].nunique()
                 raise InputError(
-                    f"{label}: {n} {by}{'s' * (n != 1)} with these labels can't stand on both sides of the split; "
-                    "add more such cells or leave these out"
+                    f"{name}={value}: {n} {by}{'s' * (n != 1)} with this label can't stand on both sides of the split; "
+                    "add more such cells or leave the label out"
                 )
     return table[~in_test].reset_index(drop=True), table[in_test].reset_index(drop=True)
 
@@ -438,6 +443,9 @@ def main(argv=None):
         load_pictures(table, tell=print)
         if args.variants:
             print(f"\n{write_variants(table, args.variants, args.classes)} pictures and data.csv in {args.variants}")
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stderr.close()
+        return 0
     except (InputError, OSError) as error:
         print(f"data.py: {error}", file=sys.stderr)
         return 2

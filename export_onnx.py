@@ -26,7 +26,7 @@ import data
 from elcells.checkpoint import find_checkpoint
 from elcells.distributed import pick_device
 from elcells.engine import open_model
-from elcells.files import InputError, atomic_path, print_any_name
+from elcells.files import InputError, atomic_path, print_any_name, reason
 from elcells.metrics import f1_scores, metrics_table
 from elcells.pictures import load_pictures
 from elcells.quantize import quantise, round_weights
@@ -95,6 +95,7 @@ def set_metadata(path, metadata):
     for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
         part.doc_string = ""
         del part.metadata_props[:]  # stack traces, with the paths of our files
+    proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import, True)  # for old runtimes
     onnx.helper.set_model_props(proto, {k: json.dumps(v) for k, v in metadata.items()})
     onnx.save(proto, path)
 
@@ -146,7 +147,7 @@ def check_file(path):
         proto = onnx.shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True)
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:
-        raise InputError(f"{path.name}: not valid ONNX ({str(error).splitlines()[0][:150]}); nothing written") from None
+        raise InputError(f"{path.name}: not valid ONNX ({reason(error)}); nothing written") from None
 
 
 def largest_difference(path, expected, images):

@@ -15,7 +15,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from elcells.checkpoint import network_state, read_checkpoint, write_checkpoint
 from elcells.cpu import DepthwiseConv2d, ReLU
-from elcells.files import InputError, first_line
+from elcells.files import InputError, reason
 from elcells.pictures import BRIGHTNESS, CLASSES, IMAGE_SIZE, MEAN, STD
 
 # Ours is "resnet"; another of torchvision's ResNets needs but its name here.
@@ -402,14 +402,14 @@ def load_model(path, device="cpu"):
             network = build_network(config["network"], len(config["classes"]), config["width"])
             model = CellClassifier(network, config)
         except (KeyError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
-            raise InputError(f"{path}: its config lacks or garbles a part ({first_line(error)})") from None
+            raise InputError(f"{path}: its config lacks or garbles a part ({reason(error)})") from None
     else:
         raise InputError(f"{path}: not a checkpoint of this project (no 'model'); train one with `python train.py`")
     try:
         model.network.load_state_dict(state)
     except RuntimeError as error:
-        detail = " ".join(str(error).split("\n\t")[1:2]) or first_line(error)
-        raise InputError(f"{path}: its tensors don't fit {model.config['network']}: {detail[:200]}") from None
+        detail = error.args[0].split("\n\t", 1)[-1]  # behind a headline of PyTorch's
+        raise InputError(f"{path}: its tensors don't fit {model.config['network']}: {reason(detail)}") from None
     if not all(v.isfinite().all() for v in state.values() if v.is_floating_point()):
         raise InputError(f"{path}: its weights hold NaN or infinite numbers; take an earlier checkpoint")
     return model.eval().to(device), checkpoint

@@ -10,8 +10,10 @@ import argparse
 import contextlib
 import csv
 import glob
+import hashlib
 import io
 import itertools
+import json
 import os
 import re
 import sys
@@ -23,8 +25,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from elcells.engine import ENGINES, Engine, open_model
-from elcells.files import ANY_NAME, InputError, print_any_name
+from elcells.engine import ENGINES, PRECISIONS, Engine, open_model
+from elcells.files import ANY_NAME, InputError, atomic_path, print_any_name
 from elcells.page import write_report
 from elcells.pictures import NEARLY_BLACK, SUFFIXES, THREADS, as_lines, as_stored, examine, pages_of
 
@@ -156,7 +158,7 @@ def predict(engine, paths, write, batch_size=16, threads=THREADS):
 # ---------------------------------------------------------------- command
 
 
-def open_network(path, engine="auto", threads=0, tta=False, device="auto"):
+def open_network(path, engine="auto", threads=0, tta=False, device="auto", precision="float32"):
     """Open an ONNX file (`elcells.engine.open_model`) or a checkpoint, which needs PyTorch, as an Engine.
 
     tta: the mean over the eight symmetries of a picture, for checkpoints.
@@ -164,7 +166,9 @@ def open_network(path, engine="auto", threads=0, tta=False, device="auto"):
     if Path(path).suffix == ".onnx":
         if tta:
             raise InputError(f"--tta: {path} can't be changed; export it with `python export_onnx.py --tta`")
-        return open_model(path, engine, threads, device)
+        return open_model(path, engine, threads, device, precision)
+    if engine != "auto" or threads or precision != "float32":
+        raise InputError(f"{path}: PyTorch runs a checkpoint; engine, its precision and threads are for ONNX files")
     import torch
 
     from elcells.cpu import keep_freed_memory
@@ -188,15 +192,38 @@ def open_network(path, engine="auto", threads=0, tta=False, device="auto"):
 
 
 def default_model():
-    """onnx/best.onnx where it is there, else checkpoints/best.ckp, else the trained network that comes along."""
-    for path in ("onnx/best.onnx", "checkpoints/best.ckp"):
-        if Path(path).exists():
-            return path
-    print(
-        f"No onnx/best.onnx nor checkpoints/best.ckp here: taking {SHIPPED.name} (doc/model_card.md).",
-        file=sys.stderr,
-    )
-    return SHIPPED
+    """The newer of onnx/best.onnx and checkpoints/best.ckp, else the trained network that comes along; said if there
+    was a choice."""
+    there = [p for p in (Path("onnx/best.onnx"), Path("checkpoints/best.ckp")) if p.exists()]
+    if not there:
+        print(
+            f"No onnx/best.onnx nor checkpoints/best.ckp here: taking {SHIPPED.name} (doc/model_card.md).",
+            file=sys.stderr,
+        )
+        return SHIPPED
+    newest = max(there, key=lambda p: p.stat().st_mtime_ns)
+    if len(there) == 2:
+        older = min(there, key=lambda p: p.stat().st_mtime_ns)
+        print(f"Taking {newest}, which is newer than {older}.", file=sys.stderr)
+    return newest
+
+
+def begun_by(table, identity):
+    """Note beside an output table what it is made by, or raise InputError where another one began it.
+
+    identity: dict of the network's hash and all that changes rows. A table without a note is taken as it is.
+    """
+    note = Path(f"{table}.run.json")
+    if Path(table).exists() and note.exists():
+        before = json.loads(note.read_text())
+        other = [k for k in identity if before.get(k) != identity[k]]
+        if other:
+            raise InputError(
+                f"{table}: was begun with another {' and '.join(other)}; go on with that, or give another --csv"
+            )
+        return
+    with atomic_path(note) as temporary:
+        temporary.write_text(json.dumps(identity, indent=1))
 
 
 def shard(text):
@@ -226,6 +253,8 @@ def options():
         "--shard", type=shard, default=(1, 1), metavar="K/N", help="every N-th picture, from the K-th on (all)"
     )
     group.add_argument("--engine", choices=ENGINES, default="auto", help="what runs an ONNX file (%(default)s)")
+    precision = "of openvino; auto: bfloat16 where it is fast, which moves probabilities (%(default)s)"
+    group.add_argument("--engine-precision", choices=PRECISIONS, default="float32", help=precision)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
     group.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at a time (%(default)s)")
     group.add_argument("--threads", type=int, default=0, metavar="N", help="of the network, 0: all (%(default)s)")
@@ -239,7 +268,7 @@ def run(args):
     if args.report and not args.csv:
         args.csv = str(Path(args.report).with_suffix(".csv"))
     model = args.model or default_model()
-    engine = open_network(model, args.engine, args.threads, args.tta, args.device)
+    engine = open_network(model, args.engine, args.threads, args.tta, args.device, args.engine_precision)
     engine.set_operating_point(args.operating_point)
     if args.csv and Path(args.csv).exists() and not args.resume:
         raise InputError(f"{args.csv}: is there already; add --resume to go on with it, or give another --csv")
@@ -248,6 +277,8 @@ def run(args):
     done, has_header = set(), False
     if args.csv:
         Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(Path(model).read_bytes()).hexdigest()
+        begun_by(args.csv, {"network": digest, "operating point": args.operating_point, "tta": args.tta})
         if Path(args.csv).exists():
             done, has_header = read_done(args.csv, engine.classes)
 

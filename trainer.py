@@ -23,7 +23,7 @@ from tqdm import tqdm
 from elcells.augment import augment, draw_changes, draw_noise
 from elcells.checkpoint import network_state, read_checkpoint, write_checkpoint
 from elcells.distributed import autocast, barrier, quiet, rank, send, synchronised, world
-from elcells.files import InputError, atomic_path
+from elcells.files import InputError, atomic_path, reason
 from elcells.graphs import GraphedStep
 from elcells.metrics import calibration, f1_scores, metrics_table
 from elcells.recipes import MOMENTUM, step_decay, warmup_cosine
@@ -465,5 +465,6 @@ class Trainer:
             self.loss_sum = checkpoint["loss_sum"].to(self.device) * (rank() == 0)
             self.history = checkpoint["history"]
         except (KeyError, RuntimeError) as error:
-            what = str(error).splitlines()[0][:150]
-            raise InputError(f"{path}: can't go on from it ({what}); give a last.ckp of the same network") from None
+            raise InputError(
+                f"{path}: can't go on from it ({reason(error)}); give a last.ckp of the same network"
+            ) from None

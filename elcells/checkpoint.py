@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from elcells.files import InputError, atomic_path, first_line
+from elcells.files import InputError, atomic_path, reason
 
 FIRST_CONVOLUTIONS = {"conv1.weight", "stem.0.weight"}
 RENAMED = {
@@ -45,7 +45,7 @@ def read_checkpoint(path):
             warnings.simplefilter("ignore")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and tensor readers raise many kinds for a damaged file
-        raise InputError(f"{path}: damaged or no checkpoint ({first_line(error)})") from None
+        raise InputError(f"{path}: damaged or no checkpoint ({reason(error)})") from None
     if not isinstance(checkpoint, dict) or not checkpoint:
         raise InputError(f"{path}: not a checkpoint (a {type(checkpoint).__name__}); train one with `python train.py`")
     return with_todays_names(checkpoint)

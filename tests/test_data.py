@@ -167,9 +167,9 @@ def test_the_split_follows_from_its_seed(table):
     assert first == again != other
 
 
-def test_too_few_cells_of_a_combination_are_named(table):
+def test_too_few_cells_of_a_label_are_named(table):
     rows = pd.concat([table[table["crack"] == 0].head(40), table[table["crack"] == 1].head(1)], ignore_index=True)
-    with pytest.raises(InputError, match="crack=1 inactive=0: 1 cell with these labels"):
+    with pytest.raises(InputError, match="crack=1: 1 cell with this label"):
         data.split_cells(rows)
 
 
@@ -521,3 +521,17 @@ def test_a_name_in_the_other_unicode_form_is_found(tmp_path, stored, asked):
     name = unicodedata.normalize(stored, "zelle_ü.png")
     text = HEAD + f"{unicodedata.normalize(asked, name)};0;1\n"
     assert data.read_table(written(tmp_path, text, name))["path"][0].exists()
+
+
+def test_a_combination_of_labels_that_one_cell_has_does_not_stop_the_split(tmp_path):
+    """Eight labels; some combination is always unique."""
+    rng = np.random.default_rng(0)
+    names = [f"label{k}" for k in range(8)]
+    labels = (rng.random((200, 8)) < 0.3).astype(int)
+    rows = "".join(f"{i}.png;{';'.join(map(str, row))}\n" for i, row in enumerate(labels))
+    table = data.read_table(written(tmp_path, f"filename;{';'.join(names)}\n{rows}"), names)
+    assert (data.combination(table, names).value_counts() == 1).any()
+    parts = data.split_parts(table, classes=names)
+    assert all((part[names].sum() > 0).all() for part in parts)
+    shares = [part.drop_duplicates("cell")[names].mean() for part in parts]
+    assert abs(shares[0] - shares[2]).max() < 0.25

@@ -210,3 +210,7 @@ def test_own_network_without_record_of_a_split_is_checked_on_the_default_one(elp
     torch.manual_seed(0)
     save_checkpoint(tmp_path / "a.ckp", build_model("resnet", width=16, image_size=64))
     assert export(elpv, tmp_path, tmp_path / "a.ckp") == 0
+
+
+def test_the_file_has_the_lowest_ir_version_that_its_opset_allows(exported):
+    assert onnx.load(exported).ir_version == 8

@@ -1,6 +1,7 @@
 import csv
 import io
 import os
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -14,7 +15,7 @@ from PIL import Image
 import data
 import predict
 from elcells.engine import open_model
-from elcells.files import InputError
+from elcells.files import InputError, atomic_path, reason
 from elcells.page import NEARLY_BLACK
 from elcells.pictures import read_picture
 
@@ -49,7 +50,8 @@ def folder(elpv, tmp_path):
 
 
 def run(model, *more):
-    return predict.main([*map(str, more), "--model", str(model), "--engine", "onnxruntime"])
+    engine = ["--engine", "onnxruntime"] if str(model).endswith(".onnx") else []
+    return predict.main([*map(str, more), "--model", str(model), *engine])
 
 
 def rows(path):
@@ -323,3 +325,60 @@ def test_a_name_in_the_other_unicode_form_is_found(folder):
     stored = folder / unicodedata.normalize("NFD", "zelle_ü.png")
     stored.write_bytes(next(folder.glob("*.png")).read_bytes())
     assert list(predict.find_pictures([unicodedata.normalize("NFC", str(stored))])) == [str(stored)]
+
+
+def test_the_newer_of_file_and_checkpoint_predicts(exported, best, folder, tmp_path, monkeypatch, capsys):
+    for name, source, age in (("onnx/best.onnx", exported, 100), ("checkpoints/best.ckp", best, 0)):
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(source, tmp_path / name)
+        os.utime(tmp_path / name, ns=(10**18 - age, 10**18 - age))
+    monkeypatch.chdir(tmp_path)
+    assert predict.main([str(next(folder.glob("*.png")))]) == 0
+    assert "Taking checkpoints/best.ckp, which is newer than onnx/best.onnx" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("other", ["network", "operating point", "tta"])
+def test_a_table_that_others_began_is_not_gone_on_with(best, exported, folder, tmp_path, capsys, other):
+    csv_file, models = tmp_path / "out.csv", {"network": exported}
+    more = {"network": [], "operating point": ["--operating-point", "recall"], "tta": ["--tta"]}[other]
+    command = [str(next(folder.glob("*.png"))), "--csv", str(csv_file)]
+    assert predict.main([*command, "--model", str(best)]) == 0
+    before = csv_file.read_bytes()
+    assert predict.main([*command, "--model", str(models.get(other, best)), *more, "--resume"]) == 2
+    assert f"was begun with another {other}" in capsys.readouterr().err
+    assert csv_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("options", [["--engine", "onnxruntime"], ["--threads", "2"], ["--engine-precision", "auto"]])
+def test_options_that_a_checkpoint_ignores_are_refused(best, folder, capsys, options):
+    assert predict.main([str(folder), "--model", str(best), *options]) == 2
+    assert "PyTorch runs a checkpoint" in capsys.readouterr().err
+
+
+def test_openvino_computes_in_float32(exported, small):
+    pytest.importorskip("openvino")
+    images = np.array(small[1])
+    difference = np.abs(open_model(exported, "openvino")(images) - open_model(exported, "onnxruntime")(images))
+    assert difference.max() < 1e-4
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_a_missing_package_is_named(exported, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=f"the package {package} is not installed; `pip install {package}`"):
+        open_model(exported, "onnxruntime")
+
+
+def test_the_reason_in_a_foreign_message_is_kept():
+    error = ValueError("\x1b[31mFailed to load\x1b[0m\nmodel: np.str_('a')\n  Unsupported model IR version: 99")
+    assert reason(error) == "Failed to load model: 'a' Unsupported model IR version: 99"
+
+
+def test_a_file_that_cant_be_written_is_named_as_the_user_knows_it(tmp_path):
+    with pytest.raises(IsADirectoryError) as raised, atomic_path(tmp_path / "report.html") as temporary:
+        temporary.mkdir()
+        try:
+            open(temporary, "w")
+        finally:
+            temporary.rmdir()
+    assert raised.value.filename == str(tmp_path / "report.html")
