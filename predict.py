@@ -239,7 +239,7 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", metavar="PICTURES", help="folders, files, globs, or - for a list on stdin")
     group = parser.add_argument_group("network")
-    network = "ONNX file or checkpoint (onnx/best.onnx, checkpoints/best.ckp or cells.onnx, the first that is there)"
+    network = "ONNX file or checkpoint (the newer of onnx/best.onnx and checkpoints/best.ckp, else cells.onnx)"
     group.add_argument("--model", metavar="FILE", help=network)
     points = "thresholds: f1 (highest F1) or recall (misses 5 %% of each defect) (%(default)s)"
     group.add_argument("--operating-point", default="f1", metavar="NAME", help=points)
@@ -274,6 +274,9 @@ def run(args):
         raise InputError(f"{args.csv}: is there already; add --resume to go on with it, or give another --csv")
     if args.resume and not args.csv:
         raise InputError("--resume: needs --csv, the file to go on with")
+    found = list(find_pictures(args.inputs))
+    if not found:
+        raise InputError(f"{' '.join(args.inputs)}: no pictures there ({' '.join(sorted(SUFFIXES))})")
     done, has_header = set(), False
     if args.csv:
         Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
@@ -281,18 +284,12 @@ def run(args):
         begun_by(args.csv, {"network": digest, "operating point": args.operating_point, "tta": args.tta})
         if Path(args.csv).exists():
             done, has_header = read_done(args.csv, engine.classes)
-
-    found = list(find_pictures(args.inputs))
-    if not found:
-        raise InputError(f"{' '.join(args.inputs)}: no pictures there ({' '.join(sorted(SUFFIXES))})")
     number, shards = args.shard
     paths = [p for p in found[number - 1 :: shards] if p not in done]
     with contextlib.ExitStack() as stack:
-        file = (
-            stack.enter_context(open(args.csv, "a", encoding="utf-8", errors=ANY_NAME, newline=""))
-            if args.csv
-            else sys.stdout
-        )
+        file = sys.stdout
+        if args.csv:
+            file = stack.enter_context(open(args.csv, "a", encoding="utf-8", errors=ANY_NAME, newline=""))
         writer = csv.writer(file, delimiter=";", lineterminator="\n")
         if not has_header:
             writer.writerow(columns(engine.classes))

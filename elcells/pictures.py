@@ -63,7 +63,8 @@ def pages_of(path):
 def open_picture(path):
     """Open a picture file, or a page of one (`pages_of`), as an upright, decoded PIL image of its own mode.
 
-    What a TIFF says of its pixels stands in the image's info: bits (of a sample, 0: unknown) and white_is_zero.
+    What a TIFF says of its pixels stands in the image's info: stored and used bits of a sample (0: unknown) and
+    white_is_zero.
     Raises InputError for a file that is missing, no picture, damaged, or larger than MAX_PIXELS.
     """
     file, page = as_stored(Path(path)), 0
@@ -83,6 +84,7 @@ def open_picture(path):
             image.load()
             tags = getattr(image, "tag_v2", {})
             bits, most = tags.get(BITS_PER_SAMPLE, (0,))[0], tags.get(MAX_SAMPLE_VALUE, (0,))
+            image.info["stored"] = bits
             image.info["bits"] = int(np.max(most)).bit_length() or (bits if bits % 8 else 0)
             image.info["white_is_zero"] = tags.get(PHOTOMETRIC) == 0
             return ImageOps.exif_transpose(image)
@@ -101,11 +103,13 @@ def deep_levels(image):
     half of it empty is brightened, as 8 bits would leave it few levels; a nearly black one is left black.
     """
     pixels, notes = np.asarray(image).astype(np.float64), []
-    stored = 16 if image.mode.startswith("I;16") else 32
+    stored = image.info.get("stored") or (16 if image.mode.startswith("I;16") else 32)
     if pixels.min() < 0:
         notes.append("have negative pixels, which are taken as black")
         pixels = pixels.clip(0)
-    depth = image.info.get("bits") or next(d for d in DEPTHS if pixels.max() < 2**d)
+    depth = image.info.get("bits", 0)
+    if pixels.max() >= 2**depth:  # unknown, or not true
+        depth = next(d for d in DEPTHS if pixels.max() < 2**d)
     if depth < stored:
         notes.append(f"use {depth} of {stored} bits")
     levels = pixels / (2**depth - 1)
@@ -130,10 +134,11 @@ def examine(path, size=IMAGE_SIZE):
     image = open_picture(path)
     if image.mode == "F":
         raise InputError(f"{path}: floating-point pixels have no known scale; save it with 8 or 16 bits")
-    gray, notes = image.convert("L"), []
     if image.mode.startswith("I"):
         levels, notes = deep_levels(image)
         gray = Image.fromarray(levels)
+    else:
+        gray, notes = image.convert("L"), []
     if max(gray.size) > SQUARE * min(gray.size):
         short, long = min(gray.size), max(gray.size)
         missing = (long - short) // 2, long - short - (long - short) // 2

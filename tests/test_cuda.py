@@ -1,5 +1,7 @@
 """The whole way on a GPU; skipped where there is none."""
 
+import json
+
 import pytest
 import torch
 from conftest import SMALL
@@ -50,6 +52,13 @@ def test_the_gpu_predicts_as_the_cpu_does(trained, small):
         with torch.inference_mode():
             p.append(model.probabilities(model(images.to(device))).cpu())
     assert torch.allclose(*p, atol=1e-5)
+
+
+def test_evaluate_gives_the_same_figures_again(trained, elpv, tmp_path):
+    assert run(elpv, tmp_path, "--evaluate", trained / "checkpoints" / "best.ckp") == 0
+    reports = trained / "checkpoints" / "report.json", tmp_path / "checkpoints" / "best_report.json"
+    first, second = (json.loads(p.read_text())["at_threshold"] for p in reports)
+    assert first == second
 
 
 def test_predict_runs_there(trained, elpv, tmp_path):
