@@ -108,7 +108,7 @@ def deep_levels(image):
         notes.append("have negative pixels, which are taken as black")
         pixels = pixels.clip(0)
     depth = image.info.get("bits", 0)
-    if pixels.max() >= 2**depth:  # unknown, or not true
+    if not depth or pixels.max() >= 2**depth:  # unknown, or not true
         depth = next(d for d in DEPTHS if pixels.max() < 2**d)
     if depth < stored:
         notes.append(f"use {depth} of {stored} bits")

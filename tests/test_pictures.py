@@ -70,6 +70,11 @@ def test_an_underexposed_picture_of_many_bits_keeps_its_levels(gray, tmp_path):
     assert len(np.unique(pixels)) > 0.8 * len(np.unique(gray)) and notes == ["are underexposed and were brightened"]
 
 
+def test_a_picture_without_any_light_is_black(tmp_path):
+    Image.fromarray(np.zeros((300, 300), np.uint16)).save(tmp_path / "a.png")
+    assert not read_picture(tmp_path / "a.png").any()
+
+
 def test_a_dead_cell_of_many_bits_stays_black(tmp_path):
     noise = np.random.default_rng(0).integers(0, 120, (300, 300)).astype(np.uint16)
     Image.fromarray(noise).save(tmp_path / "a.png")
