@@ -60,6 +60,8 @@ def network_state(checkpoint):
     state = checkpoint.get("model", checkpoint.get("state_dict", checkpoint))
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         return {}
+    for prefix in ("module.", "_orig_mod."):  # of DistributedDataParallel and torch.compile
+        state = {k.removeprefix(prefix): v for k, v in state.items()}
     state = {k.replace("fc.0.", "fc."): v for k, v in state.items()}
     for name in FIRST_CONVOLUTIONS & state.keys():
         if state[name].ndim == 4 and state[name].shape[1] == 3:

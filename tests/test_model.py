@@ -284,6 +284,15 @@ def test_the_mean_over_symmetries_is_the_same_for_a_turned_or_mirrored_cell(smal
     )
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_the_prefixes_of_wrapped_networks_are_no_other_network(tmp_path, prefix):
+    model, path = build_model("resnet", width=16), tmp_path / "wrapped.pth"
+    torch.save({f"{prefix}{k}": v for k, v in model.network.state_dict().items()}, path)
+    again = build_model("resnet", width=16)
+    load_initial_weights(again, path)
+    assert all(torch.equal(v, model.network.state_dict()[k]) for k, v in again.network.state_dict().items())
+
+
 def test_the_original_recipes_checkpoint_loads(small, tmp_path):
     original = torchvision.models.resnet34()
     original.fc = torch.nn.Sequential(torch.nn.Linear(512, 2), torch.nn.Sigmoid())
