@@ -21,8 +21,9 @@ import data
 from elcells.checkpoint import find_checkpoint
 from elcells.cpu import ReLU
 from elcells.distributed import pick_device
-from elcells.files import InputError, atomic_path, print_any_name, printable
+from elcells.files import InputError, print_any_name, printable
 from elcells.pictures import read_picture
+from elcells.plots import save
 from model import TRACER, load_model, map_layers, outputs_of
 
 COLOURS = "plasma"
@@ -132,12 +133,6 @@ def probabilities(model, images):
 # ---------------------------------------------------------------- pictures
 
 
-def save(figure, path, dpi=100):
-    """Write a figure as PNG, complete or not at all."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, format="png")
-
-
 def grid_of(panels, title, path, columns=7, dpi=100):
     """Panels [(title, 2-d array, colour map)] in one figure of equal squares."""
     rows = math.ceil(len(panels) / columns)
@@ -197,7 +192,7 @@ def class_maps(model, image, name, path):
         axes.axis("off")
     figure.colorbar(shown, ax=grid, shrink=0.6, label="map x probability")
     figure.suptitle(f"{name}: where the network sees each class", parse_math=False)
-    save(figure, path)
+    save(figure, path, dpi=100)
 
 
 # ---------------------------------------------------------------- command

@@ -10,8 +10,9 @@ import torch
 from matplotlib.figure import Figure
 
 import data
-from elcells.files import InputError, atomic_path
+from elcells.files import InputError
 from elcells.pictures import load_pictures
+from elcells.plots import save
 from elcells.synthetic import COUNTS, NUMBERS, SyntheticDefects
 
 
@@ -39,8 +40,7 @@ def main(argv=None):
         axes.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=255)
         axes.set_title(" and ".join(c for c, y in zip(args.classes, label) if y) or "neither", fontsize=10)
         axes.axis("off")
-    with atomic_path(args.out) as temporary:
-        figure.savefig(temporary, dpi=80, format="png")
+    save(figure, args.out, dpi=80)
     print(f"{args.out}: defect-free cells with drawn defects")
     return 0
 

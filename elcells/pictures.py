@@ -165,7 +165,8 @@ def load_pictures(table, size=IMAGE_SIZE, tell=None):
     """All pictures of a table as one array, decoded once and cached on disk beside the first picture.
 
     The cache is a .npy file that is mapped, not read; its name carries a hash of the pictures' paths and one of their
-    sizes and times, so a changed table or picture makes a new one (the outdated one is removed).
+    sizes and times, so a changed table or picture makes a new one (the outdated one is removed). A JSON file beside it
+    has what was assumed.
     tell: function that gets a line for each thing that had to be assumed of some pictures (`examine`).
     Returns (pictures, index): uint8 (P, 1, size, size), read-only, and int (N,), the picture of each row.
     Raises InputError for the first picture that can't be read.

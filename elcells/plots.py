@@ -12,10 +12,10 @@ from elcells.metrics import calibration_error, metrics_table, reliability
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def save(figure, path):
+def save(figure, path, dpi=120):
     """Write a figure as PNG, complete or not at all."""
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+        figure.savefig(temporary, dpi=dpi, format="png")
 
 
 def plot_losses(history, classes, path):
