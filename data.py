@@ -75,7 +75,7 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
     for name in table.columns.difference([*wanted, *IDENTIFIERS]):
         with contextlib.suppress(ValueError):
             table[name] = pd.to_numeric(table[name])
-    table["path"] = _paths(table["filename"], Path(images) if images else path.parent)
+    table["path"] = picture_paths(table["filename"], Path(images) if images else path.parent)
     twice = table["path"].map(os.path.normpath).duplicated()
     if twice.any():
         row = twice.idxmax()
@@ -91,7 +91,7 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
     return table.reset_index(drop=True)
 
 
-def _paths(names, root):
+def picture_paths(names, root):
     """Paths (list) of file names below `root`; where not all are there, but all are by their last part alone, these."""
     files = [Path(n.replace("\\", "/")) for n in names]
     paths = [as_stored(root / f) for f in files]
@@ -361,7 +361,8 @@ class CellDataset:
         import torch
 
         if torch.device(device).type != "cpu" and isinstance(self.pictures, np.ndarray):
-            self.pictures = torch.from_numpy(np.array(self.pictures)).to(device)
+            used, self.index = np.unique(self.index, return_inverse=True)
+            self.pictures = torch.from_numpy(self.pictures[used]).to(device)
         return self
 
     def batch(self, rows):

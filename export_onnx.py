@@ -1,4 +1,4 @@
-"""Export a checkpoint to ONNX, check it on real cells, and optionally quantise it.
+"""Export a checkpoint to ONNX, check it against PyTorch, and optionally quantise it.
 
 $ python export_onnx.py            # checkpoints/best.ckp -> onnx/best.onnx
 $ python export_onnx.py 3 --int8   # checkpoint_003.ckp -> onnx/checkpoint_003.onnx and ..._int8.onnx
@@ -6,6 +6,7 @@ $ python export_onnx.py my.ckp --raw-input
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from PIL import Image
 from torch import nn
 
 import data
@@ -28,8 +30,9 @@ from elcells.distributed import pick_device
 from elcells.engine import open_model
 from elcells.files import InputError, atomic_path, print_any_name, reason
 from elcells.metrics import f1_scores, metrics_table
-from elcells.pictures import load_pictures
+from elcells.pictures import load_pictures, read_picture
 from elcells.quantize import quantise, round_weights
+from elcells.tables import read_rows
 from model import load_model, logits_of
 
 TOLERANCE = 1e-4  # of probabilities, between ONNX Runtime and PyTorch
@@ -103,8 +106,41 @@ def set_metadata(path, metadata):
 # ---------------------------------------------------------------- cells and checks
 
 
+def drawn_pictures(count, size, seed=0):
+    """Something like cells, uint8 (count, 1, size, size): grains and busbars, each of another brightness and contrast.
+
+    Good enough to compare two ways of computing one network where no picture is at hand.
+    """
+    rng = np.random.default_rng(seed)
+    grains = rng.normal(size=(count, 12, 12)).astype(np.float32)
+    smooth = [Image.fromarray(g).resize((size, size), Image.Resampling.BICUBIC) for g in grains]
+    levels = rng.uniform(40, 200, (count, 1, 1)) + rng.uniform(5, 40, (count, 1, 1)) * np.stack(smooth)
+    for y in (size // 6, size // 2, size - size // 6):
+        levels[:, y : y + max(1, size // 60)] *= 0.4
+    return np.clip(levels, 0, 255).astype(np.uint8)[:, None]
+
+
+def pictures_to_check(args, size):
+    """CHECK_CELLS pictures, uint8 (N, 1, size, size), of the table as far as it is there, else drawn; and their name.
+
+    Labels do not matter here, and no picture is copied from anywhere. Raises InputError for a table that was asked for
+    and can't be read.
+    """
+    found = []
+    if Path(args.data).exists() or args.data != options().get_default("data"):
+        names = read_rows(args.data, ["filename"])["filename"]
+        paths = data.picture_paths(names, Path(args.images or Path(args.data).parent))
+        for place in np.random.default_rng(0).permutation(len(paths)):
+            with contextlib.suppress(InputError):
+                found.append(read_picture(paths[place], size)[None])
+            if len(found) == CHECK_CELLS:
+                return np.stack(found), f"{CHECK_CELLS} cells"
+    drawn = drawn_pictures(CHECK_CELLS - len(found), size)
+    return np.stack([*found, *drawn]), f"{len(found)} cells and " * bool(found) + f"{len(drawn)} drawn pictures"
+
+
 class Cells:
-    """Pictures and labels of the cells that training did not see, and pictures of those it saw, for calibration.
+    """What smaller files are made and measured with: cells that training did not see, and some that it saw.
 
     test, unseen (validation part, then test part), calibration: uint8 (N, 1, S, S). labels: (N, C) of the unseen.
     """
@@ -123,9 +159,6 @@ class Cells:
         self.unseen, self.labels, self.test = images.numpy(), labels.numpy(), images.numpy()[len(val) :]
         chosen = np.random.default_rng(0).permutation(len(train))[:CALIBRATION_CELLS]
         self.calibration = data.CellDataset(train, pictures, model.classes).batch(chosen)[0].numpy()
-        self.check = self.test
-        if len(self.check) < CHECK_CELLS:  # a run on a handful of cells: others fill up, labels do not matter here
-            self.check = np.concatenate([self.test, pictures[: CHECK_CELLS - len(self.test)]])
 
 
 @torch.inference_mode()
@@ -188,9 +221,6 @@ def measure(path, cells):
     return figures
 
 
-# ---------------------------------------------------------------- smaller files
-
-
 # ---------------------------------------------------------------- command
 
 
@@ -224,22 +254,23 @@ def export(args):
     model, checkpoint = load_model(path, pick_device(args.device))
     if args.tta:
         model.average_symmetries()
-    cells = Cells(args, model, checkpoint)
-    expected = torch_probabilities(model, cells.check)
-    model.cpu()
     size = model.config["image_size"]
+    smaller = [name for name in SMALLER if getattr(args, name)]
+    cells = Cells(args, model, checkpoint) if smaller else None
+    check, check_name = pictures_to_check(args, size)
+    expected = torch_probabilities(model, check)
+    model.cpu()
     module = RawInput(model) if args.raw_input else GrayInput(model)
     example = torch.zeros(2, 3, size, size) if args.raw_input else torch.zeros(2, 1, size, size, dtype=torch.uint8)
     target = Path(args.out) / f"{path.stem}{'_tta' * args.tta}{'_raw' * args.raw_input}.onnx"
     metadata = metadata_of(model, checkpoint, path, args.raw_input)
-    smaller = [name for name in SMALLER if getattr(args, name)]
     files = {}
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / target.name
         write_onnx(module, example, plain, args.opset)
         set_metadata(plain, metadata)
         check_file(plain)
-        difference = largest_difference(plain, expected, cells.check)
+        difference = largest_difference(plain, expected, check)
         if not difference <= TOLERANCE:
             raise InputError(
                 f"{target}: probabilities differ from PyTorch's by {difference:.1e}, more than {TOLERANCE:g}; "
@@ -250,7 +281,7 @@ def export(args):
             shutil.copyfile(plain, temporary)
         print(
             f"{target}: {plain.stat().st_size / 1e6:.1f} MB, {metadata['input']} input, opset {args.opset}, "
-            f"probabilities within {difference:.1e} of PyTorch's on {len(cells.check)} cells"
+            f"probabilities within {difference:.1e} of PyTorch's on {check_name}"
         )
         files[target] = measure(plain, cells) if smaller else None
         for name in smaller:
@@ -259,7 +290,7 @@ def export(args):
             make = quantise if name == "int8" else round_weights
             make(plain, work, as_input(cells.calibration, model, args.raw_input))
             set_metadata(work, {**metadata, "arithmetic": name})
-            difference = largest_difference(work, expected, cells.check)
+            difference = largest_difference(work, expected, check)
             set_metadata(work, {**metadata, "arithmetic": name, "largest_difference": difference})
             files[small] = measure(work, cells)
             drop = files[target]["f1_unseen"] - files[small]["f1_unseen"]
@@ -336,7 +367,9 @@ def options():
         metavar="F1",
         help="refuse smaller files that lose more on validation and test cells (%(default)s)",
     )
-    group = parser.add_argument_group("cells to check with")
+    group = parser.add_argument_group(
+        "pictures to check and to quantise with (to check: drawn ones where there are none)"
+    )
     group.add_argument("--data", default="data.csv", metavar="CSV", help="table with the cells (%(default)s)")
     group.add_argument("--images", metavar="DIR", help="folder of its file names (the table's folder)")
     group.add_argument("--device", default="auto", help="of PyTorch's side of the check: auto, cpu, cuda (%(default)s)")

@@ -337,15 +337,54 @@ def test_the_cache_is_made_once(four, tmp_path):
 
 
 def test_the_cache_follows_a_changed_picture(four, tmp_path):
-    cells = four
-    again, index = load_pictures(cells, 64)
-    changed = cells["path"][2]
+    again, index = load_pictures(four, 64)
+    changed = four["path"][2]
     Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
     os.utime(changed, ns=(1, 1))
-    new, _ = load_pictures(cells, 64)
-    different = [not np.array_equal(new[index[i]], again[index[i]]) for i in range(4)]
+    new, moved = load_pictures(four, 64)
+    different = [not np.array_equal(new[moved[i]], again[index[i]]) for i in range(4)]
     assert different == [False, False, True, False]
     assert len(list(tmp_path.glob(".cache_*.npy"))) == 1
+
+
+def test_all_tables_of_a_folder_share_one_cache(four, tmp_path, monkeypatch):
+    load_pictures(four.head(2), 64)
+    decoded, examine = [], pictures_module.examine
+    monkeypatch.setattr(pictures_module, "examine", lambda p, size: decoded.append(p) or examine(p, size))
+    pictures, index = load_pictures(four, 64)
+    assert sorted(map(str, decoded)) == [str(p) for p in four["path"][2:]]
+    part, of_part = load_pictures(four.iloc[[3, 1]], 64)
+    assert len(decoded) == 2  # all are there
+    for path, place in zip(four["path"], index):
+        assert np.array_equal(pictures[place, 0], read_picture(path, 64))
+    assert np.array_equal(part[of_part[0], 0], read_picture(four["path"][3], 64))
+    assert sorted(p.suffix for p in tmp_path.glob(".cache_*")) == [".json", ".npy"]
+
+
+def test_a_picture_that_is_gone_leaves_the_cache(four, tmp_path):
+    load_pictures(four, 64)
+    four["path"][0].unlink()
+    os.utime(four["path"][1], ns=(1, 1))
+    pictures, index = load_pictures(four.iloc[1:], 64)
+    assert len(pictures) == 3 and np.array_equal(pictures[index[0], 0], read_picture(four["path"][1], 64))
+
+
+def test_caches_of_two_sizes_and_of_folders_below_stand_side_by_side(four, tmp_path):
+    (tmp_path / "below").mkdir()
+    four.at[0, "path"] = four["path"][0].rename(tmp_path / "below" / "cell.png")
+    for size in (64, 32, 64):
+        pictures, index = load_pictures(four, size)
+        assert np.array_equal(pictures[index[0], 0], read_picture(four["path"][0], size))
+    assert sorted(p.name for p in tmp_path.glob(".cache_*.json")) == [".cache_32.json", ".cache_64.json"]
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"array": "no.npy", "pictures": {}}', "[1]"])
+def test_a_damaged_cache_is_made_anew(four, tmp_path, damage):
+    first, index = load_pictures(four, 64)
+    expected = np.array(first[index])
+    (tmp_path / ".cache_64.json").write_text(damage)
+    again, index = load_pictures(four, 64)
+    assert np.array_equal(again[index], expected) and len(list(tmp_path.glob(".cache_*.npy"))) == 1
 
 
 # ---------------------------------------------------------------- augmentation

@@ -214,3 +214,28 @@ def test_own_network_without_record_of_a_split_is_checked_on_the_default_one(elp
 
 def test_the_file_has_the_lowest_ir_version_that_its_opset_allows(exported):
     assert onnx.load(exported).ir_version == 8
+
+
+def test_a_checkpoint_is_exported_where_no_data_set_is(best, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert export_onnx.main([str(best)]) == 0
+    assert "PyTorch's on 64 drawn pictures" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == ["onnx"]
+    assert metadata(tmp_path / "onnx" / "best.onnx")["largest_difference"] < 1e-4
+
+
+def test_the_check_takes_the_pictures_that_are_there(best, elpv, tmp_path, capsys):
+    for path in sorted(elpv.parent.glob("images/*.png"))[:5]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    names = [p.name for p in tmp_path.iterdir()] + ["missing.png"]
+    (tmp_path / "mine.csv").write_text("filename\n" + "\n".join(names) + "\n")
+    assert export(tmp_path / "mine.csv", tmp_path / "out", best) == 0
+    assert "5 cells and 59 drawn pictures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [[], ["--int8"]])
+def test_a_table_that_is_asked_for_must_be_there(best, tmp_path, capsys, more):
+    assert export(tmp_path / "nowhere.csv", tmp_path / "out", best, *more) == 2
+    assert "nowhere.csv: can't be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
