@@ -4,17 +4,16 @@ $ python predict.py images/                                # rows on the screen,
 $ python predict.py line1/ 'line2/**/*.png' --csv out.csv --report out.html
 $ find . -name '*.tif' | python predict.py - --model checkpoints/best.ckp --csv out.csv --resume
 $ python predict.py images/ --shard 2/8 --csv out2.csv     # the second of eight processes, each with its own --csv
+$ python predict.py modules/ --grid 10x6 --csv cells.csv --report cells.html    # whole modules, 10 columns of 6 cells
 """
 
 import argparse
 import contextlib
 import csv
-import glob
 import hashlib
 import io
 import itertools
 import json
-import os
 import re
 import sys
 import time
@@ -23,12 +22,26 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from elcells.engine import ENGINES, PRECISIONS, Engine, open_model
 from elcells.files import ANY_NAME, InputError, atomic_path, print_any_name
+from elcells.modules import (
+    ModulesTable,
+    cell_name,
+    cut_modules,
+    draw_module,
+    folders_of,
+    grid_size,
+    guess_grid,
+    module_names,
+    read_corners,
+    verdict,
+    warnings_of,
+)
 from elcells.page import write_report
-from elcells.pictures import NEARLY_BLACK, SUFFIXES, THREADS, as_lines, as_stored, examine, pages_of
+from elcells.pictures import LIKE_MODULE, NEARLY_BLACK, SUFFIXES, THREADS, as_lines, examine, find_pictures, to_square
 
 BATCHES_AHEAD = 4  # decoded while the network works; bounds the memory
 SHIPPED = Path(__file__).resolve().parent / "cells.onnx"
@@ -37,53 +50,16 @@ SHIPPED = Path(__file__).resolve().parent / "cells.onnx"
 # ---------------------------------------------------------------- input and output
 
 
-def find_pictures(inputs):
-    """Picture files of folders (searched recursively, by suffix), globs, files, and "-" (a list on stdin, a line each);
-    of TIFFs of several pages each page.
+def columns(classes, of_modules=False):
+    """Header of the output: a table that `train.py --data` could read, with probabilities, brightness and errors.
 
-    Yields str paths, each folder's in order of name, each path once. Raises InputError for one that leads nowhere.
+    of_modules: with each cell's place in its module, and whether that is sure.
     """
-    seen = set()
-    for given in inputs:
-        if given == "-":
-            found = (line.rstrip("\r\n") for line in sys.stdin)
-        elif os.path.isdir(given):
-            found = walk(given)
-        elif os.path.exists(given):
-            found = [given]
-        elif (stored := as_stored(Path(given))).exists():
-            found = [str(stored)]
-        else:
-            found = sorted(p for p in glob.glob(given, recursive=True) if Path(p).suffix.lower() in SUFFIXES)
-            if not found:
-                raise InputError(f"{given}: no such file or folder, and no picture matches it")
-        for path in (page for file in found if file for page in pages_of(file)):
-            if path not in seen:
-                seen.add(path)
-                yield path
+    place = ["module", "row", "column", "sure"] if of_modules else []
+    return ["filename", *classes, *(f"p_{c}" for c in classes), *place, "brightness", "error"]
 
 
-def walk(folder):
-    """Picture files below a folder, sorted folder by folder; a folder that links lead back to is entered once."""
-    entered = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in sorted(files):
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                yield os.path.join(root, name)
-
-
-def columns(classes):
-    """Header of the output: a table that `train.py --data` could read, with probabilities, brightness and errors."""
-    return ["filename", *classes, *(f"p_{c}" for c in classes), "brightness", "error"]
-
-
-def read_done(path, classes):
+def read_done(path, header_wanted):
     """File names whose rows are in an output table, which is cut behind its last complete row.
 
     Raises InputError when it is the output of another program or of other classes.
@@ -93,7 +69,7 @@ def read_done(path, classes):
         file.truncate(raw.rfind(b"\n") + 1)
     rows = csv.reader(io.StringIO(raw[: raw.rfind(b"\n") + 1].decode("utf-8", ANY_NAME)), delimiter=";")
     header = next(rows, None)
-    if header is not None and header != columns(classes):
+    if header is not None and header != header_wanted:
         raise InputError(f"{path}: is no output of this model (its columns are others); give another --csv")
     return {row[0] for row in rows}, header is not None
 
@@ -152,7 +128,53 @@ def predict(engine, paths, write, batch_size=16, threads=THREADS):
     return pictures, failed, black, positives, notes
 
 
-# ---------------------------------------------------------------- report
+def predict_modules(engine, pictures, args, done, write):
+    """Cut whole modules and run an Engine over their cells, while others cut the next.
+
+    pictures: list of (path, name), those of a resumed run too. done: file names of the cells that have their rows.
+    write(row): as in predict, with the cell's place. Returns (modules, failed or not sure, positives per class, lines
+    to tell).
+    """
+    columns_, rows, corners = args.grid_size
+    folder, about = folders_of(Path(args.csv).with_suffix(""))
+    notes, positives = Counter(), np.zeros(len(engine.classes), int)
+    with (
+        ModulesTable(about / "modules.csv", [*engine.classes, "nearly_black"]) as table,
+        ThreadPoolExecutor(1) as drawing,
+        contextlib.closing(
+            cut_modules([p for p in pictures if p[1] not in table.done], folder, columns_, rows, corners)
+        ) as made,
+    ):
+        drawn = None
+        for name, module in made:
+            notes.update(module["notes"])
+            counts = [""] * (len(engine.classes) + 1)
+            if "cells" in module:
+                squares = np.stack([to_square(Image.fromarray(c), engine.image_size) for c in module["cells"]])
+                steps = range(0, len(squares), args.batch_size)
+                p = np.concatenate([engine(squares[i : i + args.batch_size, None]) for i in steps])
+                found, black = (p >= engine.thresholds).astype(int), module["black"]
+                found[black] = 0
+                for k, cell in enumerate(module["cells"]):
+                    path = Path(folder) / cell_name(name, k, columns_)
+                    if str(path) not in done:
+                        judged = [*found[k], *(f"{v:.4f}" for v in p[k])]
+                        judged = [""] * len(judged) if black[k] else judged
+                        place = [name, k // columns_ + 1, k % columns_ + 1, module["sure"]]
+                        error = "nearly black: not judged" if black[k] else ""
+                        write([path, *judged, *place, f"{cell.mean() / 255:.3f}", error])
+                positives += found.sum(0)
+                counts = [*found.sum(0), int(black.sum())]
+                shown = ["nearly black" if b else verdict(f, engine.classes) for f, b in zip(found, black)]
+                said = [" ".join(f"{v:.2f}" for v, f in zip(*pair) if f) for pair in zip(p, found)]
+                if drawn:
+                    drawn.result()
+                drawn = drawing.submit(draw_module, module, about / f"{name}.png", shown, said)
+            table.add(module, name, counts)
+        if drawn:
+            drawn.result()
+    lines, sure = warnings_of(table.rows)
+    return len(table.rows), not sure, positives, [*lines, *as_lines(notes)]
 
 
 # ---------------------------------------------------------------- command
@@ -248,6 +270,12 @@ def options():
     group.add_argument("--csv", metavar="FILE", help="write the rows there (the screen)")
     group.add_argument("--resume", action="store_true", help="go on with --csv: skip the pictures that it has")
     group.add_argument("--report", metavar="FILE", help="write an HTML page with counts and the defective cells")
+    group = parser.add_argument_group("whole modules")
+    group.add_argument(
+        "--grid", metavar="CxR", help="pictures show modules: columns x rows of cells, as they stand there"
+    )
+    corners = "rough corners (filename;x1;y1 … x4;y4, as in modules.csv) of modules that are not found"
+    group.add_argument("--corners", metavar="CSV", help=corners)
     group = parser.add_argument_group("speed")
     group.add_argument(
         "--shard", type=shard, default=(1, 1), metavar="K/N", help="every N-th picture, from the K-th on (all)"
@@ -270,6 +298,15 @@ def run(args):
     model = args.model or default_model()
     engine = open_network(model, args.engine, args.threads, args.tta, args.device, args.engine_precision)
     engine.set_operating_point(args.operating_point)
+    if args.grid:
+        if not args.csv:
+            raise InputError("--grid: needs --csv or --report; the cells and the modules' pictures go beside it")
+        try:
+            args.grid_size = (*grid_size(args.grid), read_corners(args.corners) if args.corners else {})
+        except ValueError as error:
+            raise InputError(str(error) if isinstance(error, InputError) else f"--grid {error}") from None
+    elif args.corners:
+        raise InputError("--corners: needs --grid")
     if args.csv and Path(args.csv).exists() and not args.resume:
         raise InputError(f"{args.csv}: is there already; add --resume to go on with it, or give another --csv")
     if args.resume and not args.csv:
@@ -277,13 +314,14 @@ def run(args):
     found = list(find_pictures(args.inputs))
     if not found:
         raise InputError(f"{' '.join(args.inputs)}: no pictures there ({' '.join(sorted(SUFFIXES))})")
-    done, has_header = set(), False
+    done, has_header, header = set(), False, columns(engine.classes, bool(args.grid))
     if args.csv:
         Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256(Path(model).read_bytes()).hexdigest()
-        begun_by(args.csv, {"network": digest, "operating point": args.operating_point, "tta": args.tta})
+        identity = {"network": digest, "operating point": args.operating_point, "tta": args.tta}
+        begun_by(args.csv, {**identity, **({"grid": args.grid} if args.grid else {})})
         if Path(args.csv).exists():
-            done, has_header = read_done(args.csv, engine.classes)
+            done, has_header = read_done(args.csv, header)
     number, shards = args.shard
     paths = [p for p in found[number - 1 :: shards] if p not in done]
     with contextlib.ExitStack() as stack:
@@ -292,7 +330,7 @@ def run(args):
             file = stack.enter_context(open(args.csv, "a", encoding="utf-8", errors=ANY_NAME, newline=""))
         writer = csv.writer(file, delimiter=";", lineterminator="\n")
         if not has_header:
-            writer.writerow(columns(engine.classes))
+            writer.writerow(header)
         bar = stack.enter_context(tqdm(total=len(paths), unit="picture", leave=False))
         flushed = time.monotonic()
 
@@ -305,8 +343,27 @@ def run(args):
                 flushed = time.monotonic()
 
         started = time.monotonic()
-        pictures, failed, black, positives, notes = predict(engine, paths, write, args.batch_size)
+        if args.grid:
+            names = dict(zip(found, module_names(found)))
+            bar.total, bar.unit = len(paths) * args.grid_size[0] * args.grid_size[1], "cell"
+            modules, unsure, positives, lines = predict_modules(
+                engine, [(path, names[path]) for path in paths], args, done, write
+            )
+        else:
+            pictures, failed, black, positives, notes = predict(engine, paths, write, args.batch_size)
         seconds = time.monotonic() - started
+    if args.grid:
+        counts = ", ".join(f"{n} {c}" for c, n in zip(engine.classes, positives))
+        speed = f"{modules / seconds:.2f} modules/s with {engine.name}" if modules else "nothing left to do"
+        print(f"{modules} modules: {counts} cells; {speed}", file=sys.stderr)
+        for line in lines:
+            print(line, file=sys.stderr)
+        about = folders_of(Path(args.csv).with_suffix(""))[1]
+        print(f"{about} shows the modules.", file=sys.stderr)
+        if args.report:
+            write_report(args.csv, args.report, engine, model, about)
+            print(f"{args.report} shows them, with their cells.", file=sys.stderr)
+        return 3 if unsure else 0
     speed = f"{pictures / seconds:.1f} pictures/s with {engine.name}" if pictures else "nothing left to do"
     found = ", ".join(f"{n} {c}" for c, n in zip(engine.classes, positives))
     print(f"{pictures} pictures: {found}, {failed} unreadable; {speed}", file=sys.stderr)
@@ -314,6 +371,9 @@ def run(args):
         print(f"{black} of them are nearly black, dead or underexposed: the probabilities can't tell.", file=sys.stderr)
     for line in as_lines(notes):
         print(line, file=sys.stderr)
+    if notes[LIKE_MODULE]:
+        guess = guess_grid(next(p for p in paths if LIKE_MODULE in read_or_error(p, engine.image_size)[2]))
+        print(f"The first of them looks like --grid {guess}." * bool(guess), end="\n" * bool(guess), file=sys.stderr)
     if args.report:
         write_report(args.csv, args.report, engine, model)
         print(f"{args.report} shows them.", file=sys.stderr)
@@ -321,7 +381,8 @@ def run(args):
 
 
 def main(argv=None):
-    """Command line of this file; returns the exit code: 0, 2 for bad input, 3 when some pictures can't be read."""
+    """Command line of this file; returns the exit code: 0, 2 for bad input, 3 when some pictures can't be read
+    or some modules are not sure."""
     print_any_name()
     args = options().parse_args(argv)
     try:

@@ -28,8 +28,26 @@ from elcells.outline import LEAD, SURE, find_grid
 REPORTED = 10_000  # the first seed that nothing was tuned on
 LEVELS = {
     "easy": {"turn": 3, "keystone": 0.05, "lens": 0, "beside": 0, "dead": 0, "light": 0.15, "noise": 3, "blur": 0.5},
-    "medium": {"turn": 8, "keystone": 0.1, "lens": 0.02, "beside": 0.5, "dead": 2, "light": 0.35, "noise": 5, "blur": 0.8},
-    "hard": {"turn": 15, "keystone": 0.15, "lens": 0.04, "beside": 0.85, "dead": 5, "light": 0.55, "noise": 8, "blur": 1.1},
+    "medium": {
+        "turn": 8,
+        "keystone": 0.1,
+        "lens": 0.02,
+        "beside": 0.5,
+        "dead": 2,
+        "light": 0.35,
+        "noise": 5,
+        "blur": 0.8,
+    },
+    "hard": {
+        "turn": 15,
+        "keystone": 0.15,
+        "lens": 0.04,
+        "beside": 0.85,
+        "dead": 5,
+        "light": 0.55,
+        "noise": 8,
+        "blur": 1.1,
+    },
 }
 LEVELS["string"] = {**LEVELS["medium"], "dead": 0}  # and a dead third
 LEVELS["dim"] = {**LEVELS["medium"], "dead": 0}  # and a border row at 15 to 60 % of the light
@@ -51,7 +69,9 @@ class Cells:
     def of(self, module, count, side):
         """Pictures float32 (count, side, side) of a module, busbars level, and their rows in the table."""
         rows = np.resize(np.flatnonzero(self.table["module"] == module), count)
-        opened = {r: Image.open(self.table["path"][r]).resize((side, side), Image.Resampling.BILINEAR) for r in set(rows)}
+        opened = {
+            r: Image.open(self.table["path"][r]).resize((side, side), Image.Resampling.BILINEAR) for r in set(rows)
+        }
         return np.stack([np.asarray(opened[r], np.float32) for r in rows]), rows
 
 
@@ -62,7 +82,9 @@ def tiles_of(cells, module, columns, rows, half, side):
     if not half:
         return list(whole), index
     tiles = [None] * (columns * rows)
-    for k, cell in enumerate(whole):
+    edge = max(1, round(0.012 * side))
+    for k, cell in enumerate(whole.copy()):
+        cell[side // 2 - edge : side // 2 + edge] *= 0.5  # each half has dark edges of its own
         pair, column = divmod(k, columns)
         for part in range(2):
             tiles[(2 * pair + part) * columns + column] = cell[part * side // 2 : (part + 1) * side // 2]
@@ -106,7 +128,7 @@ def compose(cells, seed, level, side=None, lens=None):
     side = int(side or rng.choice(SIZES, p=[0.2, 0.2, 0.2, 0.15, 0.12, 0.08, 0.05]) * (0.6 if columns > 6 else 1))
     side += side % 2
     tiles, index = tiles_of(cells, module, columns, rows, half, side)
-    typical, extra = np.median(np.stack(tiles)), 0.0 if rng.random() < 0.25 else rng.uniform(0.02, 0.04)
+    typical, extra = np.median(np.stack(tiles)), 0.0 if rng.random() < 0.25 and not half else rng.uniform(0.02, 0.04)
     gap_x, gap_y = int(round(extra * side)), int(round(extra * side * rng.uniform(0.8, 1.25)))
     high = side // (1 + half)
     xs, ys = np.arange(columns) * (side + gap_x), np.arange(rows) * (high + gap_y)
@@ -135,7 +157,9 @@ def compose(cells, seed, level, side=None, lens=None):
         lines += (np.arange(count) % columns == 0, np.arange(count) % columns == columns - 1)
         dark = {int(k): gain * rng.uniform(0.8, 1.2) for k in np.flatnonzero(lines[chosen])}
     elif p["dead"]:
-        dark = {int(k): rng.uniform(0.03, 0.2) for k in rng.choice(count, rng.integers(0, p["dead"] + 1), replace=False)}
+        dark = {
+            int(k): rng.uniform(0.03, 0.2) for k in rng.choice(count, rng.integers(0, p["dead"] + 1), replace=False)
+        }
         if level == "hard" and rng.random() < 0.5:
             dark[int(rng.choice([0, columns - 1, count - columns, count - 1]))] = 0.05
     lay(canvas, rng, around, around, tiles, xs, ys, 1.0, gap_level, edge, dark)
@@ -188,7 +212,9 @@ def photograph(canvas, size, around, rng, p, side, lens, filled):
     for _ in range(8):
         flat = d / (1 + bend * (flat**2).sum(-1, keepdims=True))
     source = there.inverse(middle + radius * flat)
-    picture = ndimage.map_coordinates(canvas, [source[:, 1], source[:, 0]], order=1, mode="nearest" if filled else "constant", cval=5)
+    picture = ndimage.map_coordinates(
+        canvas, [source[:, 1], source[:, 0]], order=1, mode="nearest" if filled else "constant", cval=5
+    )
     picture = picture.reshape(picture_size[::-1])
     d = d.reshape(*picture.shape, 2)
     light = 1 - p["light"] * rng.uniform(0, 1) * (d**2).sum(-1)
@@ -248,8 +274,12 @@ def cut_all(args):
     jobs = [(level, args.seed + k) for level in args.levels for k in range(args.count)]
     with ProcessPoolExecutor(args.jobs, initializer=start_worker) as pool:
         rows = list(tqdm(pool.map(measure, jobs), total=len(jobs), unit="module", leave=False))
-    print("                right grid   all cells within   mean error, worst cell,  wrong,   off by   flagged for   CPU s")
-    print("level    count           %       3 % (% of mods)  median %    95 % of mods  unfl.  3-50 %, unfl.  nothing %  a module")
+    print(
+        "                right grid   all cells within   mean error, worst cell,  wrong,   off by   flagged for   CPU s"
+    )
+    print(
+        "level    count           %       3 % (% of mods)  median %    95 % of mods  unfl.  3-50 %, unfl.  nothing %  a module"
+    )
     for level in args.levels:
         print(summary([r for r in rows if r["level"] == level]))
     if args.out:

@@ -68,7 +68,7 @@ class Grid:
         n = self.nodes()
         return n[[0, 0, -1, -1], [0, -1, -1, 0]]
 
-    def centres_and_corners(self):
+    def cells(self):
         """Corners of every cell, float (rows, columns, 4, 2), clockwise from the upper left."""
         n = self.nodes()
         return np.stack([n[:-1, :-1], n[:-1, 1:], n[1:, 1:], n[1:, :-1]], 2)
@@ -230,14 +230,14 @@ def move_lines(image, grid):
 def score(image, grid, fine=True):
     """Up to 1: are the inner lines dark, and darker than busbars, all four borders too, and cells square (or half)?"""
     e = sides(grid)
-    p, s = profiles(image, grid, e, 0.45 + WIDER[-1] * FLANK[1], fine)
-    r, end, cell = responses(p, s, e[4]), e[4] != 0, np.abs(s) < 0.45
+    p, s = profiles(image, grid, e, 0.52 + WIDER[-1] * FLANK[1], fine)
+    r, end, cell = responses(p, s, e[4]), e[4] != 0, np.abs(s) < 0.52
     on, off = r[:, np.abs(s) <= 0.015].max(1), r[:, cell & (np.abs(s) > 0.08)].max(1)
     before, behind = p[:, s < -0.05].mean(1), p[:, s > 0.05].mean(1)
     lit = np.select([e[4] == 0, e[4] == 1], [np.minimum(before, behind), behind], before)
     usual = max(np.median(p[:, cell].mean(1)), 1e-6)
     lit = np.clip(lit / usual / DIM - 0.3, 0, 1)  # at dead cells nothing is seen, for or against
-    inner, darkest, share = [1.0], [1.0], 1.0
+    inner, darkest, share, doubled, halved = [1.0], [1.0], 1.0, 0.0, False
     if not end.all():
         share = lit[~end].mean()
         for axis in (False, True):
@@ -246,15 +246,31 @@ def score(image, grid, fine=True):
                 weight = lit[those] / (lit[those].sum() + 1e-6)
                 inner.append((weight * np.clip(on[those] / 0.08, -0.5, 1)).sum())
                 darkest.append((weight * (on > 0.8 * off)[those]).sum())
+            odd_line = e[3] % 2 == 1
+            depths = [lit[t] @ on[t] / (lit[t].sum() + 1e-6) for t in (those & odd_line, those & ~odd_line)]
+            if max(e[3][those], default=0) % 1000 >= 4 and max(depths) > 0:  # every second line a busbar?
+                doubled = max(doubled, 0.7 - min(depths) / max(depths))
+            usual_one = lit[those] @ r[those] / (lit[those].sum() + 1e-6)  # a line inside all cells: a gap left out?
+            at_line, at_half = (
+                usual_one[cell & (a < np.abs(s)) & (np.abs(s) <= b)].max() for a, b in ((-1, 0.015), (0.44, 1))
+            )
+            elsewhere = usual_one[(np.abs(s) > 0.08) & (np.abs(s) < 0.42)].max()  # busbars stand there too
+            halved = max(halved, at_half > max(0.85 * at_line, 1.5 * elsewhere))
+    near = (np.abs(s) > 0.06) & (np.abs(s) < 0.14)
+    upper, lower = p[:, near & (s < 0)].mean(1), p[:, near & (s > 0)].mean(1)
+    beyond = np.where(e[4] == 1, upper / np.maximum(lower, 1e-6), lower / np.maximum(upper, 1e-6))
+    on_end = np.clip(on / 0.3, 0, 1) * np.clip(2 - 2 * beyond, 0, 1)  # as bright behind a gap: the module goes on
     ends = []
     for k in np.unique(e[3][end]):
         those = end & (e[3] == k)
         weight = np.append(lit[those], 0.2 * those.sum())
-        ends.append(np.average(np.append(np.clip(on[those] / 0.3, 0, 1), 0.3), weights=weight))
+        ends.append(np.average(np.append(on_end[those], 0.3), weights=weight))
     shape = abs(np.log2(np.divide(*np.maximum(grid.cell_size(), 1e-6))))
     odd = max(0, min(shape, abs(shape - 1)) - 0.15)
     lines = 0.35 * np.mean(inner[-2:]) + 0.25 * np.min(darkest)
-    return float(lines + 0.1 * share + 0.15 * (np.mean(ends) + np.min(ends)) - 0.6 * odd)
+    return float(
+        lines + 0.1 * share + 0.15 * (np.mean(ends) + np.min(ends)) - 0.6 * odd - 0.5 * doubled - 0.25 * halved
+    )
 
 
 def neighbours(grid):

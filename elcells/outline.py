@@ -14,6 +14,8 @@ FLOOR = 0.08  # of the brightest: darker isn't evened out
 BEYOND_DOUBT = 0.95  # a rough grid of a higher score needs no other guesses of the same module
 CLEAR = 0.9  # a rough grid of a higher score is not tried again with a line of cells more or fewer
 WINDOWS = (0.15, 0.1, 0.06, 0.05)  # in cells, of the fine fit
+ANOTHER = 0.1  # that a grid beside the best one, not upon it, counts more
+FOUND = 0.6  # a grid of a lower score is none
 SURE, LEAD = 0.8, 0.1  # a grid of a lower score, or less ahead of the best other one, should be looked at
 
 
@@ -102,7 +104,9 @@ def stretched(quad, columns, rows):
 
 def mismatch(quad, columns, rows):
     """How far a guess's sides are from those of square or half cells, in octaves."""
-    width, height = (np.linalg.norm(quad[[i, j]] - quad[[k, m]], axis=1).mean() for i, j, k, m in ((0, 3, 1, 2), (0, 1, 3, 2)))
+    width, height = (
+        np.linalg.norm(quad[[i, j]] - quad[[k, m]], axis=1).mean() for i, j, k, m in ((0, 3, 1, 2), (0, 1, 3, 2))
+    )
     ratio = np.log2((width + 1) / columns / ((height + 1) / rows))
     return min(abs(ratio - half) for half in (-1, 0, 1))
 
@@ -166,7 +170,11 @@ def find_grid(image, columns, rows, corners=None, bend=None):
     done = distinct([*done, *(finely(other) for value, other in beside if value > done[0][0])])
     (best, grid), others = done[0], [*done[1:], *tried, *beside]
     apart = 0.5 * grid.cell_size().min()
-    others = [value for value, other in others if np.abs(other.nodes() - grid.nodes()).max() > apart]
+    others = [  # where two modules are seen whole, who knows which is meant
+        value + ANOTHER * (not around(grid, other.corners()))
+        for value, other in others
+        if np.abs(other.nodes() - grid.nodes()).max() > apart
+    ]
     return grid.scaled(factor2), best, best - max(others, default=0.0)
 
 

@@ -1,9 +1,11 @@
 """Picture files as gray arrays of one size: opening, decoding, caching; and the constants of the input."""
 
 import contextlib
+import glob
 import json
 import os
 import re
+import sys
 import time
 import unicodedata
 import warnings
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from scipy import ndimage
 from tqdm import tqdm
 
 from elcells.files import InputError, atomic_path
@@ -27,6 +30,9 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, of another size and with an
 NEARLY_BLACK = 0.13  # mean pixel in 0..1; darker cells of ELPV are but noise, and labelled neither (doc/labels.md)
 SQUARE = 1.05  # up to this ratio of its sides a picture is stretched to a square
 DEPTHS = (10, 12, 14, 16, 20, 24, 32)  # bits that cameras have
+MODULE_SIDE, MODULE_PIECES = 420, 20  # pixels in which whole modules are told from cells; pieces that make one
+MODULE_FROM = 600  # a square picture of fewer pixels a side is taken as a cell unseen
+LIKE_MODULE = "look like whole modules, not cells: predict.py takes them with --grid COLUMNSxROWS"
 BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE_VALUE = 258, 262, 281  # tags of TIFF
 THREADS = max(2, os.cpu_count() or 2)  # for decoding and encoding pictures; zlib runs outside Python's lock
 
@@ -58,6 +64,47 @@ def pages_of(path):
         return [path]
     pages = [f"{path}#page={number + 1}" for number, size in enumerate(sizes) if size == sizes[0]]
     return pages if len(pages) > 1 else [path]
+
+
+def find_pictures(inputs):
+    """Picture files of folders (searched recursively, by suffix), globs, files, and "-" (a list on stdin, a line each);
+    of TIFFs of several pages each page.
+
+    Yields str paths, each folder's in order of name, each path once. Raises InputError for one that leads nowhere.
+    """
+    seen = set()
+    for given in inputs:
+        if given == "-":
+            found = (line.rstrip("\r\n") for line in sys.stdin)
+        elif os.path.isdir(given):
+            found = walk(given)
+        elif os.path.exists(given):
+            found = [given]
+        elif (stored := as_stored(Path(given))).exists():
+            found = [str(stored)]
+        else:
+            found = sorted(p for p in glob.glob(given, recursive=True) if Path(p).suffix.lower() in SUFFIXES)
+            if not found:
+                raise InputError(f"{given}: no such file or folder, and no picture matches it")
+        for path in (page for file in found if file for page in pages_of(file)):
+            if path not in seen:
+                seen.add(path)
+                yield path
+
+
+def walk(folder):
+    """Picture files below a folder, sorted folder by folder; a folder that links lead back to is entered once."""
+    entered = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(files):
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
+                yield os.path.join(root, name)
 
 
 def open_picture(path):
@@ -123,32 +170,68 @@ def deep_levels(image):
     return (255 * levels.clip(0, 1)).astype(np.float32), notes
 
 
-def examine(path, size=IMAGE_SIZE):
-    """Read a picture as gray, 8 bit, size x size, and tell what was assumed.
+def as_gray(path):
+    """A picture as a gray PIL image in its own size, and what was assumed of it (list of str).
 
-    8-bit gray, palette, RGB, RGBA and CMYK are converted to gray (ITU-R 601 luma), deeper ones by `deep_levels`. A
-    picture that is no square is mirrored at its longer edges until it is one, so that nothing is stretched. Other sizes
-    are resized with antialiasing (Pillow, bilinear).
-    Returns (uint8 (size, size), list of str). Raises InputError as open_picture does.
+    8-bit gray, palette, RGB, RGBA and CMYK become mode L (ITU-R 601 luma), deeper ones mode F in 0..255 (`deep_levels`).
+    Raises InputError as open_picture does.
     """
     image = open_picture(path)
     if image.mode == "F":
         raise InputError(f"{path}: floating-point pixels have no known scale; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         levels, notes = deep_levels(image)
-        gray = Image.fromarray(levels)
-    else:
-        gray, notes = image.convert("L"), []
+        return Image.fromarray(levels), notes
+    return image.convert("L"), []
+
+
+def looks_like_module(gray):
+    """True if a gray PIL image shows many alike pieces between dark lines, as a module does and a cell does not.
+
+    Strips between busbars count too: three and more a cell. A cell has a handful, of any size.
+    """
+    factor = MODULE_SIDE / max(gray.size)
+    small = gray.convert("L").resize([max(1, round(n * factor)) for n in gray.size], Image.Resampling.BILINEAR)
+    levels = np.asarray(small, np.float32)
+    closed, bright = ndimage.grey_closing(levels, (7, 7)), 0.2 * np.percentile(levels, 95)
+    lines = closed - levels > 0.12 * np.maximum(closed, bright)
+    labels, count = ndimage.label(ndimage.binary_opening(~lines & (levels > bright), np.ones((3, 3))))
+    if count < MODULE_PIECES:
+        return False
+    area = np.bincount(labels.ravel())[1:]
+    box = np.array([np.prod([part.stop - part.start for part in where]) for where in ndimage.find_objects(labels)])
+    pieces = area[(area > 60) & (area > 0.45 * box)]
+    alike = pieces[np.abs(np.log2(pieces / np.median(pieces))) < 1] if len(pieces) else pieces
+    return len(alike) >= MODULE_PIECES and alike.sum() > 0.06 * levels.size
+
+
+def examine(path, size=IMAGE_SIZE):
+    """Read a picture as gray, 8 bit, size x size, and tell what was assumed.
+
+    A picture that is no square is mirrored at its longer edges until it is one, so that nothing is stretched. Other
+    sizes are resized with antialiasing (Pillow, bilinear).
+    Returns (uint8 (size, size), list of str). Raises InputError as `as_gray` does.
+    """
+    gray, notes = as_gray(path)
+    no_square = max(gray.size) > SQUARE * min(gray.size)
+    if (no_square or min(gray.size) > MODULE_FROM) and looks_like_module(gray):
+        notes.append(LIKE_MODULE)
+    if no_square:
+        notes.append("are no squares and were mirrored to one")
+    return to_square(gray, size), notes
+
+
+def to_square(gray, size=IMAGE_SIZE):
+    """A gray PIL image, mode L or F, as uint8 (size, size), mirrored at its longer edges where it is no square."""
     if max(gray.size) > SQUARE * min(gray.size):
         short, long = min(gray.size), max(gray.size)
         missing = (long - short) // 2, long - short - (long - short) // 2
         around = [(0, 0), missing] if gray.width == short else [missing, (0, 0)]
         gray = Image.fromarray(np.pad(np.asarray(gray), around, "symmetric"))
-        notes.append("are no squares and were mirrored to one")
     if gray.size != (size, size):
         gray = gray.resize((size, size), Image.Resampling.BILINEAR)
     pixels = np.array(gray)
-    return pixels if pixels.dtype == np.uint8 else np.clip(np.rint(pixels), 0, 255).astype(np.uint8), notes
+    return pixels if pixels.dtype == np.uint8 else np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
 def read_picture(path, size=IMAGE_SIZE):
