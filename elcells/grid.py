@@ -116,7 +116,7 @@ def responses(p, s, end):
 
     def mean(a, b):
         """Of the samples from a to b cells beside each."""
-        low, high = (np.clip(i + int(round(v / step)), 0, p.shape[1]) for v in (a, b + step))
+        low, high = (np.clip(i + round(v / step), 0, p.shape[1]) for v in (a, b + step))
         return (total[:, high] - total[:, low]) / np.maximum(high - low, 1)
 
     best, end = np.full(p.shape, -1.0), end[:, None]
@@ -174,10 +174,12 @@ def fit(image, grid, windows, fine=True, bend=None):
         apart = halves(grid, e)
         stiff = 100 if few else 0.5
 
+        aside = np.hstack([at_border, apart])
+
         def moved(v, grid=grid, unit=unit, curved=curved):
             return grid.copy(grid.quad + v[:8].reshape(4, 2) * unit, v[8] if curved else grid.bend)
 
-        def miss(v, moved=moved, e=e, seen=seen, normal=normal, size=size, aside=np.hstack([at_border, apart])):
+        def miss(v, moved=moved, e=e, seen=seen, normal=normal, size=size, aside=aside):
             return ((moved(v)(e[0]) - seen) * normal).sum(1) / size - aside @ v[9:]
 
         # what is known beforehand: little moves, lenses bend little, borders are alike
@@ -195,7 +197,7 @@ def fit(image, grid, windows, fine=True, bend=None):
                 v[k] += 1e-5
                 jacobian[:, k] = (miss(v) - d) / 1e-5
                 v[k] -= 1e-5
-            jacobian[:, 9:] = -np.hstack([at_border, apart])
+            jacobian[:, 9:] = -aside
             w = weight**2 / (1 + (d / scale) ** 2)
             a = (jacobian.T * w) @ jacobian + known.T @ known
             b = (jacobian.T * w) @ d + known.T @ (known @ v - wanted)

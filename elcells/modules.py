@@ -319,7 +319,8 @@ def cut_modules(pictures, folder, columns, rows, corners, processes=None):
     """Cut modules in processes of their own, a few ahead of what the caller takes; yields (name, module) in order.
 
     pictures: list of (path, name). corners: from read_corners. The lens of each size of picture is found first, from
-    some of them (`lens_of`). With one or two pictures there is no other process. Memory does not grow with their number.
+    some of them (`lens_of`). One or two pictures need no other process. Memory does not grow with
+    their number.
     """
     processes = processes or max(1, (os.cpu_count() or 2) // 2)
     given = {path: corners.get(Path(path).name) for path, _ in pictures}
@@ -361,8 +362,10 @@ def picture_size(path):
 
 def guess_grid(path):
     """The likeliest of the USUAL grids for a picture, "10x6", or "" where none stands out."""
-    image = np.asarray(as_gray(path)[0], np.float32)
-    scores = sorted(((find_grid(image, *grid)[1], grid) for grid in USUAL), reverse=True)
+    gray = as_gray(path)[0]
+    gray.thumbnail((900, 900))
+    image = np.asarray(gray, np.float32)
+    scores = sorted(((find_grid(image, *grid, quick=True)[1], grid) for grid in USUAL), reverse=True)
     return "{}x{}".format(*scores[0][1]) if scores[0][0] >= SURE and scores[0][0] - scores[1][0] > 0.05 else ""
 
 

@@ -1,4 +1,4 @@
-"""Find the module in a picture: guesses of its outline from the lit areas, the grid fitted to each, the clearest wins."""
+"""Find the module in a picture: guesses of its outline from the lit areas, a grid fitted to each, the clearest wins."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def shrink(image, factor):
     """Picture (float32) with 1/factor of the pixels along each side, antialiased, and the factor: 1 below 1.2."""
     if factor < 1.2:
         return image, 1.0
-    h, w = (int(round(n / factor)) for n in image.shape)
+    h, w = (round(n / factor) for n in image.shape)
     box = (0, 0, min(w * factor, image.shape[1]), min(h * factor, image.shape[0]))
     picture = Image.fromarray(image).resize((max(w, 1), max(h, 1)), Image.Resampling.BILINEAR, box=box)
     return np.asarray(picture), factor
@@ -117,11 +117,11 @@ def around(grid, quad):
     return np.linalg.norm(corners.mean(0) - quad.mean(0)) < 0.3 * np.ptp(corners, axis=0).min()
 
 
-def find_grid(image, columns, rows, corners=None, bend=None):
+def find_grid(image, columns, rows, corners=None, bend=None, quick=False):
     """Grid of the module that stands out in a picture: (Grid, score, lead over the best other grid).
 
     image: float32 (H, W). corners: (4, 2) pixels x, y of the module's corners, clockwise from the upper left, roughly,
-    where the user gives them. bend: the lens, where it is known.
+    where the user gives them. bend: the lens, where it is known. quick: a first look, enough to compare grids' sizes.
     """
     sample = image[:: max(1, image.shape[0] // 500), :: max(1, image.shape[1] // 500)]
     low, high = np.percentile(sample, [0.5, 99.5])
@@ -143,6 +143,8 @@ def find_grid(image, columns, rows, corners=None, bend=None):
             if not any(value >= BEYOND_DOUBT and around(grid, quad) for value, grid in tried):
                 tried.append(rough(quad))
         tried = distinct(tried)
+        if quick:
+            return tried[0][1].scaled(factor), tried[0][0], 0.0
         seen = set()
         for _ in range(2):  # the second time from what the first has found
             if tried[0][0] >= CLEAR:

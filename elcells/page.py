@@ -5,15 +5,21 @@ import csv
 import heapq
 import html
 import io
+import os
 import time
+from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
 from elcells.files import ANY_NAME, InputError, atomic_path
-from elcells.pictures import NEARLY_BLACK, read_picture
+from elcells.grid import Grid
+from elcells.modules import CORNERS
+from elcells.pictures import NEARLY_BLACK, open_picture, read_picture
 
 REPORT_CELLS = 1000  # the surest defects that the report shows
+REPORT_MODULES = 50  # the modules that it shows
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Defects in {pictures} cells</title>
@@ -29,18 +35,35 @@ td {{ border-bottom: 1px solid #ddd }} td.n {{ font-variant-numeric: tabular-num
 td.n span {{ display: inline-block; height: .7em; background: #0072b2; margin-left: .6em }}
 td.n.yes {{ font-weight: 600 }} td.n.yes span {{ background: #d55e00 }}
 img {{ display: block; width: 120px; height: 120px; image-rendering: auto }} .f {{ overflow-wrap: anywhere }}
+figure {{ margin: 0 0 1.5em }} figcaption {{ margin: .3em 0 }}
+figure svg {{ display: block; width: 100%; height: auto }}
+polygon {{ fill: transparent; cursor: pointer }} polygon:hover, polygon:focus {{ fill: #fff3; outline: none }}
+dialog {{ border: 0; border-radius: 8px; padding: 1em; max-width: 94vw }} dialog::backdrop {{ background: #000a }}
+dialog img {{ width: min(80vw, 480px); height: auto }} dialog p {{ margin: .4em 0 0 }}
 .error {{ color: #a00 }} footer {{ color: #666; margin-top: 2em }}
 </style></head><body>
 <h1>Defects in solar cells</h1>
 <p>{model}, {when}</p>
 <div class="counts">{counts}</div>
+{modules}
 <p>{note} Click a column's title to sort.</p>
 <table><thead><tr><th>cell</th><th>file</th>{heads}</tr></thead><tbody>
 {rows}
 </tbody></table>
 {listed}
 <footer>A cell counts as positive from these probabilities on: {thresholds}.</footer>
+<dialog><img alt=""><p></p></dialog>
 <script>
+const box = document.querySelector("dialog");
+document.querySelectorAll("polygon").forEach(p => p.addEventListener("click", () => {{
+  box.querySelector("img").src = p.dataset.src;
+  box.querySelector("p").textContent = p.querySelector("title").textContent;
+  box.showModal();
+}}));
+document.addEventListener("keydown", e => {{
+  if (e.key === "Enter" && e.target.tagName === "polygon") e.target.dispatchEvent(new Event("click"));
+}});
+box.addEventListener("click", () => box.close());
 document.querySelectorAll("th").forEach((th, i) => th.addEventListener("click", () => {{
   const body = document.querySelector("tbody"), down = th.getAttribute("aria-sort") !== "descending";
   const key = r => r.cells[i].dataset.v ?? r.cells[i].textContent;
@@ -60,16 +83,73 @@ def thumbnail(path, side=120):
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def write_report(table, target, engine, model):
-    """One self-contained HTML page about an output table: counts, and the surest defects with their pictures."""
-    n = len(engine.classes)
+def modules_section(about, rows, target, classes):
+    """HTML of the modules in about/modules.csv: those not sure first, then those with most defective cells.
+
+    rows: dict of module -> its cells' rows (dicts). A click on a cell shows its picture, which lies beside the page.
+    """
+    with open(about / "modules.csv", encoding="utf-8", errors=ANY_NAME, newline="") as file:
+        modules = list(csv.DictReader(file, delimiter=";"))
+    failed = [m for m in modules if m["error"]]
+    modules = [m for m in modules if not m["error"]]
+    modules.sort(key=lambda m: (m["sure"] == "1", -sum(int(m[c]) for c in classes)))
+    parts = [f"<h2>{len(modules)} modules</h2><p>Click a cell to enlarge it.</p>"]
+    for m in modules[:REPORT_MODULES]:
+        with Image.open(about / f"{m['name']}.png") as picture:
+            size, buffer = picture.size, io.BytesIO()
+            picture.convert("RGB").save(buffer, "JPEG", quality=82)
+        columns, lines = int(m["columns"]), int(m["rows"])
+        quad = np.array([float(m[k]) for k in CORNERS]).reshape(4, 2)
+        factor = size[0] / open_picture(m["filename"]).width
+        shapes = Grid((quad + 0.5) * factor - 0.5, columns, lines, size[::-1]).cells()
+        polygons = []
+        for row in rows.get(m["name"], []):
+            r, c = int(row["row"]), int(row["column"])
+            found = ", ".join(f"{k} {row[f'p_{k}']}" for k in classes) if row[f"p_{classes[0]}"] else row["error"]
+            points = " ".join(f"{x:.0f},{y:.0f}" for x, y in shapes[r - 1, c - 1])
+            source = quote(os.path.relpath(row["filename"], Path(target).parent).replace(os.sep, "/"))
+            polygons.append(
+                f'<polygon tabindex="0" points="{points}" data-src="{html.escape(source)}">'
+                f"<title>row {r}, column {c}: {html.escape(found)}</title></polygon>"
+            )
+        doubt = f' <b class="error">Not sure: {html.escape(m["why"])}.</b>' if m["sure"] != "1" else ""
+        counts = ", ".join(f"{m[k]} {k.replace('_', ' ')}" for k in (*classes, "nearly_black"))
+        image = base64.b64encode(buffer.getvalue()).decode()
+        parts.append(
+            f"<figure><figcaption><b>{html.escape(m['filename'])}</b>: {columns}x{lines} cells of {m['cell_pixels']} "
+            f'pixels, {counts}.{doubt}</figcaption><svg viewBox="0 0 {size[0]} {size[1]}">'
+            f'<image href="data:image/jpeg;base64,{image}" width="{size[0]}" height="{size[1]}"/>{"".join(polygons)}'
+            "</svg></figure>"
+        )
+    if len(modules) > REPORT_MODULES:
+        parts.append(f"<p>{len(modules) - REPORT_MODULES} more lie in {html.escape(str(about))}.</p>")
+    if failed:
+        names = "".join(f"<li>{html.escape(m['error'])}</li>" for m in failed)
+        parts.append(f'<h2>No module found</h2><ul class="error">{names}</ul>')
+    return "\n".join(parts)
+
+
+def write_report(table, target, engine, model, about=None):
+    """One self-contained HTML page about an output table: counts, and the surest defects with their pictures.
+
+    about: folder with modules.csv and the modules' pictures, where whole modules were cut (`predict.py --grid`); they
+    stand first.
+    """
+    n, of_modules = len(engine.classes), {}
     pictures, positives, defective, errors, dark = 0, np.zeros(n, int), [], [], []
     defect_free = count = failed = black = 0
     with open(table, encoding="utf-8", errors=ANY_NAME, newline="") as file:
         rows = csv.reader(file, delimiter=";")
-        next(rows)
+        header = next(rows)
         for row in rows:
             pictures += 1
+            if about:
+                cell = dict(zip(header, row))
+                if len(of_modules) < REPORT_CELLS or cell["module"] in of_modules:
+                    of_modules.setdefault(cell["module"], []).append(cell)
+                if not row[1]:
+                    black += 1
+                    continue
             if row[-1]:
                 failed += 1
                 if len(errors) < REPORT_CELLS:
@@ -112,6 +192,7 @@ def write_report(table, target, engine, model):
         pictures=pictures,
         model=html.escape(str(model)),
         when=time.strftime("%Y-%m-%d %H:%M"),
+        modules=modules_section(Path(about), of_modules, target, engine.classes) if about else "",
         counts="".join(f"<div><b>{value}</b>{html.escape(name)}</div>" for name, value in counts),
         note=f"{count} cells have a defect"
         + (f"; the {REPORT_CELLS} surest are shown." if count > REPORT_CELLS else ", the surest first."),

@@ -173,7 +173,7 @@ def deep_levels(image):
 def as_gray(path):
     """A picture as a gray PIL image in its own size, and what was assumed of it (list of str).
 
-    8-bit gray, palette, RGB, RGBA and CMYK become mode L (ITU-R 601 luma), deeper ones mode F in 0..255 (`deep_levels`).
+    8-bit gray, palette, RGB, RGBA and CMYK become mode L (ITU-R 601 luma), deeper ones F in 0..255 (`deep_levels`).
     Raises InputError as open_picture does.
     """
     image = open_picture(path)

@@ -11,6 +11,7 @@ BELOW = {  # what may be imported of the project, from the lowest on
     "trainer": {"elcells", "model"},
     "train": {"elcells", "data", "model", "trainer"},
     "predict": {"elcells", "model"},
+    "cut_module": {"elcells"},
     "export_onnx": {"elcells", "data", "model"},
     "visualize_activations": {"elcells", "data", "model"},
 }

@@ -1,0 +1,296 @@
+"""Whole modules: composed of real cells, cut, judged, shown; and what is told where that fails."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cut_module
+import predict
+from benchmarks.modules import Cells, compose
+from elcells.align import align_cell
+from elcells.files import InputError
+from elcells.modules import cut_picture, grid_size, guess_grid, lens_of, module_names, read_corners
+from elcells.pictures import LIKE_MODULE, examine
+
+MODULES = ("26", "42")
+
+
+@pytest.fixture(scope="module")
+def cells(table, tmp_path_factory):
+    """All cells of two of ELPV's modules, a mono and a poly one."""
+    folder = tmp_path_factory.mktemp("modules")
+    columns = ["filename", "crack", "inactive", "type", "module", "probability"]
+    chosen = table[table["module"].isin(MODULES)]
+    chosen[columns].to_csv(folder / "data.csv", sep=";", index=False)
+    return Cells(folder / "data.csv")
+
+
+@pytest.fixture(scope="module")
+def composed(cells):
+    """compose, with small cells; a function of seed and level."""
+    return lambda seed, level="medium", side=80: compose(cells, seed, level, side)
+
+
+@pytest.fixture
+def folder(composed, tmp_path):
+    """A folder with one composed module, m1.png, and what is true of it."""
+    picture, true = composed(4)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(picture).save(tmp_path / "in" / "m1.png")
+    return tmp_path / "in", true
+
+
+def rows_of(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter=";"))
+
+
+def size_text(true):
+    return "x".join(map(str, true["grid"]))
+
+
+def worst(about, true):
+    off = np.linalg.norm(about["grid"].nodes() - true["nodes"], axis=-1)
+    return off.max() / np.sqrt(about["grid"].cell_size().prod())
+
+
+@pytest.mark.parametrize("level, seed", [("easy", 1), ("medium", 3), ("hard", 5), ("layouts", 0), ("layouts", 2)])
+def test_a_composed_module_is_cut_at_its_true_corners(composed, tmp_path, level, seed):
+    picture, true = composed(seed, level)
+    Image.fromarray(picture).save(tmp_path / "m.png")
+    about = cut_picture(tmp_path / "m.png", *true["grid"])
+    assert about["error"] == "" and worst(about, true) < 0.05
+    assert len(about["cells"]) == np.prod(true["grid"])
+
+
+@pytest.mark.parametrize("turn", [np.rot90, lambda a: a[::-1, ::-1], lambda a: np.repeat(a[..., None] * 1, 3, -1)])
+def test_turned_and_coloured_pictures_give_the_same_cells(composed, tmp_path, turn):
+    picture, true = composed(1, "easy")
+    plain, other = tmp_path / "plain.png", tmp_path / "other.png"
+    Image.fromarray(picture).save(plain)
+    Image.fromarray(np.ascontiguousarray(turn(picture))).save(other)
+    grid = true["grid"][::-1] if turn is np.rot90 else true["grid"]
+    expected, found = cut_picture(plain, *true["grid"]), cut_picture(other, *grid)
+    back = turn(np.arange(np.prod(true["grid"])).reshape(true["grid"][::-1]))
+    order = back[..., 0].ravel() if back.ndim == 3 else back.ravel()
+    for k, source in enumerate(order):
+        assert abs(found["cells"][k].mean() - expected["cells"][source].mean()) < 3
+
+
+def test_deep_pictures_are_cut_alike(composed, tmp_path):
+    picture, true = composed(1, "easy")
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    Image.fromarray(picture.astype(np.uint16) * 257).save(tmp_path / "b.png")
+    first, deep = (cut_picture(tmp_path / name, *true["grid"]) for name in ("a.png", "b.png"))
+    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(first["cells"], deep["cells"])) <= 2
+
+
+def test_half_cells_keep_their_shape(composed, tmp_path):
+    picture, true = composed(2, "layouts")
+    Image.fromarray(picture).save(tmp_path / "m.png")
+    shape = cut_picture(tmp_path / "m.png", *true["grid"])["cells"][0].shape
+    assert max(shape) // min(shape) == 2
+
+
+def test_modules_in_verdicts_out(folder, exported, tmp_path):
+    pictures, true = folder
+    given = [str(pictures), "--grid", size_text(true), "--model", str(exported)]
+    assert predict.main([*given, "--csv", str(tmp_path / "c.csv"), "--report", str(tmp_path / "c.html")]) == 0
+    rows, (module,) = rows_of(tmp_path / "c.csv"), rows_of(tmp_path / "c_modules" / "modules.csv")
+    assert len(rows) == 60 and {(r["row"], r["column"]) for r in rows} == {
+        (str(r + 1), str(c + 1)) for r in range(true["grid"][1]) for c in range(true["grid"][0])
+    }
+    assert {r["module"] for r in rows} == {"m1"} and {r["sure"] for r in rows} == {"1"} == {module["sure"]}
+    for row in rows:
+        with Image.open(row["filename"]) as cell:
+            assert cell.mode == "L" and cell.width == cell.height <= 100
+    assert sum(r["crack"] == "1" for r in rows) == int(module["crack"])
+    with Image.open(tmp_path / "c_modules" / "m1.png") as shown:
+        assert shown.mode == "RGB" and len(shown.getcolors(10**6)) > 256
+    page = (tmp_path / "c.html").read_text()
+    assert page.count("<polygon") == 60 and "c/m1/r01_c01.png" in page
+
+
+def test_black_cells_are_named_and_not_judged(cells, exported, tmp_path):
+    seed = next(s for s in range(50) if 0 < compose(cells, s, "medium", 40)[1]["dark"].sum() < 6)
+    picture, true = compose(cells, seed, "medium", 80)
+    Image.fromarray(picture).save(tmp_path / "m.png")
+    given = [str(tmp_path / "m.png"), "--grid", size_text(true), "--model", str(exported)]
+    predict.main([*given, "--csv", str(tmp_path / "c.csv")])
+    black = [r for r in rows_of(tmp_path / "c.csv") if r["error"]]
+    assert 0 < len(black) <= true["dark"].sum()
+    assert all(r["crack"] == r["p_crack"] == "" and "nearly black" in r["error"] for r in black)
+
+
+def test_small_cells_and_pixels_are_told(folder, exported, tmp_path, capsys):
+    pictures, true = folder
+    given = [str(pictures), "--grid", size_text(true), "--model", str(exported)]
+    predict.main([*given, "--csv", str(tmp_path / "c.csv")])
+    assert "fine cracks will be missed" in capsys.readouterr().err
+
+
+def test_resuming_judges_no_cell_twice(folder, exported, tmp_path):
+    pictures, true = folder
+    given = [str(pictures), "--grid", size_text(true), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
+    assert predict.main(given) == 0
+    table = tmp_path / "c.csv"
+    whole = table.read_text().splitlines()
+    table.write_text("\n".join(whole[:20]) + "\n" + whole[20][:9])  # killed in the middle of a row
+    header = (tmp_path / "c_modules" / "modules.csv").read_text().splitlines()[0]
+    (tmp_path / "c_modules" / "modules.csv").write_text(header + "\n")
+    assert predict.main([*given, "--resume"]) == 0
+    assert table.read_text().splitlines() == whole and len(rows_of(tmp_path / "c_modules" / "modules.csv")) == 1
+    assert predict.main([*given, "--resume", "--grid", "3x4"]) == 2
+
+
+def test_cells_alone_are_cut_by_several_processes(composed, tmp_path, capsys):
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    for k, name in enumerate(("m1.png", "a/m1.png", "m2.png")):
+        picture, true = composed((1, 2, 4)[k], "easy", 50)
+        if true["grid"] != (6, 10):
+            picture = np.rot90(picture)
+        Image.fromarray(np.ascontiguousarray(picture)).save(tmp_path / "in" / name)
+    given = [str(tmp_path / "in"), "--grid", "6x10", "--out", str(tmp_path / "out")]
+    assert cut_module.main(given) == 0
+    assert len(list((tmp_path / "out" / "a" / "m1").glob("r??_c??.png"))) == 60
+    assert [r["name"] for r in rows_of(tmp_path / "out_modules" / "modules.csv")] == ["m1", "m2", "a/m1"]
+    assert (tmp_path / "out_modules" / "a" / "m1.png").exists()
+    assert cut_module.main(given) == 2 and "is there already" in capsys.readouterr().err
+
+
+NO_MODULES = {
+    "noise": np.random.default_rng(0).integers(0, 256, (300, 450)),
+    "black": np.zeros((300, 450)),
+    "ramp": np.tile(np.linspace(0, 255, 450), (300, 1)),
+    "checks": 255 * (np.indices((300, 450)).sum(0) // 23 % 2),
+}
+
+
+@pytest.mark.parametrize("what", [*NO_MODULES, "cell", "broken"])
+def test_what_is_no_module_gives_no_verdicts(what, elpv, exported, tmp_path, capsys):
+    path = tmp_path / "in.png"
+    if what == "broken":
+        path.write_bytes(b"no picture")
+    else:
+        first = sorted((elpv.parent / "images").glob("*.png"))[0]
+        pixels = np.asarray(Image.open(first)) if what == "cell" else NO_MODULES[what].astype(np.uint8)
+        Image.fromarray(pixels).save(path)
+    given = [str(path), "--grid", "10x6", "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
+    assert predict.main(given) == 3
+    assert rows_of(tmp_path / "c.csv") == [] and str(path) in capsys.readouterr().err
+    assert predict.main([*given[:5], "--report", str(tmp_path / "d.html")]) == 3
+    assert "No module found" in (tmp_path / "d.html").read_text()
+
+
+@pytest.mark.parametrize("more", [(-1, 0), (0, 1), (2, 0)])
+def test_a_wrong_grid_is_not_sure(folder, more, exported, tmp_path, capsys):
+    pictures, true = folder
+    wrong = f"{true['grid'][0] + more[0]}x{true['grid'][1] + more[1]}"
+    given = [str(pictures), "--grid", wrong, "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
+    assert predict.main(given) == 3
+    assert {r["sure"] for r in rows_of(tmp_path / "c.csv")} <= {"0"}
+
+
+def test_a_dead_border_string_is_flagged(composed, tmp_path):
+    for seed in range(3):
+        picture, true = composed(seed, "string", 60)
+        Image.fromarray(picture).save(tmp_path / "m.png")
+        about = cut_picture(tmp_path / "m.png", *true["grid"])
+        assert not about["sure"]
+
+
+def test_rough_corners_find_what_the_picture_alone_does_not(composed, tmp_path):
+    picture, true = composed(5, "string")
+    Image.fromarray(picture).save(tmp_path / "m.png")
+    nodes = true["nodes"]
+    rough = nodes[[0, 0, -1, -1], [0, -1, -1, 0]] + np.random.default_rng(0).uniform(-6, 6, (4, 2))
+    header = "filename;x1;y1;x2;y2;x3;y3;x4;y4\n"
+    (tmp_path / "k.csv").write_text(header + "m.png;" + ";".join(f"{v:.1f}" for v in rough.ravel()) + "\n")
+    corners = read_corners(tmp_path / "k.csv")
+    about = cut_picture(tmp_path / "m.png", *true["grid"], corners["m.png"])
+    assert worst(about, true) < 0.25
+    given = [str(tmp_path / "m.png"), "--grid", size_text(true), "--out", str(tmp_path / "o")]
+    assert cut_module.main([*given, "--corners", str(tmp_path / "k.csv")]) in (0, 3)
+
+
+@pytest.mark.parametrize("text", ["m;1;2", "m;1;2;3;4;5;6;7;x"])
+def test_bad_corners_get_one_sentence(tmp_path, text):
+    (tmp_path / "k.csv").write_text("filename;x1;y1;x2;y2;x3;y3;x4;y4\n" + text + "\n")
+    with pytest.raises(InputError, match="line 2: x1 … y4 must be eight numbers"):
+        read_corners(tmp_path / "k.csv")
+
+
+@pytest.mark.parametrize("text", ["", "10", "10x", "0x6", "1x1", "axb", "10x6x2", "99x99", "-3x4"])
+def test_a_grid_is_columns_x_rows(text, tmp_path, capsys):
+    with pytest.raises(ValueError, match="COLUMNSxROWS"):
+        grid_size(text)
+    assert cut_module.main(["x", f"--grid={text}", "--out", str(tmp_path)]) == 2
+    assert "COLUMNSxROWS" in capsys.readouterr().err
+
+
+def test_grid_needs_a_place_for_the_cells(exported, capsys):
+    assert predict.main(["x", "--grid", "10x6", "--model", str(exported)]) == 2
+    assert "--grid: needs --csv" in capsys.readouterr().err
+
+
+def test_a_module_given_as_a_cell_is_told(folder, exported, tmp_path, capsys):
+    pictures, _ = folder
+    assert predict.main([str(pictures), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]) == 0
+    err = capsys.readouterr().err
+    assert "1 picture look like whole modules" in err and "--grid" in err
+
+
+def test_the_grid_of_a_clear_module_is_guessed(folder):
+    pictures, true = folder
+    assert guess_grid(pictures / "m1.png") == size_text(true)
+
+
+def test_cells_do_not_look_like_modules(elpv, tmp_path):
+    for path in sorted((elpv.parent / "images").glob("*.png"))[:24]:
+        cell = Image.open(path)
+        for other in (cell.resize((900, 900)), cell.crop((0, 0, 300, 150))):
+            other.save(tmp_path / "x.png")
+            assert LIKE_MODULE not in examine(tmp_path / "x.png")[1]
+
+
+def test_names_of_modules_are_their_own():
+    names = module_names(
+        ["a/m1.png", "a/m1.tif", "b/m1.png", "b/M1.2.png", "b/M1.3.png", "b/p.tif#page=1", "b/p.tif#page=2"]
+    )
+    assert len(set(names)) == 7
+    assert names[2:] == ["b/m1", "b/M1.2", "b/M1.3", "b/p_page1", "b/p_page2"]
+
+
+def test_the_lens_of_one_camera_is_a_median(cells, tmp_path):
+    paths = []
+    for seed in range(5):
+        picture, true = compose(cells, 2 * seed, "medium", 60, -0.03)
+        picture = picture if true["grid"] == (6, 10) else np.rot90(picture)
+        paths.append(tmp_path / f"{seed}.png")
+        Image.fromarray(np.ascontiguousarray(picture)).save(paths[-1])
+    found = lens_of(paths, 6, 10)
+    assert found is None or abs(found + 0.03) < 0.01
+    assert lens_of(paths[:4], 6, 10) is None
+
+
+def test_a_turned_cell_is_made_upright(elpv):
+    moved = 0
+    for path in sorted((elpv.parent / "images").glob("*.png"))[:8]:
+        cell = Image.open(path)
+        turned, done = align_cell(np.asarray(cell.rotate(5, Image.Resampling.BILINEAR)))
+        moved += done and np.abs(turned.astype(int) - np.asarray(cell))[20:-20, 20:-20].mean() < 12
+        same, touched = align_cell(np.asarray(cell))
+        assert not touched and np.array_equal(same, np.asarray(cell))
+    assert moved >= 6
+
+
+def test_align_is_told_and_bound_to_the_table(elpv, exported, tmp_path, capsys):
+    first = sorted((elpv.parent / "images").glob("*.png"))[0]
+    Image.open(first).rotate(5, Image.Resampling.BILINEAR).save(tmp_path / "t.png")
+    given = [str(tmp_path / "t.png"), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
+    assert predict.main([*given, "--align"]) == 0
+    assert json.loads((tmp_path / "c.csv.run.json").read_text())["align"] is True
+    assert predict.main([*given, "--resume"]) == 2 and "another align" in capsys.readouterr().err
