@@ -133,11 +133,12 @@ def predict(engine, paths, write, batch_size=16, threads=THREADS, align=False):
     return pictures, failed, black, positives, notes
 
 
-def predict_modules(engine, pictures, args, done, write):
+def predict_modules(engine, pictures, args, done, write, flush):
     """Cut whole modules and run an Engine over their cells, while others cut the next.
 
     pictures: list of (path, name), those of a resumed run too. done: file names of the cells that have their rows.
-    write(row): as in predict, with the cell's place. Returns (modules, failed or not sure, positives per class, lines
+    write(row): as in predict, with the cell's place. flush(): brings the rows to the file, before their module is noted
+    as done. Returns (modules, failed or not sure, positives per class, lines
     to tell).
     """
     columns_, rows, corners = args.grid_size
@@ -175,6 +176,7 @@ def predict_modules(engine, pictures, args, done, write):
                 if drawn:
                     drawn.result()
                 drawn = drawing.submit(draw_module, module, about / f"{name}.png", shown, said)
+            flush()
             table.add(module, name, counts)
         if drawn:
             drawn.result()
@@ -356,7 +358,7 @@ def run(args):
             names = dict(zip(found, module_names(found)))
             bar.total, bar.unit = len(paths) * args.grid_size[0] * args.grid_size[1], "cell"
             modules, unsure, positives, lines = predict_modules(
-                engine, [(path, names[path]) for path in paths], args, done, write
+                engine, [(path, names[path]) for path in paths], args, done, write, file.flush
             )
         else:
             pictures, failed, black, positives, notes = predict(engine, paths, write, args.batch_size, align=args.align)

@@ -1,6 +1,7 @@
 """Whole modules: a picture cut into its cells, what is known of each module, and the picture with the verdicts."""
 
 import csv
+import io
 import multiprocessing
 import os
 import re
@@ -13,12 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from elcells.files import InputError, atomic_path, reason
 from elcells.outline import FOUND, LEAD, SURE, find_grid
-from elcells.pictures import BRIGHTNESS, IMAGE_SIZE, NEARLY_BLACK, as_gray
+from elcells.pictures import IMAGE_SIZE, as_gray
 from elcells.tables import read_rows
 
 FINE_CRACKS = 150  # pixels a cell; with fewer fine cracks are missed
 LENS_PICTURES = 15  # of a folder, from which its lens is found
-DARK = NEARLY_BLACK / BRIGHTNESS  # a darker cell, against its module's middle one, is black
+DARK = 0.25  # a darker cell, against its module's middle one, is black
 USUAL = tuple(
     (c, r) for a, b in ((6, 10), (6, 12), (6, 20), (6, 24), (4, 9), (8, 16), (8, 12)) for c, r in ((a, b), (b, a))
 )
@@ -286,8 +287,13 @@ class ModulesTable:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.columns, self.rows, self.done = [*MODULE_COLUMNS, *more, "error"], [], set()
         if path.exists():
-            before = read_rows(path, self.columns) if path.stat().st_size else []
-            self.done = set(before["name"]) if len(before) else set()
+            raw = path.read_bytes()
+            whole = raw[: raw.rfind(b"\n") + 1]  # a killed run may have left half a row
+            path.write_bytes(whole)
+            before = csv.DictReader(io.StringIO(whole.decode("utf-8", "replace")), delimiter=";")
+            if before.fieldnames and before.fieldnames != self.columns:
+                raise InputError(f"{path}: is no output of this program or model; give another --csv")
+            self.done = {row["name"] for row in before}
         self.file = open(path, "a", encoding="utf-8", errors="replace", newline="")
         self.writer = csv.writer(self.file, delimiter=";", lineterminator="\n")
         if not self.file.tell():

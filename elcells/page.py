@@ -52,7 +52,6 @@ dialog img {{ width: min(80vw, 480px); height: auto }} dialog p {{ margin: .4em 
 </tbody></table>
 {listed}
 <footer>A cell counts as positive from these probabilities on: {thresholds}.</footer>
-<dialog><img alt=""><p></p></dialog>
 <script>
 const box = document.querySelector("dialog");
 document.querySelectorAll("polygon").forEach(p => p.addEventListener("click", () => {{
@@ -63,7 +62,7 @@ document.querySelectorAll("polygon").forEach(p => p.addEventListener("click", ()
 document.addEventListener("keydown", e => {{
   if (e.key === "Enter" && e.target.tagName === "polygon") e.target.dispatchEvent(new Event("click"));
 }});
-box.addEventListener("click", () => box.close());
+box?.addEventListener("click", () => box.close());
 document.querySelectorAll("th").forEach((th, i) => th.addEventListener("click", () => {{
   const body = document.querySelector("tbody"), down = th.getAttribute("aria-sort") !== "descending";
   const key = r => r.cells[i].dataset.v ?? r.cells[i].textContent;
@@ -94,6 +93,7 @@ def modules_section(about, rows, target, classes):
     modules = [m for m in modules if not m["error"]]
     modules.sort(key=lambda m: (m["sure"] == "1", -sum(int(m[c]) for c in classes)))
     parts = [f"<h2>{len(modules)} modules</h2><p>Click a cell to enlarge it.</p>"]
+    parts.append('<dialog><img alt=""><p></p></dialog>')
     for m in modules[:REPORT_MODULES]:
         with Image.open(about / f"{m['name']}.png") as picture:
             size, buffer = picture.size, io.BytesIO()
