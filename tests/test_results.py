@@ -69,3 +69,18 @@ def test_a_row_is_reckoned_as_anyone_would(tmp_path):
     expected = [crack, inactive, (crack + inactive) / 2]
     assert [float(c) for c in cells[1:4]] == pytest.approx(np.round(expected, 3))
     assert float(cells[5]) == pytest.approx((2 / 3 + 1) / 2, abs=1e-3)
+
+
+def test_the_table_of_modules_is_that_of_its_file():
+    cut = pd.read_csv(ROOT / "doc" / "modules.csv", sep=";")
+    text = (ROOT / "doc" / "modules.md").read_text()
+    named = {"easy": "easy", "medium": "medium", "hard": "hard", "a dead third": "string"}
+    named |= {"a dim border line": "dim", "other layouts": "layouts", "up to the picture's edge": "filled"}
+    for name, level in named.items():
+        rows, said = cut[cut["level"] == level], text.split(f"\n| {name} | ")[1].split("\n")[0].split(" | ")
+        wrong, off, sure = rows["error"] > 0.5, rows["error"].between(0.03, 0.5, inclusive="right"), rows["sure"] == 1
+        shares = [~wrong, rows["error"] <= 0.03, wrong & sure, off & sure, (rows["error"] <= 0.03) & ~sure]
+        assert [said[k] for k in (0, 1, 4, 5, 6)] == [f"{100 * share.mean():.0f} %" for share in shares]
+        assert float(said[2][:-2]) == pytest.approx(100 * rows["mean_error"].median(), abs=0.011)
+        assert float(said[7].rstrip(" |")) == pytest.approx(rows["seconds"].mean(), abs=0.011)
+    assert not ((cut["error"] > 0.5) & (cut["sure"] == 1)).any() and f"in {len(cut)} modules" in text
