@@ -16,13 +16,13 @@ from elcells.files import InputError, print_any_name
 from elcells.modules import (
     ModulesTable,
     cut_modules,
-    draw_module,
     folders_of,
     grid_size,
     module_names,
     read_corners,
     warnings_of,
 )
+from elcells.overlay import draw_module
 from elcells.pictures import find_pictures
 
 

@@ -32,15 +32,14 @@ from elcells.modules import (
     ModulesTable,
     cell_name,
     cut_modules,
-    draw_module,
     folders_of,
     grid_size,
     guess_grid,
     module_names,
     read_corners,
-    verdict,
     warnings_of,
 )
+from elcells.overlay import draw_module, verdict
 from elcells.page import write_report
 from elcells.pictures import LIKE_MODULE, NEARLY_BLACK, SUFFIXES, THREADS, as_lines, examine, find_pictures, to_square
 

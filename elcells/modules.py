@@ -5,12 +5,12 @@ import io
 import multiprocessing
 import os
 import re
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from elcells.files import InputError, atomic_path, reason
 from elcells.outline import FOUND, LEAD, SURE, find_grid
@@ -20,18 +20,10 @@ from elcells.tables import read_rows
 FINE_CRACKS = 150  # pixels a cell; with fewer fine cracks are missed
 LENS_PICTURES = 15  # of a folder, from which its lens is found
 DARK = 0.25  # a darker cell, against its module's middle one, is black
-USUAL = tuple(
-    (c, r) for a, b in ((6, 10), (6, 12), (6, 20), (6, 24), (4, 9), (8, 16), (8, 12)) for c, r in ((a, b), (b, a))
-)
+PORTRAIT = ((6, 10), (6, 12), (6, 20), (6, 24), (4, 9), (8, 16), (8, 12))
+USUAL = (*PORTRAIT, *((rows, columns) for columns, rows in PORTRAIT))  # grids that are guessed
 DRAWN = 1600  # longest side in pixels of a module's picture with its verdicts
 CORNERS = [f"{axis}{k}" for k in (1, 2, 3, 4) for axis in "xy"]
-COLOURS = {  # Okabe and Ito: told apart by people with any kind of colour vision
-    "no defect": "#bbbbbb",
-    "crack": "#e69f00",
-    "inactive": "#56b4e9",
-    "crack and inactive": "#cc79a7",
-    "nearly black": "#009e73",
-}
 
 
 def grid_size(text):
@@ -50,8 +42,8 @@ def module_names(paths):
     whole = [Path(os.path.relpath(os.path.abspath(p), root)).as_posix() for p in paths]
     pages = [re.sub(r"#page=(\d+)$", r"_page\1", name) for name in whole]
     short = [re.sub(r"\.[A-Za-z]+(_page\d+)?$", r"\1", name) for name in pages]
-    twice = {name for name in short if short.count(name) > 1} if len(set(short)) < len(short) else set()
-    return [page if name in twice else name for page, name in zip(pages, short)]
+    count = Counter(short)
+    return [page if count[name] > 1 else name for page, name in zip(pages, short)]
 
 
 def read_corners(path):
@@ -225,59 +217,6 @@ def module_row(module, name, counts):
         text(known.get(k, "")) if k not in CORNERS else f"{known[k]:.1f}" if k in known else "" for k in MODULE_COLUMNS
     ]
     return [*row, *counts, module["error"]]
-
-
-def verdict(found, classes):
-    """The name in COLOURS of a cell's 0/1 calls; other classes than ours are shown as a crack is."""
-    names = [c for c, f in zip(classes, found) if f]
-    return " and ".join(names) if " and ".join(names) in COLOURS else "crack" if names else "no defect"
-
-
-def draw_module(module, path, verdicts=None, probabilities=None):
-    """Save a module's picture with its grid, each cell in the colour of its verdict, and the probabilities at defects.
-
-    verdicts: a name of COLOURS for each cell; None: the grid alone. probabilities: text for each cell.
-    Returns the cells' corners in the drawn picture, float (N, 4, 2).
-    """
-    small, grid = module["small"], module["grid"]
-    factor = small.width / (2 * grid.centre[0] + 1)
-    picture = small.convert("RGB")
-    corners = (grid.cells().reshape(-1, 4, 2) + 0.5) * factor - 0.5
-    cell = max(4.0, float(grid.cell_size().min() * factor))
-    draw, font = ImageDraw.Draw(picture, "RGBA"), ImageFont.load_default(max(9, min(20, cell / 4)))
-    verdicts = verdicts if verdicts is not None else ["no defect"] * len(corners)
-    order = sorted(range(len(corners)), key=lambda k: verdicts[k] != "no defect")  # defects on top
-    for k in order:
-        shape, colour = [tuple(p) for p in corners[k]], COLOURS[verdicts[k]]
-        marked = verdicts[k] != "no defect"
-        inner = corners[k].mean(0) + (corners[k] - corners[k].mean(0)) * (0.94 if marked else 1)
-        draw.polygon(
-            [tuple(p) for p in inner] if marked else shape,
-            fill=colour + "38" if marked else None,
-            outline=colour,
-            width=max(1, round(cell / (22 if marked else 80))),
-        )
-        if marked and probabilities is not None and cell >= 28:
-            draw.text(
-                tuple(corners[k].mean(0)), probabilities[k], "white", font, "mm", stroke_width=2, stroke_fill="black"
-            )
-    bar = Image.new("RGB", (picture.width, picture.height + 34), "white")
-    bar.paste(picture)
-    legend, x, font = ImageDraw.Draw(bar), 8, ImageFont.load_default(14)
-    for name, colour in COLOURS.items():
-        count = sum(v == name for v in verdicts)
-        if count:
-            legend.rectangle((x, picture.height + 10, x + 14, picture.height + 24), colour, "black")
-            legend.text((x + 20, picture.height + 17), f"{name}: {count}", "black", font, "lm")
-            x += 34 + legend.textlength(f"{name}: {count}", font)
-    if not module["sure"]:
-        draw = ImageDraw.Draw(bar)
-        text = f"NOT SURE: {module['why']}"
-        draw.rectangle((0, 0, draw.textlength(text, font) + 16, 24), "black")
-        draw.text((8, 12), text, "white", font, "lm")
-    with atomic_path(path) as temporary:
-        bar.save(temporary, "PNG")
-    return corners
 
 
 class ModulesTable:
