@@ -12,7 +12,7 @@ import predict
 from benchmarks.modules import Cells, compose
 from elcells.align import align_cell
 from elcells.files import InputError
-from elcells.modules import cut_picture, grid_size, guess_grid, lens_of, module_names, read_corners
+from elcells.modules import cut_picture, grid_size, lens_of, module_names, read_corners
 from elcells.pictures import LIKE_MODULE, examine
 
 MODULES = ("26", "42")
@@ -181,8 +181,9 @@ def test_what_is_no_module_gives_no_verdicts(what, elpv, exported, tmp_path, cap
     given = [str(path), "--grid", "10x6", "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
     assert predict.main(given) == 3
     assert rows_of(tmp_path / "c.csv") == [] and str(path) in capsys.readouterr().err
-    assert predict.main([*given[:5], "--report", str(tmp_path / "d.html")]) == 3
-    assert "No module found" in (tmp_path / "d.html").read_text()
+    if what == "black":
+        assert predict.main([*given[:5], "--report", str(tmp_path / "d.html")]) == 3
+        assert "No module found" in (tmp_path / "d.html").read_text()
 
 
 @pytest.mark.parametrize("more", [(-1, 0), (0, 1), (2, 0)])
@@ -195,8 +196,8 @@ def test_a_wrong_grid_is_not_sure(folder, more, exported, tmp_path, capsys):
 
 
 def test_a_dead_border_string_is_flagged(composed, tmp_path):
-    for seed in range(3):
-        picture, true = composed(seed, "string", 60)
+    for seed in range(2):
+        picture, true = composed(seed, "string", 40)
         Image.fromarray(picture).save(tmp_path / "m.png")
         about = cut_picture(tmp_path / "m.png", *true["grid"])
         assert not about["sure"]
@@ -236,16 +237,11 @@ def test_grid_needs_a_place_for_the_cells(exported, capsys):
     assert "--grid: needs --csv" in capsys.readouterr().err
 
 
-def test_a_module_given_as_a_cell_is_told(folder, exported, tmp_path, capsys):
-    pictures, _ = folder
+def test_a_module_given_as_a_cell_is_told_and_its_grid_guessed(folder, exported, tmp_path, capsys):
+    pictures, true = folder
     assert predict.main([str(pictures), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]) == 0
     err = capsys.readouterr().err
-    assert "1 picture look like whole modules" in err and "--grid" in err
-
-
-def test_the_grid_of_a_clear_module_is_guessed(folder):
-    pictures, true = folder
-    assert guess_grid(pictures / "m1.png") == size_text(true)
+    assert "1 picture look like whole modules" in err and f"--grid {size_text(true)}" in err
 
 
 def test_cells_do_not_look_like_modules(elpv, tmp_path):
@@ -267,7 +263,7 @@ def test_names_of_modules_are_their_own():
 def test_the_lens_of_one_camera_is_a_median(cells, tmp_path):
     paths = []
     for seed in range(5):
-        picture, true = compose(cells, 2 * seed, "medium", 60, -0.03)
+        picture, true = compose(cells, 2 * seed, "medium", 40, -0.03)
         picture = picture if true["grid"] == (6, 10) else np.rot90(picture)
         paths.append(tmp_path / f"{seed}.png")
         Image.fromarray(np.ascontiguousarray(picture)).save(paths[-1])
