@@ -12,16 +12,9 @@ import sys
 
 from tqdm import tqdm
 
+from elcells.cutting import ModulesTable, cut_modules, folders_of, module_names, warnings_of
 from elcells.files import InputError, print_any_name
-from elcells.modules import (
-    ModulesTable,
-    cut_modules,
-    folders_of,
-    grid_size,
-    module_names,
-    read_corners,
-    warnings_of,
-)
+from elcells.modules import grid_size, read_corners
 from elcells.overlay import draw_module
 from elcells.pictures import find_pictures
 
@@ -40,10 +33,7 @@ def options():
 
 def run(args):
     """Cut what args ask for; returns the exit code."""
-    try:
-        columns, rows = grid_size(args.grid)
-    except ValueError as error:
-        raise InputError(f"--grid {error}") from None
+    columns, rows = grid_size(args.grid)
     corners = read_corners(args.corners) if args.corners else {}
     paths = list(find_pictures(args.inputs))
     if not paths:

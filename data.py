@@ -21,9 +21,10 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+from elcells.cache import load_pictures
 from elcells.distributed import send
 from elcells.files import InputError, atomic_path, print_any_name
-from elcells.pictures import CLASSES, SUFFIXES, THREADS, as_stored, load_pictures, open_picture
+from elcells.pictures import CLASSES, SUFFIXES, THREADS, as_stored, open_picture
 from elcells.tables import in_order, read_rows
 
 # torch and scikit-learn are imported where they are used: a program that only reads pictures needs neither.

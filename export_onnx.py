@@ -25,12 +25,13 @@ from PIL import Image
 from torch import nn
 
 import data
+from elcells.cache import load_pictures
 from elcells.checkpoint import find_checkpoint
 from elcells.distributed import pick_device
 from elcells.engine import open_model
 from elcells.files import InputError, atomic_path, print_any_name, reason
 from elcells.metrics import f1_scores, metrics_table
-from elcells.pictures import load_pictures, read_picture
+from elcells.pictures import read_picture
 from elcells.quantize import quantise, round_weights
 from elcells.tables import read_rows
 from model import load_model, logits_of

@@ -26,19 +26,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from elcells.align import align_cell
+from elcells.cutting import ModulesTable, cell_name, cut_modules, folders_of, module_names, warnings_of
 from elcells.engine import ENGINES, PRECISIONS, Engine, open_model
 from elcells.files import ANY_NAME, InputError, atomic_path, print_any_name
-from elcells.modules import (
-    ModulesTable,
-    cell_name,
-    cut_modules,
-    folders_of,
-    grid_size,
-    guess_grid,
-    module_names,
-    read_corners,
-    warnings_of,
-)
+from elcells.modules import grid_size, guess_grid, read_corners
 from elcells.overlay import draw_module, verdict
 from elcells.page import write_report
 from elcells.pictures import LIKE_MODULE, NEARLY_BLACK, SUFFIXES, THREADS, as_lines, examine, find_pictures, to_square
@@ -110,12 +101,14 @@ def predict(engine, paths, write, batch_size=16, threads=THREADS, align=False):
 
     write(row) gets one list a picture: [path, 0/1 of each class, probability of each class, brightness (mean pixel in
     0..1), error], the values empty where the file can't be read. Returns (pictures, errors, how many of them are
-    NEARLY_BLACK, count of positives per class, Counter of what was assumed of pictures).
+    NEARLY_BLACK, count of positives per class, Counter of what was assumed of pictures, the first picture of each).
     """
-    pictures, failed, black, notes = 0, 0, 0, Counter()
+    pictures, failed, black, notes, first = 0, 0, 0, Counter(), {}
     positives = np.zeros(len(engine.classes), int)
     for part, images, errors, assumed in batches(paths, engine.image_size, batch_size, threads, align):
-        notes.update(itertools.chain(*assumed))
+        for path, note in ((path, note) for path, said in zip(part, assumed) for note in said):
+            notes[note] += 1
+            first.setdefault(note, path)
         good = [i for i, image in enumerate(images) if image is not None]
         p = engine(np.stack([images[i] for i in good])[:, None]) if good else None
         place = {i: k for k, i in enumerate(good)}
@@ -129,7 +122,7 @@ def predict(engine, paths, write, batch_size=16, threads=THREADS, align=False):
             else:
                 write([path, *[""] * (2 * len(engine.classes) + 1), errors[i]])
         pictures, failed = pictures + len(part), failed + len(part) - len(good)
-    return pictures, failed, black, positives, notes
+    return pictures, failed, black, positives, notes, first
 
 
 def predict_modules(engine, pictures, args, done, write, flush):
@@ -137,17 +130,16 @@ def predict_modules(engine, pictures, args, done, write, flush):
 
     pictures: list of (path, name), those of a resumed run too. done: file names of the cells that have their rows.
     write(row): as in predict, with the cell's place. flush(): brings the rows to the file, before their module is noted
-    as done. Returns (modules, failed or not sure, positives per class, lines
-    to tell).
+    as done. Returns (modules, failed or not sure, positives per class, lines to tell).
     """
-    columns_, rows, corners = args.grid_size
+    wide, high, corners = args.grid_size
     folder, about = folders_of(Path(args.csv).with_suffix(""))
     notes, positives = Counter(), np.zeros(len(engine.classes), int)
     with (
         ModulesTable(about / "modules.csv", [*engine.classes, "nearly_black"]) as table,
         ThreadPoolExecutor(1) as drawing,
         contextlib.closing(
-            cut_modules([p for p in pictures if p[1] not in table.done], folder, columns_, rows, corners)
+            cut_modules([p for p in pictures if p[1] not in table.done], folder, wide, high, corners)
         ) as made,
     ):
         drawn = None
@@ -161,11 +153,11 @@ def predict_modules(engine, pictures, args, done, write, flush):
                 found, black = (p >= engine.thresholds).astype(int), module["black"]
                 found[black] = 0
                 for k, cell in enumerate(module["cells"]):
-                    path = Path(folder) / cell_name(name, k, columns_)
+                    path = Path(folder) / cell_name(name, k, wide)
                     if str(path) not in done:
                         judged = [*found[k], *(f"{v:.4f}" for v in p[k])]
                         judged = [""] * len(judged) if black[k] else judged
-                        place = [name, k // columns_ + 1, k % columns_ + 1, module["sure"]]
+                        place = [name, k // wide + 1, k % wide + 1, module["sure"]]
                         error = "nearly black: not judged" if black[k] else ""
                         write([path, *judged, *place, f"{cell.mean() / 255:.3f}", error])
                 positives += found.sum(0)
@@ -309,10 +301,7 @@ def run(args):
     if args.grid:
         if not args.csv:
             raise InputError("--grid: needs --csv or --report; the cells and the modules' pictures go beside it")
-        try:
-            args.grid_size = (*grid_size(args.grid), read_corners(args.corners) if args.corners else {})
-        except ValueError as error:
-            raise InputError(str(error) if isinstance(error, InputError) else f"--grid {error}") from None
+        args.grid_size = (*grid_size(args.grid), read_corners(args.corners) if args.corners else {})
         if args.align:
             raise InputError("--align: is for single cells; --grid cuts them upright anyway")
     elif args.corners:
@@ -360,7 +349,9 @@ def run(args):
                 engine, [(path, names[path]) for path in paths], args, done, write, file.flush
             )
         else:
-            pictures, failed, black, positives, notes = predict(engine, paths, write, args.batch_size, align=args.align)
+            pictures, failed, black, positives, notes, first = predict(
+                engine, paths, write, args.batch_size, align=args.align
+            )
         seconds = time.monotonic() - started
     if args.grid:
         counts = ", ".join(f"{n} {c}" for c, n in zip(engine.classes, positives))
@@ -382,8 +373,8 @@ def run(args):
     for line in as_lines(notes):
         print(line, file=sys.stderr)
     if notes[LIKE_MODULE]:
-        guess = guess_grid(next(p for p in paths if LIKE_MODULE in read_or_error(p, engine.image_size)[2]))
-        print(f"The first of them looks like --grid {guess}." * bool(guess), end="\n" * bool(guess), file=sys.stderr)
+        if guess := guess_grid(first[LIKE_MODULE]):
+            print(f"The first of them looks like --grid {guess}.", file=sys.stderr)
     if args.report:
         write_report(args.csv, args.report, engine, model)
         print(f"{args.report} shows them.", file=sys.stderr)

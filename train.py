@@ -24,11 +24,12 @@ import torch
 
 import data
 from data import CellDataset
+from elcells.cache import load_pictures
 from elcells.checkpoint import read_checkpoint, with_todays_names
 from elcells.cpu import keep_freed_memory
 from elcells.distributed import barrier, pick_device, pick_precision, processes, rank, world
 from elcells.files import InputError, atomic_path, move_aside, print_any_name, sole_writer
-from elcells.pictures import CLASSES, IMAGE_SIZE, load_pictures
+from elcells.pictures import CLASSES, IMAGE_SIZE
 from elcells.plots import plot_losses
 from elcells.recipes import RECIPES
 from elcells.report import (

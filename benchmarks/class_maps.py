@@ -18,10 +18,11 @@ from skimage.morphology import dilation, disk
 from tqdm import tqdm
 
 import data
+from elcells.cache import load_pictures
 from elcells.checkpoint import find_checkpoint
 from elcells.distributed import pick_device
 from elcells.files import InputError, atomic_path
-from elcells.pictures import IMAGE_SIZE, load_pictures
+from elcells.pictures import IMAGE_SIZE
 from model import load_model
 from visualize_activations import METHODS, class_map, part_of, probabilities
 

@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 
 import data
+from elcells.cache import load_pictures
 from elcells.files import InputError
-from elcells.pictures import load_pictures
 from elcells.plots import save
 from elcells.synthetic import COUNTS, NUMBERS, SyntheticDefects
 

@@ -27,10 +27,11 @@ from torch import nn
 
 import data
 from data import CellDataset
+from elcells.cache import load_pictures
 from elcells.cpu import keep_freed_memory
 from elcells.distributed import autocast, pick_device, send
 from elcells.files import InputError, atomic_path
-from elcells.pictures import IMAGE_SIZE, load_pictures
+from elcells.pictures import IMAGE_SIZE
 from elcells.recipes import RECIPES
 from elcells.synthetic import SyntheticDefects
 from elcells.weights import load_initial_weights

@@ -25,6 +25,7 @@ from tqdm import tqdm
 import data
 from elcells.engine import open_model
 from elcells.files import atomic_path
+from elcells.grid import Grid
 from elcells.modules import cut_cells
 from elcells.outline import LEAD, SURE, find_grid
 from elcells.pictures import read_picture, to_square
@@ -153,7 +154,7 @@ def compose(cells, seed, level, side=None, lens=None):
     lay(canvas, rng, around, around, tiles, xs, ys, 1.0, gap_level, edge, dark)
     ends_x, ends_y = np.append(xs, xs[-1] + side + gap_x), np.append(ys, ys[-1] + high + gap_y)
     if half:  # the middle line lies in the middle of the wider gap
-        ends_y = ends_y - 0.0
+        ends_y = ends_y.astype(float)
         ends_y[rows // 2] = (ys[rows // 2] + ys[rows // 2 - 1] + high + gap_y) / 2
     nodes = np.stack(np.meshgrid(ends_x - gap_x / 2, ends_y - gap_y / 2), -1) + around - 0.5
     order = np.arange(count).reshape(rows, columns)
@@ -274,17 +275,14 @@ def cut_all(args):
             writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in r.items()} for r in rows)
 
 
-class TrueGrid:
-    """The true corners in the form that cut_cells takes."""
+class TrueGrid(Grid):
+    """The true corners of cells as a grid that cut_cells takes."""
 
     def __init__(self, nodes):
-        self.n = nodes
+        self.known = nodes
 
-    def cells(self):
-        return np.stack([self.n[:-1, :-1], self.n[:-1, 1:], self.n[1:, 1:], self.n[1:, :-1]], 2)
-
-    def cell_size(self):
-        return np.array([np.linalg.norm(np.diff(self.n, axis=a), axis=-1).mean() for a in (1, 0)])
+    def nodes(self):
+        return self.known
 
 
 def judge_calls(args):

@@ -22,12 +22,12 @@ from torchvision.transforms import functional as tv
 from tqdm import tqdm
 
 import data
+from elcells.cache import load_pictures
 from elcells.checkpoint import find_checkpoint
 from elcells.cpu import keep_freed_memory
 from elcells.distributed import pick_precision
 from elcells.files import InputError, atomic_path
 from elcells.metrics import metrics_table
-from elcells.pictures import load_pictures
 from model import load_model
 from trainer import evaluate
 

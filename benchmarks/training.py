@@ -30,11 +30,12 @@ from torchvision.models import resnet34
 import data
 from data import CellDataset
 from elcells.augment import augment, draw_changes
+from elcells.cache import load_pictures
 from elcells.cpu import keep_freed_memory
 from elcells.distributed import autocast, pick_precision
 from elcells.files import InputError, atomic_path
 from elcells.metrics import f1_scores
-from elcells.pictures import CLASSES, IMAGE_SIZE, MEAN, STD, load_pictures
+from elcells.pictures import CLASSES, IMAGE_SIZE, MEAN, STD
 from elcells.recipes import RECIPES
 from elcells.synthetic import NUMBERS, SyntheticDefects
 from elcells.weights import load_initial_weights
@@ -377,7 +378,7 @@ import numpy as np, torch
 import data
 from elcells.augment import draw_changes
 from elcells.distributed import pick_precision
-from elcells.pictures import load_pictures
+from elcells.cache import load_pictures
 from elcells.recipes import RECIPES
 from model import build_model
 from trainer import Trainer

@@ -158,8 +158,7 @@ def fit(image, grid, windows, fine=True, bend=None):
     How far within the outermost lines the light ends follows, for each border, from the even distances of the inner
     lines. Robust Gauss-Newton steps (Cauchy weights).
     """
-    lens = None if bend is None else grid.copy(bend=bend)
-    grid, ends = lens or grid, np.full(4, RIM)
+    grid, ends = grid.copy(bend=bend), np.full(4, RIM)
     few = min(grid.columns, grid.rows) < 4
     for turn, window in enumerate(windows):
         e = sides(grid)

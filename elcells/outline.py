@@ -104,9 +104,8 @@ def stretched(quad, columns, rows):
 
 def mismatch(quad, columns, rows):
     """How far a guess's sides are from those of square or half cells, in octaves."""
-    width, height = (
-        np.linalg.norm(quad[[i, j]] - quad[[k, m]], axis=1).mean() for i, j, k, m in ((0, 3, 1, 2), (0, 1, 3, 2))
-    )
+    width = np.linalg.norm(quad[[0, 3]] - quad[[1, 2]], axis=1).mean()
+    height = np.linalg.norm(quad[[0, 1]] - quad[[3, 2]], axis=1).mean()
     ratio = np.log2((width + 1) / columns / ((height + 1) / rows))
     return min(abs(ratio - half) for half in (-1, 0, 1))
 

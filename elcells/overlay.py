@@ -19,11 +19,10 @@ def verdict(found, classes):
     return " and ".join(names) if " and ".join(names) in COLOURS else "crack" if names else "no defect"
 
 
-def draw_module(module, path, verdicts=None, probabilities=None):
+def draw_module(module, path, verdicts, probabilities=None):
     """Save a module's picture with its grid, each cell in the colour of its verdict, and the probabilities at defects.
 
-    verdicts: a name of COLOURS for each cell; None: the grid alone. probabilities: text for each cell.
-    Returns the cells' corners in the drawn picture, float (N, 4, 2).
+    verdicts: a name of COLOURS for each cell. probabilities: text for each cell.
     """
     small, grid = module["small"], module["grid"]
     factor = small.width / (2 * grid.centre[0] + 1)
@@ -31,22 +30,17 @@ def draw_module(module, path, verdicts=None, probabilities=None):
     corners = (grid.cells().reshape(-1, 4, 2) + 0.5) * factor - 0.5
     cell = max(4.0, float(grid.cell_size().min() * factor))
     draw, font = ImageDraw.Draw(picture, "RGBA"), ImageFont.load_default(max(9, min(20, cell / 4)))
-    verdicts = verdicts if verdicts is not None else ["no defect"] * len(corners)
     order = sorted(range(len(corners)), key=lambda k: verdicts[k] != "no defect")  # defects on top
     for k in order:
-        shape, colour = [tuple(p) for p in corners[k]], COLOURS[verdicts[k]]
-        marked = verdicts[k] != "no defect"
-        inner = corners[k].mean(0) + (corners[k] - corners[k].mean(0)) * (0.94 if marked else 1)
+        marked, colour, middle = verdicts[k] != "no defect", COLOURS[verdicts[k]], corners[k].mean(0)
         draw.polygon(
-            [tuple(p) for p in inner] if marked else shape,
+            [tuple(p) for p in middle + (corners[k] - middle) * (0.94 if marked else 1)],
             fill=colour + "38" if marked else None,
             outline=colour,
             width=max(1, round(cell / (22 if marked else 80))),
         )
         if marked and probabilities is not None and cell >= 28:
-            draw.text(
-                tuple(corners[k].mean(0)), probabilities[k], "white", font, "mm", stroke_width=2, stroke_fill="black"
-            )
+            draw.text(tuple(middle), probabilities[k], "white", font, "mm", stroke_width=2, stroke_fill="black")
     bar = Image.new("RGB", (picture.width, picture.height + 34), "white")
     bar.paste(picture)
     legend, x, font = ImageDraw.Draw(bar), 8, ImageFont.load_default(14)
@@ -63,4 +57,3 @@ def draw_module(module, path, verdicts=None, probabilities=None):
         draw.text((8, 12), text, "white", font, "lm")
     with atomic_path(path) as temporary:
         bar.save(temporary, "PNG")
-    return corners

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import data
-from elcells.pictures import load_pictures
+from elcells.cache import load_pictures
 
 matplotlib.use("Agg")
 SMALL = ["--model", "resnet", "--width", "16", "--image-size", "64", "--batch-size", "8", "--synthetic", "0"]

@@ -9,8 +9,8 @@ import torch.distributed as dist
 import data
 import trainer
 from elcells.augment import augment
+from elcells.cache import load_pictures
 from elcells.distributed import processes, rank, world
-from elcells.pictures import load_pictures
 from elcells.synthetic import SyntheticDefects
 from model import CellClassifier, build_model
 

@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 import data
+from elcells import cache as cache_module
 from elcells import pictures as pictures_module
 from elcells.augment import augment, draw_changes
+from elcells.cache import load_pictures
 from elcells.files import InputError
-from elcells.pictures import load_pictures, read_picture
+from elcells.pictures import read_picture
 
 
 def write(folder, text, encoding="utf-8"):
@@ -349,8 +351,8 @@ def test_the_cache_follows_a_changed_picture(four, tmp_path):
 
 def test_all_tables_of_a_folder_share_one_cache(four, tmp_path, monkeypatch):
     load_pictures(four.head(2), 64)
-    decoded, examine = [], pictures_module.examine
-    monkeypatch.setattr(pictures_module, "examine", lambda p, size: decoded.append(p) or examine(p, size))
+    decoded, examine = [], cache_module.examine
+    monkeypatch.setattr(cache_module, "examine", lambda p, size: decoded.append(p) or examine(p, size))
     pictures, index = load_pictures(four, 64)
     assert sorted(map(str, decoded)) == [str(p) for p in four["path"][2:]]
     part, of_part = load_pictures(four.iloc[[3, 1]], 64)

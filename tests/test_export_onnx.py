@@ -10,8 +10,8 @@ import torchvision
 
 import data
 import export_onnx
+from elcells.cache import load_pictures
 from elcells.engine import open_model
-from elcells.pictures import load_pictures
 from model import build_model, load_model, save_checkpoint
 
 

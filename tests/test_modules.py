@@ -11,8 +11,9 @@ import cut_module
 import predict
 from benchmarks.modules import Cells, compose
 from elcells.align import align_cell
+from elcells.cutting import lens_of, module_names
 from elcells.files import InputError
-from elcells.modules import cut_picture, grid_size, lens_of, module_names, read_corners
+from elcells.modules import cut_picture, grid_size, read_corners
 from elcells.pictures import LIKE_MODULE, examine
 
 MODULES = ("26", "42")

@@ -7,8 +7,9 @@ from PIL import Image
 
 import data
 import predict
+from elcells.cache import load_pictures
 from elcells.files import InputError
-from elcells.pictures import as_lines, examine, load_pictures, open_picture, pages_of, read_picture
+from elcells.pictures import as_lines, examine, open_picture, pages_of, read_picture
 
 
 @pytest.fixture(scope="module")

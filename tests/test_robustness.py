@@ -9,9 +9,10 @@ from torchvision.transforms import functional as tv
 
 import data
 from benchmarks import robustness
+from elcells.cache import load_pictures
 from elcells.files import InputError
 from elcells.metrics import f1_scores
-from elcells.pictures import CLASSES, load_pictures, read_picture
+from elcells.pictures import CLASSES, read_picture
 from model import load_model, save_checkpoint
 from trainer import evaluate
 

@@ -5,8 +5,8 @@ import torch
 import data
 from benchmarks import drawn_defects
 from elcells import synthetic
+from elcells.cache import load_pictures
 from elcells.files import InputError
-from elcells.pictures import load_pictures
 from elcells.synthetic import NUMBERS, SyntheticDefects
 
 

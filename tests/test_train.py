@@ -14,9 +14,10 @@ from conftest import ROOT, SMALL
 import data
 import train
 from data import CellDataset
+from elcells.cache import load_pictures
 from elcells.checkpoint import read_checkpoint
 from elcells.metrics import calibration
-from elcells.pictures import load_pictures, read_picture
+from elcells.pictures import read_picture
 from elcells.weights import imagenet_file
 from model import build_model, first_layers, load_model
 from trainer import Trainer, evaluate
