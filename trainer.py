@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from elcells.augment import augment, draw_changes, draw_noise
+from elcells.augment import augment, draw_changes, draw_light, draw_noise, uneven_light
 from elcells.checkpoint import network_state, read_checkpoint, write_checkpoint
 from elcells.distributed import autocast, barrier, quiet, rank, send, synchronised, world
 from elcells.files import InputError, atomic_path, reason
@@ -81,7 +81,8 @@ class Trainer:
     schedule: "steps" (`step_decay`) or "cosine" (`warmup_cosine`).
     oversample: how many times more often than a defect-free cell one with a label is drawn (1: every cell once an
         epoch; an epoch's length stays).
-    dihedral: rotations by 90 degrees among the augmentations.
+    dihedral: rotations by 90 degrees among the augmentations. scale: pictures are shown larger or smaller by up to this
+        share. light: half of them get slopes of brightness of up to this share (`uneven_light`).
     synthetic: share of the epochs, from the first on, in which `defects` (SyntheticDefects) draws into half of the
         defect-free cells; in the others it draws into few (LAST_SHARE). 0: never.
     aux_loss: weight of the loss of the auxiliary segmentation head, which learns where the defects were drawn.
@@ -112,6 +113,8 @@ class Trainer:
         weight_decay=1e-4,
         schedule="steps",
         dihedral=False,
+        scale=0.0,
+        light=0.0,
         oversample=1,
         synthetic=0.0,
         aux_loss=0.0,
@@ -129,7 +132,8 @@ class Trainer:
         self.train_set, self.val_set, self.folder = train.to(device), val.to(device), Path(folder)
         self.epochs, self.batch_size, self.seed, self.keep_checkpoints = epochs, batch_size, seed, keep_checkpoints
         self.lr, self.schedule, self.dihedral, self.oversample = lr, schedule, dihedral, oversample
-        self.noise_std, self.synthetic, self.defects = noise_std, synthetic, defects
+        self.scale, self.light, self.noise_std = scale, light, noise_std
+        self.synthetic, self.defects = synthetic, defects
         self.aux_loss = aux_loss * (synthetic > 0)
         self.model = model
         model.config["normalise_brightness"] = normalise_brightness
@@ -219,15 +223,15 @@ class Trainer:
         torch.manual_seed(self._seed(self.epoch, self.step, 4, rank()))  # of dropout
         return self.train_step(**batch, share=share) if self.graphs is None else self.graphs[key](batch)
 
-    def train_step(self, images, labels, changes, share=1.0, aux_masks=None, aux_weight=None, noise=None):
+    def train_step(self, images, labels, changes, share=1.0, aux_masks=None, aux_weight=None, light=None, noise=None):
         """One optimiser step; returns the sum of the pictures' losses (0-d tensor).
 
         images: uint8 (B, 1, S, S), labels (B, C) and changes (B, 2, 3) of this process. share: B over the mean B of
         all processes. aux_masks: uint8 (B, C, S, S), where defects were drawn. aux_weight: float (B,), of each cell in
         the auxiliary loss: 0 for one with real defects, which stand who knows where; its mean over all processes is 1.
-        noise: float (B, 1, S, S), added to the pictures of 0..1.
+        light: float (B, 3), of `uneven_light`. noise: float (B, 1, S, S), added to the pictures of 0..1.
         """
-        images, labels = self._changed(images, changes, noise), send(labels, self.device)
+        images, labels = self._changed(images, changes, light, noise), send(labels, self.device)
         with autocast(self.device, self.precision):
             logits, aux_logits = self.parallel(channels_last(images))
         loss = F.binary_cross_entropy_with_logits(logits, labels)
@@ -239,9 +243,11 @@ class Trainer:
         self.optimizer.step()
         return loss.detach() * len(images)
 
-    def _changed(self, images, changes, noise):
+    def _changed(self, images, changes, light, noise):
         """Pictures of a batch as the network sees them: float (B, 1, S, S) in 0..1, on the device."""
         images = augment(images.to(self.device), changes)
+        if light is not None:
+            images = uneven_light(images, light)
         return images if noise is None else (images + noise).clamp(0, 1)
 
     def _aux_loss(self, aux_logits, aux_masks, changes, aux_weight):
@@ -259,26 +265,28 @@ class Trainer:
 
     def batch(self, rows):
         """This process's part of a step, as `train_step` takes it, but for the share; defects are drawn in."""
-        changes = draw_changes(len(rows), self._generator(self.epoch, self.step), self.dihedral)
+        changes = draw_changes(len(rows), self._generator(self.epoch, self.step), self.dihedral, self.scale)
         mine = slice(rank(), None, world())
         images, labels = self.train_set.batch(rows[mine])
-        aux_masks, noise = None, None
+        aux_masks, light, noise = None, None, None
         aux_weight = torch.from_numpy((self.train_set.labels[rows] == 0).all(1)).float()
         aux_weight = (aux_weight / aux_weight.mean().clamp(min=1e-6))[mine]
         if self.synthetic:
             share = SHARE if self.epoch < self.synthetic * self.epochs else LAST_SHARE
             u = torch.rand(NUMBERS, len(rows), generator=self._generator(self.epoch, self.step, 1))
             images, labels, aux_masks = self.defects.draw(images, labels, u[:, mine], share)
+        if self.light:
+            light = draw_light(len(rows), self.light, self._generator(self.epoch, self.step, 5))[mine]
         if self.noise_std:
             generator, seed = self._generator(self.epoch, self.step, 2), self._seed(self.epoch, self.step, 3)
             noise = draw_noise(len(rows), images.shape[-1], self.noise_std, generator, seed, self.device)[mine]
-        more = {"aux_masks": aux_masks, "aux_weight": aux_weight, "noise": noise}
+        more = {"aux_masks": aux_masks, "aux_weight": aux_weight, "light": light, "noise": noise}
         return {"images": images, "labels": labels, "changes": changes[mine], **more}
 
     def examples(self, count=16):
         """First pictures of the coming epoch, as the network will see them: float (count, 1, S, S) in 0..1, labels."""
         batch = self.batch(self._order()[:count])
-        return self._changed(batch["images"], batch["changes"], batch["noise"]), batch["labels"]
+        return self._changed(*(batch[k] for k in ("images", "changes", "light", "noise"))), batch["labels"]
 
     def _train_epoch(self):
         self.training_mode()

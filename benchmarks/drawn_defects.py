@@ -29,7 +29,7 @@ def main(argv=None):
         data.fill_images(table)
         pictures, table["picture"] = load_pictures(table)
         images, labels = data.CellDataset(table, pictures, args.classes).batch(range(24))
-        defects = SyntheticDefects(args.classes, counts={k: 64 for k in COUNTS}, seed=args.seed)
+        defects = SyntheticDefects(args.classes, counts={k: 200 for k in COUNTS}, seed=args.seed)
         u = torch.rand(NUMBERS, 24, generator=torch.Generator().manual_seed(args.seed))
         images, labels, _ = defects.draw(images, labels, u)
     except (InputError, OSError, ValueError) as error:

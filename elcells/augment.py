@@ -6,26 +6,26 @@ from torch.nn import functional as F
 from elcells.distributed import send
 
 
-def draw_changes(count, generator=None, dihedral=False):
+def draw_changes(count, generator=None, dihedral=False, scale=0.0):
     """Small random changes for `count` pictures, for `augment`.
 
     Flips (each axis with probability 1/2), rotation +-3 degrees, shift +-2 % of the side, crop of 98..100 % of the
     area at a random place; with `dihedral` also a rotation by 90 degrees (probability 1/2), which makes all eight
     symmetries of the square equally likely.
-    generator: torch.Generator on the CPU. Returns float32 (count, 2, 3), affine maps from places in the result to
-    places in the picture, both spanning -1..1.
+    scale: cells are shown larger or smaller by up to this share. generator: torch.Generator on the CPU.
+    Returns float32 (count, 2, 3), affine maps from places in the result to places in the picture, both spanning -1..1.
     """
-
-    u = torch.rand(9, count, generator=generator)
+    u = torch.rand(10, count, generator=generator)
     angle = torch.deg2rad((2 * u[0] - 1) * 3)
-    scale = torch.sqrt(1 - 0.02 * u[1])
-    shift = 2 * 0.02 * (2 * u[2:4] - 1) + (1 - scale) * (2 * u[4:6] - 1)
+    crop = torch.sqrt(1 - 0.02 * u[1])
+    shift = 2 * 0.02 * (2 * u[2:4] - 1) + (1 - crop) * (2 * u[4:6] - 1)
     flip_x, flip_y = torch.where(u[6:8] < 0.5, 1.0, -1.0)
-    cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
+    cos, sin = crop * torch.cos(angle), crop * torch.sin(angle)
     x, y = torch.stack([cos * flip_x, sin * flip_x]), torch.stack([-sin * flip_y, cos * flip_y])
     if dihedral:
         x, y = torch.where(u[8] < 0.5, x, y), torch.where(u[8] < 0.5, y, x)
-    return torch.stack([x, y, shift]).permute(2, 1, 0)
+    zoom = torch.exp(scale * (2 * u[9] - 1))
+    return torch.stack([zoom * x, zoom * y, shift]).permute(2, 1, 0)
 
 
 def augment(images, changes):
@@ -40,6 +40,24 @@ def augment(images, changes):
     at = (2 * torch.arange(size, device=images.device) + 1) / size - 1
     grid = torch.view_as_real((across * at)[:, None, :] + (down * at + shift)[:, :, None])
     return F.grid_sample(images.float() / 255, grid, padding_mode="border", align_corners=False)
+
+
+def draw_light(count, most, generator=None):
+    """Uneven light for half of `count` pictures, for `uneven_light`: a slope in x, one in y and a fall from the centre
+    to the edges, each up to `most` of the brightness.
+
+    generator: torch.Generator on the CPU. Returns float32 (count, 3).
+    """
+    u = torch.rand(4, count, generator=generator)
+    return torch.where(u[0] < 0.5, most * (2 * u[1:] - 1), 0).T.contiguous()
+
+
+def uneven_light(images, light):
+    """Images, float (B, 1, S, S) in 0..1, under the light of `draw_light` (B, 3), on the device of the images."""
+    at = torch.linspace(-1, 1, images.shape[-1], device=images.device)
+    x, y = at, at[:, None]
+    across, down, fall = send(light, images.device)[:, :, None, None, None].unbind(1)
+    return (images * (1 + across * x + down * y + fall * (x * x + y * y))).clamp(0, 1)
 
 
 def draw_noise(count, size, std, generator, seed, device="cpu"):

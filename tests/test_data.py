@@ -12,7 +12,7 @@ from PIL import Image
 import data
 from elcells import cache as cache_module
 from elcells import pictures as pictures_module
-from elcells.augment import augment, draw_changes
+from elcells.augment import augment, draw_changes, draw_light, uneven_light
 from elcells.cache import load_pictures
 from elcells.files import InputError
 from elcells.pictures import read_picture
@@ -32,13 +32,13 @@ def test_the_table_is_the_whole_of_elpv(table):
     assert table["module"].nunique() == 44
     counts = data.combination(table).value_counts()
     assert counts.to_dict() == {
-        "crack=0 inactive=0": 2039,
-        "crack=1 inactive=0": 318,
-        "crack=1 inactive=1": 226,
-        "crack=0 inactive=1": 41,
+        "crack=0 inactive=0": 2032,
+        "crack=1 inactive=0": 340,
+        "crack=1 inactive=1": 215,
+        "crack=0 inactive=1": 37,
     }
     text = data.summary(table)
-    assert "2624 cells" in text and "crack=1 inactive=1: 226" in text and "poly   1550" in text
+    assert "2624 cells" in text and "crack=1 inactive=1: 215" in text and "poly   1550" in text
 
 
 @pytest.mark.parametrize(
@@ -423,6 +423,25 @@ def test_with_turns_all_eight_symmetries_come_equally_often_and_exactly(small):
     assert count.min() > 70 and count.max() < 130
     plain = draw_changes(800, torch.Generator().manual_seed(0))[:, :, :2].round()
     assert (plain[:, 0, 1] == 0).all()
+
+
+def test_cells_are_shown_larger_and_smaller_by_up_to_scale():
+    plain, zoomed = (draw_changes(400, torch.Generator().manual_seed(0), scale=s)[:, :, :2] for s in (0.0, 0.1))
+    factor = (torch.linalg.det(zoomed) / torch.linalg.det(plain)).sqrt()
+    assert 0.9 < factor.min() < 0.92 and 1.08 < factor.max() < 1.11
+
+
+def test_half_of_the_pictures_stand_in_uneven_light():
+    light = draw_light(400, 0.2, torch.Generator().manual_seed(0))
+    assert torch.equal(light, draw_light(400, 0.2, torch.Generator().manual_seed(0))) and light.abs().max() <= 0.2
+    even = (light == 0).all(1)
+    assert 150 < even.sum() < 250
+    lit = uneven_light(torch.full((400, 1, 21, 21), 0.5), light)
+    assert torch.equal(lit[even], torch.full((int(even.sum()), 1, 21, 21), 0.5))
+    right_to_left = lit[:, 0, 10, 20] - lit[:, 0, 10, 0]
+    assert torch.allclose(right_to_left, light[:, 0], atol=1e-6) and torch.allclose(
+        lit[:, 0, 10, 10], torch.tensor(0.5)
+    )
 
 
 def test_pictures_on_a_device_are_served_like_those_on_disk(small):

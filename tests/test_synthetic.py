@@ -4,10 +4,11 @@ import torch
 
 import data
 from benchmarks import drawn_defects
-from elcells import synthetic
+from elcells import drawings
 from elcells.cache import load_pictures
+from elcells.drawings import DRAWINGS
 from elcells.files import InputError
-from elcells.synthetic import NUMBERS, SyntheticDefects
+from elcells.synthetic import NUMBERS, SMOOTH, SyntheticDefects, texture
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,54 @@ def test_the_sheet_of_drawings_is_written(elpv, tmp_path, capsys):
 
 def test_contacts_are_dark_at_both_edges_alone_and_no_defects():
     for i in range(20):
-        mask = synthetic.contacts(np.random.default_rng(i), 300)
+        mask = drawings.contacts(np.random.default_rng(i), 300)
         assert mask[:, :3].max() > 0.5 < mask[:, -3:].max() and mask[:, 45:-45].max() == 0
-    masks = [synthetic.distractor(np.random.default_rng(i), 100).max() for i in range(60)]
-    assert 0.05 < np.mean(np.array(masks) > 0.55) < 0.4  # contacts are darker than the other marks
+
+
+@pytest.mark.parametrize("drawing", [d.draw for kind in DRAWINGS.values() for d in kind], ids=lambda d: d.__name__)
+def test_every_drawing_is_a_mask_that_follows_from_its_generator(drawing):
+    masks = [drawing(np.random.default_rng(i), 100) for i in (*range(12), 0)]
+    assert all(m.shape == (100, 100) and m.min() >= 0 and m.max() <= 1 for m in masks)
+    assert np.array_equal(masks[0], masks[-1]) and not np.array_equal(masks[0], masks[1])
+    assert sum(m.max() > 0.3 for m in masks) >= 10
+
+
+def test_crosses_are_small_and_clouds_cover_more(defects):
+    crosses, clouds = (
+        np.mean([draw(np.random.default_rng(i), 300).mean() for i in range(20)])
+        for draw in (drawings.cross, drawings.clouds)
+    )
+    assert 0 < crosses < 0.004 < clouds
+
+
+def test_mono_cells_are_smooth_and_poly_cells_are_not(elpv):
+    cells = data.read_table(elpv)
+    pictures, index = load_pictures(cells, 300)
+    smooth = texture(torch.from_numpy(pictures[index])).numpy() < SMOOTH
+    assert (smooth == (cells["type"] == "mono")).mean() > 0.85
+
+
+def test_crosses_are_drawn_into_smooth_cells_and_clouds_into_textured_ones(monkeypatch):
+    """Each drawing leaves a mask of its own even gray, by which it is known."""
+    levels = {d.draw: 0.1 + 0.2 * i for kind in DRAWINGS.values() for i, d in enumerate(kind)}
+    marked = {
+        kind: tuple(d._replace(draw=lambda _, size, d=d: np.full((size, size), levels[d.draw])) for d in drawn)
+        for kind, drawn in DRAWINGS.items()
+    }
+    monkeypatch.setattr(
+        "elcells.synthetic.DRAWINGS", {k: tuple(d._replace(low=1, high=1) for d in v) for k, v in marked.items()}
+    )
+    defects = SyntheticDefects(size=64, counts={"crack": 20, "inactive": 4, "distractor": 20})
+    smooth = torch.full((300, 1, 64, 64), 250, dtype=torch.uint8)
+    textured = torch.randint(1, 250, (300, 1, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    u = numbers(300)
+    u[2] = 1  # no distractors
+    cross, clouds = (round(255 * levels[d]) for d in (drawings.cross, drawings.clouds))
+    seen = [
+        {int(m.max()) for m in defects.draw(images, torch.zeros(300, 2), u)[2][:, 0]} for images in (smooth, textured)
+    ]
+    assert cross - 1 in seen[0] and cross - 1 not in seen[1] and len(seen[0]) == 5 and len(seen[1]) == 4
+    u[0], u[2] = 1, 0  # distractors alone
+    for images, share in ((smooth, 0), (textured, 0.5)):
+        left = defects.draw(images, torch.zeros(300, 2), u)[0].float().mean((1, 2, 3)) / images.float().mean((1, 2, 3))
+        assert abs((left < 1 - clouds / 255 + 0.05).float().mean() - share) < 0.1
