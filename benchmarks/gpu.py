@@ -353,7 +353,9 @@ def pipeline(bench):
             bench.synchronise()
         batch = trainer.batch(rows)
         with torch.no_grad():
-            augment = lambda t=trainer, b=batch: t._changed(b["images"], b["changes"], b["noise"])  # noqa: E731
+            augment = lambda t=trainer, b=batch: t._changed(  # noqa: E731
+                b["images"], b["changes"], b["light"], b["noise"]
+            )
             found[f"augment {size}, device"] = 1000 * bench.timed(augment, 0.4)
     return found
 

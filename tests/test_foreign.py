@@ -1,0 +1,57 @@
+import json
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from sklearn.metrics import average_precision_score, f1_score
+
+import data
+from benchmarks import foreign
+
+
+@pytest.fixture(scope="module")
+def table(elpv, tmp_path_factory):
+    """A table of another site: real cells with series, modules, and outlines as counts of pixels."""
+    cells = data.read_table(elpv)
+    cells["filename"] = cells["path"].map(str)
+    cells["series"] = np.where(cells["type"] == "mono", "M", "P")
+    cells["crack_pixels"] = cells["crack"] * 100
+    cells["cross_pixels"] = 0
+    first = cells.index[cells["crack"] == 1][0]
+    cells.loc[first, ["crack_pixels", "cross_pixels"]] = 0, 40
+    path = tmp_path_factory.mktemp("site") / "site.csv"
+    columns = ["filename", "crack", "inactive", "series", "module", "crack_pixels", "cross_pixels"]
+    cells[columns].to_csv(path, sep=";", index=False)
+    return path
+
+
+def test_figures_are_those_of_each_series_and_kind(table, tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    assert foreign.main([str(table), "--json", str(out), "--errors", str(tmp_path / "errors.png")]) == 0
+    shown = capsys.readouterr().out
+    [report] = json.loads(out.read_text())
+    parts, cells = report["parts"], data.read_table(table)
+    assert list(parts) == ["all", "M", "P", "crack lines", "crosses only"]
+    assert parts["M"]["cells"] + parts["P"]["cells"] == parts["all"]["cells"] == len(cells)
+    assert parts["crosses only"]["cells"] == 1 and parts["crack lines"]["cells"] == cells["crack"].sum() - 1
+    assert (
+        parts["all"]["mean_f1_interval_95"][0] <= parts["all"]["mean"]["f1"] <= parts["all"]["mean_f1_interval_95"][1]
+    )
+    assert f"{parts['all']['mean']['f1']:.3f}" in shown and "crosses only" in shown
+    assert (tmp_path / "errors.png").stat().st_size > 5000
+
+
+def test_the_figures_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    labels, p = rng.integers(0, 2, (80, 2)), rng.random((80, 2))
+    cells = data.pd.DataFrame({"cell": [str(i) for i in range(80)]})
+    found = foreign.judge(cells, labels, p, np.array([0.5, 0.3]), ("crack", "inactive"))["all"]
+    assert found["inactive"]["f1"] == pytest.approx(f1_score(labels[:, 1], p[:, 1] >= 0.3))
+    assert found["crack"]["average_precision"] == pytest.approx(average_precision_score(labels[:, 0], p[:, 0]))
+
+
+def test_what_can_not_be_judged_is_one_sentence(table, tmp_path, capsys):
+    assert foreign.main([str(tmp_path / "none.csv")]) == 2
+    assert "none.csv" in capsys.readouterr().err
+    assert foreign.main([str(table), str(ROOT / "cells.onnx"), "--tta"]) == 2
+    assert "export it with" in capsys.readouterr().err
