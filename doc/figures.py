@@ -18,16 +18,16 @@ from model import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
-CELLS = (("cell0004", "cell1108", "cell0395", "cell0415"), ("cell2000", "cell0841", "cell0786", "cell0879"))
+CELLS = (("cell0397", "cell1108", "cell0395", "cell0415"), ("cell2000", "cell0841", "cell0786", "cell0879"))
 NAMES = {(0, 0): "neither", (1, 0): "crack", (0, 1): "inactive", (1, 1): "crack and inactive"}
 NETWORKS = {"efficientnet_lite0": "EfficientNet-Lite0", "resnet34": "ResNet-34", "resnet": "own network"}
 EXPLAINED = {  # all from the default split's test part
-    "fine crack": "cell0440",
-    "star crack": "cell0467",
-    "inactive corner": "cell0410",
-    "both": "cell0431",
-    "no defect, cloudy poly": "cell0202",
-    "interrupted fingers": "cell0998",
+    "fine crack": "cell0873",
+    "small cross": "cell1591",
+    "inactive corner": "cell0798",
+    "both": "cell0882",
+    "no defect, cloudy poly": "cell0199",
+    "interrupted fingers": "cell1026",
 }
 
 

@@ -77,7 +77,8 @@ def with_todays_names(checkpoint):
             checkpoint[part] = {RENAMED.get(k, k): v for k, v in checkpoint[part].items()}
     settings = checkpoint.get("settings")
     if isinstance(settings, dict):
-        settings.setdefault("noise_std", 0.0)  # at first there was none
+        for name in ("noise_std", "scale", "light"):
+            settings.setdefault(name, 0.0)  # at first there was none
         if settings.get("schedule") == "one-cycle":
             settings["schedule"] = "cosine"
     return checkpoint
