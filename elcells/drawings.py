@@ -267,22 +267,6 @@ def clouds(rng, size):
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC), np.float32) / 255
 
 
-def strokes(rng, size):
-    """Many short, thin, blurred strokes of about one direction, as strongly grained poly cells have them."""
-    where = patches(rng, 75, rng.integers(1, 5), 10, 60)
-    angle, spread, longest = rng.uniform(0, math.pi), rng.uniform(0.05, 0.5), rng.uniform(8, 35)
-    mask = np.zeros((size, size), np.float32)
-    for strength in (rng.uniform(0.3, 0.7), 1):
-        lines = []
-        for x, y in rng.uniform(0, UNIT, (int(log_uniform(rng, 30, 500)), 2)):
-            if rng.random() < where[int(y / 4), int(x / 4)]:
-                lines.append(
-                    random_polyline(rng, (x, y), angle + rng.normal() * spread, rng.uniform(3, longest), 0.2, 3)
-                )
-        mask = np.maximum(mask, strength * lines_mask(lines, rng.uniform(1, 2.5), rng.uniform(0.7, 1.8), size))
-    return mask
-
-
 # ---------------------------------------------------------------- what is drawn how often
 
 
@@ -308,7 +292,6 @@ DRAWINGS = {
         Drawing(fingers, 0.5, 0.25, True, 0.08, 0.5),
         Drawing(blobs, 0.3, 0.15, False, 0.08, 0.5),
         Drawing(clouds, 0.0, 0.5, False, 0.1, 0.8),
-        Drawing(strokes, 0.0, 0.2, False, 0.1, 0.6),
     ),
     "crack": (
         Drawing(crack, 0.5, 0.65, False, 0.15, 0.65),
@@ -316,5 +299,5 @@ DRAWINGS = {
         Drawing(gray_part, 0.05, 0.1, False, 0.15, 0.65),
         Drawing(cross, 0.25, 0.0, False, 0.35, 0.9),
     ),
-    "inactive": (Drawing(inactive, 1.0, 1.0, False, 0.72, 0.96),),
+    "inactive": (Drawing(inactive, 1.0, 1.0, False, 0.64, 0.96),),
 }

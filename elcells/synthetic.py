@@ -20,7 +20,7 @@ from elcells.files import InputError
 from elcells.pictures import CLASSES, IMAGE_SIZE, THREADS
 
 SHARE = 0.5  # of the defect-free cells that get a defect
-KINDS = (0.6, 0.12, 0.28)  # of these: crack only, inactive only, both
+KINDS = (0.6, 0.05, 0.35)  # of these: crack only, inactive only, both
 DISTRACTORS = 0.4  # share of all defect-free cells that get distractors, with or without a defect
 COUNTS = {"distractor": 800, "crack": 1800, "inactive": 700}
 NUMBERS = 3 + 3 * 6  # random numbers that a cell takes
