@@ -20,12 +20,12 @@ from elcells.page import NEARLY_BLACK
 from elcells.pictures import read_picture
 
 PROBABILITIES = {  # of cells.onnx, taken with the version that exported it
-    "cell0004": (0.06818, 0.16108),
-    "cell0440": (0.99961, 0.21435),
-    "cell0410": (0.09985, 0.99995),
-    "cell0431": (0.99966, 0.99977),
-    "cell0998": (0.02923, 0.00211),
-    "cell2000": (0.00294, 0.00627),
+    "cell0004": (0.33849, 0.55645),
+    "cell0440": (0.99998, 0.01323),
+    "cell0410": (0.08940, 0.99689),
+    "cell0431": (0.99983, 0.99944),
+    "cell0998": (0.48463, 0.00097),
+    "cell2000": (0.00738, 0.00887),
 }
 
 
