@@ -22,9 +22,11 @@ from elcells.cache import load_pictures
 from elcells.files import InputError, atomic_path
 from elcells.metrics import bootstrap_mean_f1, metrics_table
 from elcells.plots import plot_errors
+from elcells.report import number
 from predict import SHIPPED, open_network
 
 BATCH = 16
+LINES, CROSSES = "crack lines", "crosses only"  # parts in which every cell has a crack
 
 
 def kinds(table):
@@ -34,7 +36,7 @@ def kinds(table):
         parts |= {s: (table["series"] == s).to_numpy() for s in sorted(table["series"].unique())}
     if {"crack_pixels", "cross_pixels"} <= set(table):
         lines = (table["crack_pixels"] > 0).to_numpy()
-        parts |= {"crack lines": lines, "crosses only": ~lines & (table["cross_pixels"] > 0).to_numpy()}
+        parts |= {LINES: lines, CROSSES: ~lines & (table["cross_pixels"] > 0).to_numpy()}
     return parts
 
 
@@ -49,11 +51,11 @@ def judge(table, labels, probabilities, thresholds, classes):
 
     labels, probabilities: (N, C), thresholds (C,). Of cells that all have the defect only recall says something.
     """
-    found = {}
+    found, drawn = {}, groups(table)
     for name, rows in kinds(table).items():
         if rows.any():
             figures = metrics_table(labels[rows], probabilities[rows], thresholds, classes)
-            interval = bootstrap_mean_f1(labels[rows], probabilities[rows], thresholds, groups(table)[rows])
+            interval = bootstrap_mean_f1(labels[rows], probabilities[rows], thresholds, drawn[rows])
             found[name] = {"cells": int(rows.sum()), "mean_f1_interval_95": interval, **figures}
     return found
 
@@ -63,23 +65,20 @@ def as_text(found, classes):
     head = "".join(f"{c:>10}  F1     AP  recall" for c in classes)
     lines = [f"{'':14}cells{head}    mean F1  (95 % interval)     AP    ECE"]
 
-    def number(value, width=7):
-        return f"{value:{width}.3f}" if value is not None else f"{'-':>{width}}"
-
     for name, part in found.items():
-        alone = name in ("crack lines", "crosses only")
+        alone = name in (LINES, CROSSES)
         line = f"{name:14}{part['cells']:5}"
         for c in classes:
             m = part[c]
             there = m["tp"] + m["fn"]
             f1 = None if alone or not there else m["f1"]
             recall = m["recall"] if there and (c == "crack" or not alone) else None
-            line += f"{there:7}{number(f1)}{number(None if alone else m['average_precision'])}{number(recall, 8)}"
+            line += f"{there:7}{number(f1, 7)}{number(None if alone else m['average_precision'], 7)}{number(recall, 8)}"
         if not alone:
             low, high = part["mean_f1_interval_95"]
             mean = part["mean"]
             line += f"{number(mean['f1'], 11)}  ({low:.3f} to {high:.3f})  "
-            line += f"{number(mean['average_precision'], 9)}{number(mean['calibration_error'])}"
+            line += f"{number(mean['average_precision'], 9)}{number(mean['calibration_error'], 7)}"
         lines.append(line.rstrip())
     return lines
 

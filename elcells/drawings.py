@@ -37,6 +37,16 @@ def log_uniform(rng, low, high, size=None):
     return np.exp(rng.uniform(math.log(low), math.log(high), size))
 
 
+def scaled(mask):
+    """A mask whose highest value is 1; one that is all but empty stays so."""
+    return mask / max(mask.max(), 1e-3)
+
+
+def heights(busbars):
+    """Heights (float array) of so many busbars, evenly spread over a cell."""
+    return UNIT * (np.arange(busbars) + 0.5) / busbars
+
+
 def lines_mask(lines, width, blur, size):
     """float (size, size) in 0..1 of lines of `width` pixels (of UNIT), softened by `blur`."""
     scale = size / UNIT
@@ -48,7 +58,7 @@ def lines_mask(lines, width, blur, size):
         )
     image = image.reduce(FINE).filter(ImageFilter.GaussianBlur(float(blur * scale)))
     mask = np.asarray(image, np.float32) / 255
-    return mask / max(mask.max(), 1e-3)
+    return scaled(mask)
 
 
 def polygon_mask(points, blur, size):
@@ -107,7 +117,7 @@ def along_busbar(rng, size):
     """One or two jagged lines more or less along the busbars, mostly the edge of a gray part that ends at a busbar or
     at the cell's edge; often without a dark line of its own."""
     mask, busbars = np.zeros((size, size), np.float32), rng.integers(2, 6)
-    ends = np.array([0, *(UNIT * (np.arange(busbars) + 0.5) / busbars), UNIT]) + rng.normal(size=busbars + 2) * 2
+    ends = np.array([0, *heights(busbars), UNIT]) + rng.normal(size=busbars + 2) * 2
     for _ in range(rng.choice([1, 1, 2])):
         strip = rng.integers(busbars + 1)
         top, bottom = ends[strip], ends[strip + 1]
@@ -125,7 +135,7 @@ def along_busbar(rng, size):
         else:
             own = 1
         mask = np.maximum(mask, own * lines_mask([line], rng.uniform(0.8, 2), rng.uniform(0.5, 1.2), size))
-    return mask / max(mask.max(), 1e-3)
+    return scaled(mask)
 
 
 def gray_part(rng, size):
@@ -159,8 +169,8 @@ def cross(rng, size):
         t = np.arange(8) * math.pi / 4 + turn
         r = larger * rng.uniform(1.8, 4.2) * (1 + ragged * rng.normal(size=8))
         core = polygon_mask(list(zip(x + r * np.cos(t), y + r * np.sin(t))), blur, size)
-        mask = np.maximum(mask, rng.uniform(0.5, 1) * np.maximum(one, core / max(core.max(), 1e-3)))
-    return mask / max(mask.max(), 1e-3)
+        mask = np.maximum(mask, rng.uniform(0.5, 1) * np.maximum(one, scaled(core)))
+    return scaled(mask)
 
 
 def inactive(rng, size):
@@ -194,7 +204,7 @@ def contacts(rng, size):
     """The dark ends of two to five busbars, alike and at the same heights at both edges."""
     mask, busbars = np.zeros((size, size), np.float32), rng.integers(2, 6)
     half, depth, blur = rng.uniform(5, 15), rng.uniform(8, 28), rng.uniform(0.8, 2.5)
-    for y in UNIT * (np.arange(busbars) + 0.5) / busbars + 3 * rng.normal(size=busbars):
+    for y in heights(busbars) + 3 * rng.normal(size=busbars):
         for edge, inwards in ((0, 1), (UNIT, -1)):
             tip = edge + inwards * depth * rng.uniform(0.8, 1.2)
             shoulder, wide, narrow = edge + 0.8 * (tip - edge), half * rng.uniform(0.8, 1.2), half * rng.uniform(0.3, 1)
@@ -221,7 +231,7 @@ def blobs(rng, size):
         t = np.linspace(0, 2 * math.pi, 12)
         points = zip(x + r * rng.uniform(0.6, 1.4, 12) * np.cos(t), y + r * rng.uniform(0.6, 1.4, 12) * np.sin(t))
         mask = np.maximum(mask, polygon_mask(list(points), r * rng.uniform(0.3, 0.8), size))
-    return mask / max(mask.max(), 1e-3)
+    return scaled(mask)
 
 
 def patches(rng, side, count, low, high):

@@ -65,6 +65,11 @@ def make_report(labels, probabilities, thresholds, rows, classes, by):
     return report
 
 
+def number(value, width):
+    """A figure with three decimals, right-aligned in `width` characters; a dash for None."""
+    return f"{value:{width}.3f}" if value is not None else f"{'-':>{width}}"
+
+
 def report_text(report, name):
     """The report as the table that stands on the screen."""
     low, high = report["mean_f1_interval_95"]
@@ -72,9 +77,6 @@ def report_text(report, name):
         f"Test part: {report['cells']} cells, {report['pictures']} pictures, split by {report['split_by']}, {name}",
         f"{'':18}precision  recall     F1  (at)    F1 at 0.5  av. precision  ROC AUC    ECE    TP   FP   FN    TN",
     ]
-
-    def number(value, width):
-        return f"{value:{width}.3f}" if value is not None else f"{'-':>{width}}"
 
     for part, figures in {"": report, **report["by_type"]}.items():
         for c, m in figures["at_threshold"].items():

@@ -107,6 +107,13 @@ def test_contacts_are_dark_at_both_edges_alone_and_no_defects():
     for i in range(20):
         mask = drawings.contacts(np.random.default_rng(i), 300)
         assert mask[:, :3].max() > 0.5 < mask[:, -3:].max() and mask[:, 45:-45].max() == 0
+    darkest = {d.draw: d.high for d in DRAWINGS["distractor"]}
+    marks = [
+        d(np.random.default_rng(i), 100).max() * darkest[d]
+        for d in (drawings.fingers, drawings.blobs)
+        for i in range(30)
+    ]
+    assert max(marks) < 0.55 < darkest[drawings.contacts]  # contacts are darker than these
 
 
 @pytest.mark.parametrize("drawing", [d.draw for kind in DRAWINGS.values() for d in kind], ids=lambda d: d.__name__)
