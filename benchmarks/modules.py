@@ -26,8 +26,8 @@ import data
 from elcells.engine import open_model
 from elcells.files import atomic_path
 from elcells.grid import Grid
-from elcells.modules import cut_cells
-from elcells.outline import LEAD, SURE, find_grid
+from elcells.modules import cut_cells, doubts
+from elcells.outline import FOUND, find_grid
 from elcells.pictures import read_picture, to_square
 
 REPORTED = 10_000  # the first seed that nothing was tuned on
@@ -220,22 +220,24 @@ def measure(job):
     """One module cut: dict of level, seed, cell, error (largest and mean, in cells), score, lead, sure, seconds."""
     level, seed = job
     picture, true = compose(measure.cells, seed, level)
+    image = picture.astype(np.float32)
     started = time.process_time()
-    grid, score, lead = find_grid(picture.astype(np.float32), *true["grid"])
+    grid, score, lead = find_grid(image, *true["grid"])
     seconds = time.process_time() - started
+    sure = score >= FOUND and not doubts(grid, image.shape, score, lead, cut_cells(image, grid))
     off = np.linalg.norm(grid.nodes() - true["nodes"], axis=-1) / np.sqrt(grid.cell_size().prod())
     return {
         "level": level,
         "seed": seed,
         "grid": "x".join(map(str, true["grid"])),
-        "width": picture.shape[1],
-        "height": picture.shape[0],
+        "width": image.shape[1],
+        "height": image.shape[0],
         "side": true["side"],
         "error": off.max(),
         "mean_error": off.mean(),
         "score": score,
         "lead": lead,
-        "sure": int(score >= SURE and lead >= LEAD),
+        "sure": int(sure),
         "seconds": seconds,
     }
 

@@ -14,7 +14,8 @@ WIDER = (1, 2)  # times GAP and FLANK: the second for small or blurred pictures
 DIM = 0.3  # of the brightness around: darker shows no gaps
 RIM = 0.01  # in cells: how far within the outermost lines the light ends, as a rule
 ALIKE = 30  # how much a border that differs in this counts, against a side that is off by a scale
-NORMAL_BEND = 0.2  # how far a lens may bend before it counts as much as a side that is off by a scale
+EVEN = 2.0  # how much a line off its even place counts, against a side that is off by as much
+NORMAL_BEND = 0.6  # how much a lens counts, as the relative displacement at the corners
 
 
 class Grid:
@@ -151,14 +152,21 @@ def halves(grid, e):
     return np.stack([by_line * ~level, by_line * level], 1) * -1.0
 
 
+def one_line(grid, e):
+    """The same for each inner line's own place: float (E, columns + rows - 2)."""
+    lines = np.append(np.arange(1, grid.columns), 1000 + np.arange(1, grid.rows))
+    return -(e[3][:, None] == lines).astype(float)
+
+
 def fit(image, grid, windows, fine=True, bend=None):
     """Fit a grid to the sides found within each of `windows` (in cells) in turn.
 
-    fine: the last fit, with lens and lines' own places. bend: the lens where it is known, else it is fitted.
-    How far within the outermost lines the light ends follows, for each border, from the even distances of the inner
-    lines. Robust Gauss-Newton steps (Cauchy weights).
+    fine: the last fit, with lens and the inner lines' own places, as strings may stand wider apart than cells. bend:
+    the lens where it is known, else it is fitted. How far within the outermost lines the light ends follows, for each
+    border, from the even distances of the inner lines. Robust Gauss-Newton steps (Cauchy weights).
     """
     grid, ends = grid.copy(bend=bend), np.full(4, RIM)
+    moves = np.zeros(grid.columns + grid.rows - 2)  # of the inner lines, from even distances
     few = min(grid.columns, grid.rows) < 4
     for turn, window in enumerate(windows):
         e = sides(grid)
@@ -170,10 +178,10 @@ def fit(image, grid, windows, fine=True, bend=None):
         curved = fine and turn > 0 and len(weight) > 60 and bend is None
         border = np.select([e[4] == 0, e[4] == 1], [-1, 0], 1) + 2 * (e[3] >= 1000) * (e[4] != 0)
         at_border = np.eye(5)[border][:, :4] * (e[4] * unit / size)[:, None]
-        apart = halves(grid, e)
+        apart, own = halves(grid, e), one_line(grid, e)
         stiff = 100 if few else 0.5
 
-        aside = np.hstack([at_border, apart])
+        aside = np.hstack([at_border, apart, own])
 
         def moved(v, grid=grid, unit=unit, curved=curved):
             return grid.copy(grid.quad + v[:8].reshape(4, 2) * unit, v[8] if curved else grid.bend)
@@ -182,16 +190,18 @@ def fit(image, grid, windows, fine=True, bend=None):
             return ((moved(v)(e[0]) - seen) * normal).sum(1) / size - aside @ v[9:]
 
         # what is known beforehand: little moves, lenses bend little, borders are alike
-        known = np.diag([0.003] * 8 + [NORMAL_BEND] + [0.0] * 4 + [0.5] * 2)
-        alike = np.zeros((5, 15))
+        known = np.diag([0.003] * 8 + [NORMAL_BEND] + [0.0] * 4 + [0.5] * 2 + [EVEN] * len(moves))
+        alike = np.zeros((5, len(known)))
         alike[0, 9:13], alike[1:, 9:13] = stiff / 4, ALIKE * (np.eye(4) - 0.25)
         known = np.concatenate([known, alike])
-        wanted = np.concatenate([np.zeros(15), [stiff * RIM], np.zeros(4)])
-        v, scale = np.concatenate([np.zeros(8), [grid.bend], ends, np.zeros(2)]), max(0.01, window / 6)
-        active = np.array([True] * 8 + [curved] + [True] * 4 + list(apart.any(0)))
+        wanted = np.concatenate([np.zeros(15), -EVEN * moves, [stiff * RIM], np.zeros(4)])
+        v = np.concatenate([np.zeros(8), [grid.bend], ends, np.zeros(2 + len(moves))])
+        scale = max(0.01, window / 6)
+        own_places = [fine and turn > 0] * len(moves)
+        active = np.array([True] * 8 + [curved] + [True] * 4 + [*apart.any(0), *own_places])
         for _ in range(8 if fine else 3):
             d = miss(v)
-            jacobian = np.zeros((len(d), 15))
+            jacobian = np.zeros((len(d), len(v)))
             for k in np.flatnonzero(active[:9]):
                 v[k] += 1e-5
                 jacobian[:, k] = (miss(v) - d) / 1e-5
@@ -200,32 +210,17 @@ def fit(image, grid, windows, fine=True, bend=None):
             w = weight**2 / (1 + (d / scale) ** 2)
             a = (jacobian.T * w) @ jacobian + known.T @ known
             b = (jacobian.T * w) @ d + known.T @ (known @ v - wanted)
-            step = np.zeros(15)
+            step = np.zeros(len(v))
             step[active] = np.linalg.solve(a[np.ix_(active, active)] + 1e-12 * np.eye(active.sum()), b[active])
             v = v - step
             if np.abs(step).max() < (1e-4 if fine else 1e-3):
                 break
         grid, ends = moved(v), v[9:13]
-        grid = grid.copy(x=grid.x + v[13] * spread(grid.columns), y=grid.y + v[14] * spread(grid.rows))
-        if fine and turn == len(windows) - 2:
-            grid = move_lines(image, grid)
+        moves = moves + v[15:]
+        x, y = np.zeros(grid.columns + 1), np.zeros(grid.rows + 1)
+        x[1:-1], y[1:-1] = np.split(v[15:], [grid.columns - 1])
+        grid = grid.copy(x=grid.x + v[13] * spread(grid.columns) + x, y=grid.y + v[14] * spread(grid.rows) + y)
     return grid
-
-
-def move_lines(image, grid):
-    """The grid, each inner line moved to where its sides are seen: strings may stand wider apart than cells."""
-    e = sides(grid)
-    shift, clear = measure(image, grid, e, 0.06)
-    moved = []
-    for axis, places in ((0, grid.x.copy()), (1, grid.y.copy())):
-        for k in range(1, len(places) - 1):
-            on = (e[3] == axis * 1000 + k) & (clear > 0.1)
-            if on.sum() >= 3:
-                m = np.median(shift[on])
-                spread = 1.5 * np.median(np.abs(shift[on] - m)) / np.sqrt(on.sum()) + 0.002
-                places[k] += m * m**2 / (m**2 + spread**2)
-        moved.append(places)
-    return grid.copy(x=moved[0], y=moved[1])
 
 
 def score(image, grid, fine=True):

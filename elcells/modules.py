@@ -11,6 +11,7 @@ from elcells.outline import FOUND, LEAD, SURE, find_grid
 from elcells.pictures import IMAGE_SIZE, as_gray
 from elcells.tables import read_rows
 
+DIM_BORDER = 0.6  # a darker border line of cells, against the line beside it, does not tell where it ends
 DARK = 0.25  # a darker cell, against its module's middle one, is black
 PORTRAIT = ((6, 10), (6, 12), (6, 20), (6, 24), (4, 9), (8, 16), (8, 12))
 USUAL = (*PORTRAIT, *((rows, columns) for columns, rows in PORTRAIT))  # grids that are guessed
@@ -80,6 +81,35 @@ def black_cells(cells):
     return brightness < DARK * max(np.median(brightness), 0.1)
 
 
+def doubts(grid, shape, score, lead, cells, given=False):
+    """What is not sure about a grid, a list of clauses; empty where it is sure.
+
+    shape: (height, width) of the picture. score, lead: from find_grid. cells: from cut_cells. given: the user gave the
+    corners, so neither another place of the grid nor a dark border leads astray.
+    """
+    columns, rows = grid.columns, grid.rows
+    black, why = black_cells(cells), []
+    brightness = np.array([np.median(cell) for cell in cells]).reshape(rows, columns)
+    borders = [(a[0], a[1]) for a in (brightness, brightness[::-1], brightness.T, brightness.T[::-1]) if len(a) > 2]
+    if score < SURE:
+        why.append("the grid is not clearly seen")
+    if lead < LEAD and not given:
+        why.append("another place of the grid fits nearly as well")
+    if black.mean() > 0.2:
+        why.append(f"{black.sum()} cells are black")
+    if not given and any(np.median(outer / np.maximum(inner, 1)) < DIM_BORDER for outer, inner in borders):
+        why.append("a border line of cells is dark")
+    width, height = grid.cell_size()
+    halves = max(width, height) > 1.5 * min(width, height) and min(columns, rows) > 1
+    if halves and (rows > columns) != (width > height):
+        why.append(f"half cells would lie across the strings: is it really {columns}x{rows}?")
+    inside = grid.nodes()
+    beyond = 0.03 * grid.cell_size()
+    if (inside < -0.5 - beyond).any() or (inside > np.array(shape[::-1]) - 0.5 + beyond).any():
+        why.append("the module goes beyond the picture")
+    return why
+
+
 def cut_picture(path, columns, rows, corners=None, bend=None):
     """Cut the picture of a module.
 
@@ -101,24 +131,7 @@ def cut_picture(path, columns, rows, corners=None, bend=None):
         return {**about, "error": f"{path}: no module of {columns}x{rows} cells found (score {score:.2f})"}
     cells = cut_cells(image, grid)
     black = black_cells(cells)
-    lines = black.reshape(rows, columns)
-    why = []
-    if score < SURE:
-        why.append("the grid is not clearly seen")
-    if lead < LEAD and corners is None:
-        why.append("another place of the grid fits nearly as well")
-    if black.mean() > 0.2:
-        why.append(f"{black.sum()} cells are black")
-    if corners is None and max(edge.mean() for edge in (lines[0], lines[-1], lines[:, 0], lines[:, -1])) >= 0.5:
-        why.append("a border line of cells is dark")
-    width, height = grid.cell_size()
-    halves = max(width, height) > 1.5 * min(width, height) and min(columns, rows) > 1
-    if halves and (rows > columns) != (width > height):
-        why.append(f"half cells would lie across the strings: is it really {columns}x{rows}?")
-    inside = grid.nodes()
-    beyond = 0.03 * grid.cell_size()
-    if (inside < -0.5 - beyond).any() or (inside > np.array(image.shape[::-1]) - 0.5 + beyond).any():
-        why.append("the module goes beyond the picture")
+    why = doubts(grid, image.shape, score, lead, cells, corners is not None)
     small = gray.convert("L")
     small.thumbnail((DRAWN, DRAWN))
     return {

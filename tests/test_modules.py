@@ -13,7 +13,8 @@ from benchmarks.modules import Cells, compose
 from elcells.align import align_cell
 from elcells.cutting import lens_of, module_names
 from elcells.files import InputError
-from elcells.modules import cut_picture, grid_size, read_corners
+from elcells.grid import Grid
+from elcells.modules import cut_picture, doubts, grid_size, read_corners
 from elcells.pictures import LIKE_MODULE, examine
 
 MODULES = ("26", "42")
@@ -202,6 +203,16 @@ def test_a_dead_border_string_is_flagged(composed, tmp_path):
         Image.fromarray(picture).save(tmp_path / "m.png")
         about = cut_picture(tmp_path / "m.png", *true["grid"])
         assert not about["sure"]
+
+
+@pytest.mark.parametrize("line", [np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]])
+def test_a_dim_border_line_is_flagged(line):
+    light = np.full((10, 6), 120)
+    light[line] = 60
+    grid = Grid([[9, 9], [609, 9], [609, 1009], [9, 1009]], 6, 10, (1020, 620))
+    for brightness, why in ((light, ["a border line of cells is dark"]), (np.full((10, 6), 60), [])):
+        cells = [np.full((100, 100), value, np.uint8) for value in brightness.ravel()]
+        assert doubts(grid, (1020, 620), 0.9, 0.2, cells) == why
 
 
 def test_rough_corners_find_what_the_picture_alone_does_not(composed, tmp_path):
