@@ -7,6 +7,7 @@ $ python data.py --variants elpv6    # write the six variants of every cell, wit
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import os
 import shutil
@@ -31,8 +32,8 @@ from elcells.tables import in_order, read_rows
 
 SPLIT_SEED = 2
 RARE = "rare"  # stratum of the combinations of labels that a single group has
-RESERVED = ("filename", "path", "cell", "variant", "transform", "picture", "fold")  # columns of our own
-IDENTIFIERS = ("module", "type")  # text, whatever they look like: 01 is not 1, 7E10 not 70E9
+RESERVED = ("filename", "path", "cell", "variant", "transform", "picture", "fold", "source", "weight")  # columns of our own
+IDENTIFIERS = ("module", "type", "source")  # text, whatever they look like: 01 is not 1, 7E10 not 70E9
 
 # Prefix of a variant's file name -> (on a tensor (1, H, W), the same as a lossless Pillow operation).
 VARIANTS = {
@@ -56,7 +57,8 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
     images: folder that the file names are relative to; default: the table's folder.
     Returns a DataFrame, one row a picture, with the table's columns (labels as int) and
         path (Path), cell (str, the same for all variants of one cell), variant (str, a key of VARIANTS: what the file
-        shows) and transform (str: the variant still to be made from the file, "" as read).
+        shows), transform (str: the variant still to be made from the file, "" as read) and source (str: the table's
+        own column, else the name of its folder).
     Raises InputError, naming line and column, for anything that is no such table.
     """
     path, wanted = Path(path), ["filename", *classes]
@@ -83,6 +85,8 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
         raise InputError(f"{path}, line {row}: {table['filename'][row]} stands there twice; remove one")
     table["cell"], table["variant"] = _cells(table["filename"])
     table["transform"] = ""
+    folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
+    table["source"] = table["source"].where(table["source"] != "", folder) if "source" in table else folder
     differs = (table.groupby("cell")[list(classes)].transform("nunique") > 1).any(axis=1)
     if differs.any():
         row = table.index[differs & (table["variant"] != "")][0]
@@ -90,6 +94,31 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
             f"{path}, line {row}: {table['filename'][row]} is labelled unlike another variant of the same cell"
         )
     return table.reset_index(drop=True)
+
+
+def read_tables(paths, classes=CLASSES, images=None):
+    """`read_table` of several tables as one DataFrame, whose column `source` tells them apart.
+
+    Cells and modules of different sources are different ones, whatever their names: they become "source:name". One
+    table alone keeps its names.
+    Raises InputError as read_table does, and where two tables have a source in common.
+    """
+    tables = [read_table(path, classes, images) for path in paths]
+    if len(tables) == 1:
+        return tables[0]
+    seen = {}
+    for path, table in zip(paths, tables):
+        for source in table["source"].unique():
+            if source in seen:
+                raise InputError(
+                    f"{path}: its cells' source is {source!r}, as in {seen[source]}; give one of them a column "
+                    "`source`, or put them into folders of other names"
+                )
+        seen.update(dict.fromkeys(table["source"], path))
+        for name in ("cell", "module"):
+            if name in table:
+                table[name] = (table["source"] + ":" + table[name]).where(table[name] != "", "")
+    return pd.concat(tables, ignore_index=True).fillna(dict.fromkeys(IDENTIFIERS, ""))
 
 
 def picture_paths(names, root):
@@ -132,8 +161,8 @@ def summary(table, classes=CLASSES):
     counts = combination(cells, classes)
     lines = [f"{len(cells)} cells, {len(table)} pictures"]
     lines += [f"  {name}: {n}" for name, n in counts.value_counts(sort=False).sort_index().items()]
-    for by in ("type", "module"):
-        if by in cells:
+    for by in ("source", "type", "module"):
+        if by in cells and (by != "source" or cells[by].nunique() > 1):
             counted = pd.crosstab(cells[by].values, counts.values)
             counted = counted.loc[sorted(counted.index, key=in_order)]
             counted.insert(0, "cells", counted.sum(axis=1))
@@ -265,11 +294,35 @@ def split_cells(table, test_size=0.1, by="cell", seed=SPLIT_SEED, classes=CLASSE
     return table[~in_test].reset_index(drop=True), table[in_test].reset_index(drop=True)
 
 
+def by_source(split):
+    """A function from a table to its parts, made to divide the cells of each source by themselves.
+
+    So a table is divided alone as it is beside others. Raises InputError as the function does, naming the source.
+    """
+
+    @functools.wraps(split)
+    def each(table, *args, **more):
+        names = table["source"].unique()
+        if len(names) == 1:
+            return split(table, *args, **more)
+        parts = []
+        for name in names:
+            try:
+                parts.append(split(table[table["source"] == name].reset_index(drop=True), *args, **more))
+            except InputError as error:
+                raise InputError(f"source {name}: {error}") from None
+        return tuple(pd.concat(part, ignore_index=True) for part in zip(*parts))
+
+    return each
+
+
+@by_source
 def split_parts(table, by="cell", test_size=0.1, val_size=0.1, seed=SPLIT_SEED, classes=CLASSES):
     """Training, validation and test part of a table, ready to be made into data sets.
 
-    First the test part is taken, then the validation part from the rest. The training part holds the six variants of
-    its cells, the others the cells as they are (by="row": just the pictures that fell into them, whatever the variant).
+    First the test part is taken, then the validation part from the rest, from each source's cells. The training part
+    holds the six variants of its cells, the others the cells as they are (by="row": just the pictures that fell into
+    them, whatever the variant).
     Returns (train, val, test), three DataFrames. Raises InputError as split_cells does.
     """
     rest, test = split_cells(expand_variants(table) if by == "row" else table, test_size, by, seed, classes)
@@ -279,6 +332,21 @@ def split_parts(table, by="cell", test_size=0.1, val_size=0.1, seed=SPLIT_SEED, 
     return expand_variants(train), originals(val), originals(test)
 
 
+def adapt_parts(table, val_size=0.1, seed=SPLIT_SEED, classes=CLASSES):
+    """`split_parts` for adapting a network to one's own cells, those of all sources but the first.
+
+    They are for training and validation alone, as there are few of them; the first source's cells are divided as ever,
+    and its validation part stays out. A table of one source is all one's own, and divided as ever.
+    """
+    first = table["source"] == table["source"].iloc[0]
+    train, val, test = split_parts(table[first].reset_index(drop=True), "cell", val_size=val_size, classes=classes)
+    if first.all():
+        return train, val, test
+    own = by_source(split_cells)(table[~first].reset_index(drop=True), val_size, "cell", seed, classes)
+    return pd.concat([train, expand_variants(own[0])], ignore_index=True), originals(own[1]), test
+
+
+@by_source
 def fold_parts(table, folds, fold, by="cell", val_size=0.1, seed=SPLIT_SEED, classes=CLASSES):
     """`split_parts` for cross-validation: every picture is in the test part of one of the folds 0 ... folds - 1."""
     rows = expand_variants(table) if by == "row" else originals(table)
@@ -302,6 +370,8 @@ def recorded_part(table, split, part):
     """
     rows = expand_variants(table) if split["by"] == "row" else originals(table)
     keys = groups(rows, split["by"])
+    if rows["source"].nunique() == 1 and any(key.startswith(f"{rows['source'][0]}:") for key in split["test"]):
+        keys = rows["source"] + ":" + keys  # one of the tables that it was trained on
     recorded = {k: [key.replace("\\", "/") for key in split[k]] for k in ("val", "test")}  # some from Windows
     chosen = ~keys.isin(recorded["val"] + recorded["test"]) if part == "train" else keys.isin(recorded[part])
     if not chosen.any():
@@ -345,7 +415,8 @@ class CellDataset:
     """Pictures and labels of table rows, served a batch at a time.
 
     table: DataFrame whose `picture` column (int) is each row's place in `pictures`, and whose `transform` column names
-        the variant to make of it.
+        the variant to make of it. Its column `weight` (int), where there is one: how many times as often as others a
+        row is drawn in training.
     pictures: uint8 (P, 1, S, S), from load_pictures.
     """
 
@@ -353,6 +424,7 @@ class CellDataset:
         self.table, self.pictures, self.index = table, pictures, table["picture"].to_numpy()
         self.labels = np.array(table[list(classes)], np.float32)
         self.transforms = table["transform"].to_numpy()
+        self.weights = table["weight"].to_numpy() if "weight" in table else np.ones(len(table), int)
 
     def __len__(self):
         return len(self.table)
@@ -361,7 +433,7 @@ class CellDataset:
         """Keep the pictures on a GPU, so that no step waits for a copy (ELPV: 236 MB); a CPU reads the mapped file."""
         import torch
 
-        if torch.device(device).type != "cpu" and isinstance(self.pictures, np.ndarray):
+        if torch.device(device).type != "cpu" and not isinstance(self.pictures, torch.Tensor):
             used, self.index = np.unique(self.index, return_inverse=True)
             self.pictures = torch.from_numpy(self.pictures[used]).to(device)
         return self
@@ -371,7 +443,7 @@ class CellDataset:
         import torch
 
         rows = np.asarray(rows)
-        if isinstance(self.pictures, np.ndarray):
+        if not isinstance(self.pictures, torch.Tensor):
             images = torch.from_numpy(self.pictures[self.index[rows]])
         else:
             images = self.pictures[send(torch.from_numpy(self.index[rows]), self.pictures.device)]
@@ -420,9 +492,14 @@ def write_variants(table, folder, classes=CLASSES):
     return len(rows)
 
 
-def add_table_options(parser):
-    """The options that say which table and pictures to read, the same for every script."""
-    parser.add_argument("--data", default="data.csv", metavar="CSV", help="table of pictures and labels (%(default)s)")
+def add_table_options(parser, several=False):
+    """The options that say which table and pictures to read, the same for every script; several: or tables."""
+    if several:
+        text = "tables of pictures and labels, each a source of its own (data.csv)"
+        parser.add_argument("--data", nargs="+", default=["data.csv"], metavar="CSV", help=text)
+    else:
+        text = "table of pictures and labels (%(default)s)"
+        parser.add_argument("--data", default="data.csv", metavar="CSV", help=text)
     parser.add_argument("--images", metavar="DIR", help="folder of its file names (the table's folder)")
     parser.add_argument(
         "--classes", nargs="+", default=list(CLASSES), metavar="NAME", help="label columns to learn (crack inactive)"

@@ -17,6 +17,7 @@ from elcells.checkpoint import network_state, read_checkpoint, write_checkpoint
 from elcells.cpu import DepthwiseConv2d, ReLU
 from elcells.files import InputError, reason
 from elcells.pictures import BRIGHTNESS, CLASSES, IMAGE_SIZE, MEAN, STD
+from elcells.weights import LITE_EPS
 
 # Ours is "resnet"; another of torchvision's ResNets needs but its name here.
 NETWORKS = ("efficientnet_lite0", "resnet34", "resnet")
@@ -105,7 +106,7 @@ class LiteConvolution(nn.Sequential):
     def __init__(self, in_maps, maps, kernel, stride=1, groups=1, active=True):
         kind = nn.Conv2d if groups == 1 else DepthwiseConv2d
         convolution = kind(in_maps, maps, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-        super().__init__(convolution, nn.BatchNorm2d(maps, eps=1e-3), *[ReLU(6)] * active)
+        super().__init__(convolution, nn.BatchNorm2d(maps, eps=LITE_EPS), *[ReLU(6)] * active)
 
     def forward(self, x):
         convolution, norm = self[0], self[1]

@@ -24,7 +24,7 @@ import torch
 
 import data
 from data import CellDataset
-from elcells.cache import load_pictures
+from elcells.cache import load_sources
 from elcells.checkpoint import read_checkpoint, with_todays_names
 from elcells.cpu import keep_freed_memory
 from elcells.distributed import barrier, pick_device, pick_precision, processes, rank, world
@@ -42,12 +42,13 @@ from elcells.report import (
     write_tensorboard,
 )
 from elcells.synthetic import SyntheticDefects
-from elcells.weights import describe_weights, load_initial_weights
+from elcells.weights import describe_weights, load_initial_weights, read_network
 from model import DEFAULT, NETWORKS, WIDTH, build_model, load_model
 from trainer import Trainer, evaluate
 
 # Options that a resumed run takes over from the interrupted one.
 FIXED = ("model", "width", "classes", "image_size", "split", "folds", "test_size", "val_size", "limit", "seed")
+ADDED = {"weight": []}  # options that earlier versions had not, and what they did
 FIXED += tuple(RECIPES["fast"])
 REMOVED = {"progressive": False, "label_smoothing": 0.0, "momentum": 0.9}  # options that there were, and their defaults
 LEAST = {
@@ -71,6 +72,14 @@ def duration(text):
     return float(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1]]
 
 
+def source_weight(text):
+    """(source, N) of a text such as mine=3."""
+    name, _, number = text.rpartition("=")
+    if not name or not number.isdecimal() or not 1 <= int(number) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected SOURCE=N with N from 1 to 1000, such as mine=3")
+    return [name, int(number)]
+
+
 def options():
     """The parser of this script's command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -79,7 +88,9 @@ def options():
         group.add_argument(*names, **more)
 
     group = parser.add_argument_group("data")
-    data.add_table_options(group)
+    data.add_table_options(group, several=True)
+    text = "draw that source's cells N times as often as others (1; adapt: together as often as the first table's)"
+    add(group, "--weight", nargs="+", type=source_weight, default=[], metavar="SOURCE=N", help=text)
     add(group, "--limit", type=int, metavar="N", help="take only N cells, a stratified handful")
     splits, default = ("cell", "module", "row"), "what stays on one side of a split; row leaks (%(default)s)"
     add(group, "--split", choices=splits, default="cell", help=default)
@@ -88,18 +99,19 @@ def options():
     add(group, "--val-size", type=float, default=0.1, metavar="SHARE", help="validation part of the rest (%(default)s)")
 
     group = parser.add_argument_group("network")
-    add(group, "--model", choices=NETWORKS, help=f"network ({DEFAULT}; resnet34 with --recipe classic)")
-    add(group, "--width", type=int, default=WIDTH, metavar="MAPS", help="width of our own network (%(default)s)")
+    text = f"network (that of --weights; else {DEFAULT}, resnet34 with --recipe classic)"
+    add(group, "--model", choices=NETWORKS, help=text)
+    add(group, "--width", type=int, metavar="MAPS", help=f"width of our own network ({WIDTH})")
     add(group, "--weights", metavar="W", help="initial weights: imagenet, none or a file (imagenet; none for resnet)")
-    size = "pixels of the square input (%(default)s)"
-    add(group, "--image-size", type=int, default=IMAGE_SIZE, metavar="PIXELS", help=size)
+    size = f"pixels of the square input (those of --weights; else {IMAGE_SIZE})"
+    add(group, "--image-size", type=int, metavar="PIXELS", help=size)
 
     def of_recipes(text, name):
         return f"{text} ({', '.join(f'{r}: {RECIPES[r][name]}' for r in RECIPES)})"
 
     group = parser.add_argument_group("training, by default as the recipe has it (doc/recipes.md)")
-    recipe = "finetune for trained weights, fast for random ones, classic: the published one (finetune or fast)"
-    add(group, "--recipe", choices=RECIPES, help=recipe)
+    recipe = "finetune: trained weights, adapt: one's own cells, fast: random weights, classic: the published one"
+    add(group, "--recipe", choices=RECIPES, help=f"{recipe} (finetune, fast)")
     for name, kind, metavar, text in (
         ("epochs", int, "N", "passes over the training part"),
         ("batch-size", int, "N", "cells a step"),
@@ -141,9 +153,17 @@ def parse(argv):
     if args.resume is not None:
         return resumed(parser, args, argv)
     if not args.evaluate:
-        args.model = args.model or ("resnet34" if args.recipe == "classic" else DEFAULT)
+        of_file = {} if args.weights in (None, "imagenet", "none") else read_network(args.weights)[1]
+        args.model = args.model or of_file.get("network") or ("resnet34" if args.recipe == "classic" else DEFAULT)
         args.weights = args.weights or ("none" if args.model == "resnet" else "imagenet")
-        args.recipe = args.recipe or ("fast" if args.weights == "none" else "finetune")
+        args.width = args.width or of_file.get("width", WIDTH)
+        args.image_size = args.image_size or of_file.get("image_size", IMAGE_SIZE)
+        folded = str(args.weights).endswith(".onnx")
+        args.recipe = args.recipe or ("fast" if args.weights == "none" else "adapt" if folded else "finetune")
+        if args.recipe == "adapt" and args.weights in ("imagenet", "none"):
+            raise InputError("--recipe adapt: needs a network of this project, such as --weights cells.onnx")
+        if folded and args.recipe != "adapt":
+            raise InputError(f"--weights {args.weights}: an ONNX file has no batch norms; it can start --recipe adapt")
         if args.folds and args.keep_checkpoints is None:
             args.keep_checkpoints = 1
         for name, value in RECIPES[args.recipe].items():
@@ -183,6 +203,8 @@ def resumed(parser, args, argv):
     for name, default in REMOVED.items():
         if settings.pop(name, default) != default:
             raise InputError(f"{path}: was trained with {name}, which this version no longer has; train anew")
+    settings = {**ADDED, **settings}
+    settings["data"] = [settings["data"]] if isinstance(settings["data"], str) else settings["data"]
     parser.set_defaults(**settings)
     args = parser.parse_args(argv)
     args.resume = path
@@ -228,11 +250,11 @@ def measure(args, model, checkpoint, rows, pictures, by, prefix=""):
 
 def load_table(args):
     """The table of args, its missing pictures filled in, with a `picture` column; and the pictures' array."""
-    table = data.read_table(args.data, args.classes, args.images)
+    table = data.read_tables(args.data, args.classes, args.images)
     for name in args.classes:
         if table[name].nunique() < 2 and not args.evaluate:
             raise InputError(
-                f"{args.data}: {name} is {table[name].iloc[0]} in every row, so there is nothing to tell apart; add "
+                f"{' '.join(args.data)}: {name} is {table[name].iloc[0]} in every row, so there is nothing to tell apart; add "
                 "cells with the other label or leave it out of --classes"
             )
     if args.limit:
@@ -240,8 +262,20 @@ def load_table(args):
     filled = data.fill_images(table)
     if filled:
         print(f"{filled} pictures copied from elpv-dataset into {table['path'][0].parent}")
-    pictures, table["picture"] = load_pictures(table, args.image_size, print)
+    pictures, table["picture"] = load_sources(table, args.image_size, print)
+    table["weight"] = weights_of(table, args)
     return table, pictures
+
+
+def weights_of(table, args):
+    """How many times as often as others each row is drawn in training: int (N,), as --weight and the recipe have it."""
+    given, sources = dict(args.weight), table["source"]
+    for name in given:
+        if name not in set(sources):
+            raise InputError(f"--weight {name}={given[name]}: no source {name!r}, there are {', '.join(set(sources))}")
+    own = (sources != sources[0]).sum()
+    usual = max(1, round((len(table) - own) / own)) if args.recipe == "adapt" and own else 1
+    return [given.get(s, usual if s != sources[0] else 1) for s in sources]
 
 
 # ---------------------------------------------------------------- commands
@@ -291,7 +325,10 @@ def run_training(args):
                 move_aside(out)
             if args.folds:
                 return cross_validate(args, table, pictures, device, precision)
-            parts = data.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
+            if args.recipe == "adapt":
+                parts = data.adapt_parts(table, args.val_size, classes=args.classes)
+            else:
+                parts = data.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
             trained = train(args, parts, pictures, out / "checkpoints", out / "plots", device, precision, args.resume)
             if trained is None:
                 return 130

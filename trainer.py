@@ -88,6 +88,8 @@ class Trainer:
     aux_loss: weight of the loss of the auxiliary segmentation head, which learns where the defects were drawn.
     freeze_stages: how many of the network's four stages stay as they are, from the first one on, their batch norms'
         statistics included; for networks that were trained before.
+    freeze_norms: batch norms keep their statistics, those of stages that learn too.
+    epoch_cells: cells drawn in an epoch (0: as many as there are).
     normalise_brightness: bring pictures to the same brightness first, in the finished network too.
     noise_std: half of the pictures get normal noise, of up to this standard deviation (gray levels of 255).
     device: torch.device or its name. precision: torch.float32 or torch.bfloat16 (autocast).
@@ -121,6 +123,8 @@ class Trainer:
         freeze_stages=0,
         normalise_brightness=False,
         noise_std=0.0,
+        freeze_norms=False,
+        epoch_cells=0,
         defects=None,
         device="cpu",
         precision=torch.float32,
@@ -133,6 +137,7 @@ class Trainer:
         self.epochs, self.batch_size, self.seed, self.keep_checkpoints = epochs, batch_size, seed, keep_checkpoints
         self.lr, self.schedule, self.dihedral, self.oversample = lr, schedule, dihedral, oversample
         self.scale, self.light, self.noise_std = scale, light, noise_std
+        self.epoch_cells = epoch_cells or len(train)
         self.synthetic, self.defects = synthetic, defects
         self.aux_loss = aux_loss * (synthetic > 0)
         self.model = model
@@ -140,6 +145,8 @@ class Trainer:
         network = WithAuxiliaryHead(model, self.aux_loss > 0).to(self.device, memory_format=torch.channels_last)
         self.trained = synchronised(network) if world() > 1 else network
         self.frozen = nn.ModuleList(first_layers(model.network, freeze_stages)).requires_grad_(False)
+        norms = [m for m in model.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.fixed_norms = nn.ModuleList(norms * freeze_norms)
         self.parallel = DistributedDataParallel(self.trained) if world() > 1 else self.trained
         self.learning = [p for p in self.trained.parameters() if p.requires_grad]
         settings = {"lr": lr, "weight_decay": weight_decay, "fused": True}
@@ -158,7 +165,7 @@ class Trainer:
     @property
     def steps(self):
         """Optimiser steps an epoch."""
-        return -(-len(self.train_set) // self.batch_size)
+        return -(-self.epoch_cells // self.batch_size)
 
     def seconds_left(self):
         """Estimate, from the newest epoch's time, of what the epochs to come will take."""
@@ -192,6 +199,7 @@ class Trainer:
         """Set the network to training, but for its frozen stages."""
         self.parallel.train()
         self.frozen.eval()
+        self.fixed_norms.eval()
 
     @contextlib.contextmanager
     def undone(self):
@@ -258,10 +266,12 @@ class Trainer:
         return (losses * send(aux_weight, self.device)).mean()
 
     def _order(self):
-        """Rows of an epoch (as many as there are), in order; those with a label stand `oversample` times in the pot."""
+        """Rows of an epoch in order; in the pot each stands its weight times, those with a label `oversample` times that."""
         rows = np.arange(len(self.train_set))
         pot = np.concatenate([rows, *[rows[self.train_set.labels.any(1)]] * (self.oversample - 1)])
-        return pot[torch.randperm(len(pot), generator=self._generator(self.epoch)).numpy()][: len(rows)]
+        pot = np.repeat(pot, self.train_set.weights[pot])
+        pot = np.resize(pot, max(len(pot), self.epoch_cells))  # over and over where there are too few
+        return pot[torch.randperm(len(pot), generator=self._generator(self.epoch)).numpy()][: self.epoch_cells]
 
     def batch(self, rows):
         """This process's part of a step, as `train_step` takes it, but for the share; defects are drawn in."""
@@ -360,7 +370,7 @@ class Trainer:
                 if rank() == 0:
                     self.save(self.folder / "last.ckp")
                 return False
-            train_loss = float(self.loss_sum) / len(self.train_set)
+            train_loss = float(self.loss_sum) / self.epoch_cells
             config = self.model.config
             config["temperatures"] = [1.0] * len(self.model.classes)
             val_loss, labels, probabilities = self.evaluate(self.val_set)
@@ -377,7 +387,7 @@ class Trainer:
                         "average_precision"
                     ],
                     "lr": float(self.optimizer.param_groups[0]["lr"]),
-                    "cells_per_second": len(self.train_set) / max(self.seconds, 1e-9),
+                    "cells_per_second": self.epoch_cells / max(self.seconds, 1e-9),
                     "seconds": self.seconds,
                 }
             )

@@ -74,6 +74,39 @@ def load_pictures(table, size=IMAGE_SIZE, tell=None):
     return pictures, np.array([known[n]["place"] for n in names])[rows]
 
 
+class Joined:
+    """Arrays of pictures uint8 (P, 1, S, S) that are indexed by rows (int array) as one, without being copied."""
+
+    def __init__(self, arrays):
+        self.arrays = arrays
+        self.starts = np.cumsum([0, *map(len, arrays)])
+        self.shape = (int(self.starts[-1]), *arrays[0].shape[1:])
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        rows = np.asarray(rows)
+        which = np.searchsorted(self.starts, rows, "right") - 1
+        found = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for i in np.unique(which):
+            found[which == i] = self.arrays[i][rows[which == i] - self.starts[i]]
+        return found
+
+
+def load_sources(table, size=IMAGE_SIZE, tell=None):
+    """`load_pictures` of a table of several sources, each with its own cache; the pictures as one (`Joined`)."""
+    if table["source"].nunique() == 1:
+        return load_pictures(table, size, tell)
+    arrays, index = [], np.zeros(len(table), int)
+    for name in table["source"].unique():
+        rows = (table["source"] == name).to_numpy()
+        pictures, places = load_pictures(table[rows], size, tell)
+        index[rows] = places + sum(map(len, arrays))
+        arrays.append(pictures)
+    return Joined(arrays), index
+
+
 def _stamp(path):
     """What tells that a file is another one than before."""
     stat = os.stat(path)

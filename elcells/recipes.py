@@ -20,6 +20,8 @@ FAST = {
     "freeze_stages": 0,
     "normalise_brightness": True,
     "noise_std": 15.0,
+    "freeze_norms": False,
+    "epoch_cells": 0,
 }
 CLASSIC = {
     "epochs": 3,
@@ -37,8 +39,12 @@ CLASSIC = {
     "freeze_stages": 0,
     "normalise_brightness": False,
     "noise_std": 0.0,
+    "freeze_norms": False,
+    "epoch_cells": 0,
 }
-RECIPES = {"fast": FAST, "finetune": FAST | {"lr": 0.0006, "freeze_stages": 2}, "classic": CLASSIC}
+FINETUNE = FAST | {"lr": 0.0006, "freeze_stages": 2}
+ADAPT = FINETUNE | {"epochs": 6, "lr": 0.0002, "synthetic": 0.0, "freeze_norms": True, "epoch_cells": 512}
+RECIPES = {"fast": FAST, "finetune": FINETUNE, "adapt": ADAPT, "classic": CLASSIC}
 MOMENTUM = 0.9  # of SGD
 
 TENTHS, HALVES = (10, 20, 30, 40), (60, 80, 100, 130)  # epochs at which the learning rate falls, and to which share

