@@ -32,7 +32,7 @@ from elcells.tables import in_order, read_rows
 
 SPLIT_SEED = 2
 RARE = "rare"  # stratum of the combinations of labels that a single group has
-RESERVED = ("filename", "path", "cell", "variant", "transform", "picture", "fold", "source", "weight")  # columns of our own
+RESERVED = ("filename", "path", "cell", "variant", "transform", "picture", "fold", "source", "weight")  # of our own
 IDENTIFIERS = ("module", "type", "source")  # text, whatever they look like: 01 is not 1, 7E10 not 70E9
 
 # Prefix of a variant's file name -> (on a tensor (1, H, W), the same as a lossless Pillow operation).

@@ -26,13 +26,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from elcells.align import align_cell
+from elcells.class_maps import onnx_class_maps, weighted
 from elcells.cutting import ModulesTable, cell_name, cut_modules, folders_of, module_names, warnings_of
 from elcells.engine import ENGINES, PRECISIONS, Engine, open_model
 from elcells.files import ANY_NAME, InputError, atomic_path, print_any_name
+from elcells.html_report import write_report
 from elcells.modules import grid_size, guess_grid, read_corners
 from elcells.overlay import draw_module, verdict
-from elcells.page import write_report
 from elcells.pictures import LIKE_MODULE, NEARLY_BLACK, SUFFIXES, THREADS, as_lines, examine, find_pictures, to_square
+from elcells.review import write_review
 
 NOTHING = {"grid": "", "align": False}  # what earlier versions, which had them not, did
 BATCHES_AHEAD = 4  # decoded while the network works; bounds the memory
@@ -193,7 +195,7 @@ def open_network(path, engine="auto", threads=0, tta=False, device="auto", preci
 
     from elcells.cpu import keep_freed_memory
     from elcells.distributed import pick_device
-    from model import load_model
+    from model import load_model, map_layers
 
     keep_freed_memory()
     device = pick_device(device)
@@ -208,7 +210,17 @@ def open_network(path, engine="auto", threads=0, tta=False, device="auto", preci
 
     config = model.config
     points = config["operating_points"]
-    return Engine(run, model.classes, config["thresholds"], config["image_size"], f"pytorch on {device.type}", points)
+
+    @torch.inference_mode()
+    def class_maps(images):
+        seen = []
+        layer = model.network.get_submodule(map_layers(model.network)[-1])
+        with layer.register_forward_hook(lambda *arguments: seen.append(arguments[-1])):
+            model.network(model.normalise(torch.from_numpy(images).to(device)))
+        return weighted(seen[0].float().cpu().numpy(), model.network.fc.weight.float().cpu().numpy())
+
+    name = f"pytorch on {device.type}"
+    return Engine(run, model.classes, config["thresholds"], config["image_size"], name, points, class_maps)
 
 
 def default_model():
@@ -268,6 +280,9 @@ def options():
     group.add_argument("--csv", metavar="FILE", help="write the rows there (the screen)")
     group.add_argument("--resume", action="store_true", help="go on with --csv: skip the pictures that it has")
     group.add_argument("--report", metavar="FILE", help="write an HTML page with counts and the defective cells")
+    review = "write an HTML page on which to label cells, those first on which a look pays most"
+    group.add_argument("--review", metavar="FILE", help=review)
+    group.add_argument("--embed", action="store_true", help="put the pictures into the page of --review")
     aligned = "turn cells upright and cut them tightly, where their border is seen (0.1 s a cell)"
     parser.add_argument("--align", action="store_true", help=aligned)
     group = parser.add_argument_group("whole modules")
@@ -289,12 +304,27 @@ def options():
     return parser
 
 
+def write_pages(args, engine, model, about=None):
+    """Write the pages that args ask for; about: folder of the modules' pictures."""
+    if not args.report and not args.review:
+        return
+    class_maps = onnx_class_maps(model, args.threads) if Path(model).suffix == ".onnx" else engine.class_maps
+    if args.report:
+        write_report(args.csv, args.report, engine, model, about, class_maps)
+        print(f"{args.report} shows them.", file=sys.stderr)
+    if args.review:
+        count = write_review(args.csv, args.review, engine, class_maps, args.embed)
+        print(f"{args.review}: {count} cells to label, the doubtful ones first.", file=sys.stderr)
+
+
 def run(args):
     """Predict what args ask for; returns the exit code."""
     if args.batch_size < 1:
         raise InputError(f"--batch-size {args.batch_size}: must be at least 1")
-    if args.report and not args.csv:
-        args.csv = str(Path(args.report).with_suffix(".csv"))
+    if (args.report or args.review) and not args.csv:
+        args.csv = str(Path(args.report or args.review).with_suffix(".csv"))
+    if args.embed and not args.review:
+        raise InputError("--embed: needs --review, whose pictures it puts into the page")
     model = args.model or default_model()
     engine = open_network(model, args.engine, args.threads, args.tta, args.device, args.engine_precision)
     engine.set_operating_point(args.operating_point)
@@ -361,9 +391,7 @@ def run(args):
             print(line, file=sys.stderr)
         about = folders_of(Path(args.csv).with_suffix(""))[1]
         print(f"{about} shows the modules.", file=sys.stderr)
-        if args.report:
-            write_report(args.csv, args.report, engine, model, about)
-            print(f"{args.report} shows them, with their cells.", file=sys.stderr)
+        write_pages(args, engine, model, about)
         return 3 if unsure else 0
     speed = f"{pictures / seconds:.1f} pictures/s with {engine.name}" if pictures else "nothing left to do"
     found = ", ".join(f"{n} {c}" for c, n in zip(engine.classes, positives))
@@ -375,9 +403,7 @@ def run(args):
     if notes[LIKE_MODULE]:
         if guess := guess_grid(first[LIKE_MODULE]):
             print(f"The first of them looks like --grid {guess}.", file=sys.stderr)
-    if args.report:
-        write_report(args.csv, args.report, engine, model)
-        print(f"{args.report} shows them.", file=sys.stderr)
+    write_pages(args, engine, model)
     return 3 if failed else 0
 
 

@@ -254,8 +254,8 @@ def load_table(args):
     for name in args.classes:
         if table[name].nunique() < 2 and not args.evaluate:
             raise InputError(
-                f"{' '.join(args.data)}: {name} is {table[name].iloc[0]} in every row, so there is nothing to tell apart; add "
-                "cells with the other label or leave it out of --classes"
+                f"{' '.join(args.data)}: {name} is {table[name].iloc[0]} in every row, so there is nothing to tell "
+                "apart; add cells with the other label or leave it out of --classes"
             )
     if args.limit:
         table = data.limit_cells(table, args.limit, args.classes)

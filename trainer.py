@@ -266,7 +266,7 @@ class Trainer:
         return (losses * send(aux_weight, self.device)).mean()
 
     def _order(self):
-        """Rows of an epoch in order; in the pot each stands its weight times, those with a label `oversample` times that."""
+        """Rows of an epoch in order. In the pot each stands `weights` times, with a label `oversample` times that."""
         rows = np.arange(len(self.train_set))
         pot = np.concatenate([rows, *[rows[self.train_set.labels.any(1)]] * (self.oversample - 1)])
         pot = np.repeat(pot, self.train_set.weights[pot])

@@ -23,12 +23,14 @@ class Engine:
     """Called with uint8 gray images (B, 1, S, S), returns float32 probabilities (B, C).
 
     classes: tuple of str. thresholds: float32 (C,), probabilities from which a cell counts as positive.
-    operating_points: dict of other such thresholds. image_size: S in pixels. name: what runs it.
+    operating_points: dict of other such thresholds. image_size: S in pixels. name: what runs it. class_maps: function
+    from such images to class maps (B, C, h, w), or None.
     """
 
-    def __init__(self, run, classes, thresholds, image_size, name, operating_points):
+    def __init__(self, run, classes, thresholds, image_size, name, operating_points, class_maps=None):
         self._run, self.classes, self.image_size, self.name = run, tuple(classes), int(image_size), name
         self.thresholds, self.operating_points = np.asarray(thresholds, np.float32), operating_points
+        self.class_maps = class_maps
 
     def set_operating_point(self, name):
         """Take the thresholds of an operating point; raises InputError, listing them, where there is none such."""

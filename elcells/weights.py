@@ -85,8 +85,8 @@ def onnx_state(path):
         if node.op_type not in ("Conv", "Gemm"):
             continue
         name = node.input[1].removeprefix("network.").removesuffix(".weight")
-        if any(k not in tensors for k in node.input[1:]) or not name.rpartition(".")[2] in ("0", "fc"):
-            raise InputError(f"{path}: can't be trained on (tensor {node.input[1]}); give the checkpoint it was made of")
+        if any(k not in tensors for k in node.input[1:]) or name.rpartition(".")[2] not in ("0", "fc"):
+            raise InputError(f"{path}: can't be trained on ({node.input[1]}); give the checkpoint it was made of")
         weight, bias = (torch.from_numpy(np.array(tensors[k], np.float32)) for k in node.input[1:])
         state[f"{name}.weight"] = weight
         if node.op_type == "Gemm":
