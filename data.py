@@ -3,6 +3,7 @@
 $ python data.py                     # fill images/ from the package elpv-dataset, print a summary
 $ python data.py --data my/data.csv  # summary of your own table
 $ python data.py --variants elpv6    # write the six variants of every cell, with their table
+$ python data.py --agree a.csv b.csv # how far two people agree, and a page of the cells on which they do not
 """
 
 import argparse
@@ -22,7 +23,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from elcells.cache import load_pictures
+from elcells.cache import load_sources
 from elcells.distributed import send
 from elcells.files import InputError, atomic_path, print_any_name
 from elcells.pictures import CLASSES, SUFFIXES, THREADS, as_stored, open_picture
@@ -510,16 +511,26 @@ def main(argv=None):
     """Command line of this file; returns the exit code."""
     print_any_name()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_table_options(parser)
+    add_table_options(parser, several=True)
     parser.add_argument("--variants", metavar="DIR", help="write the six variants of every cell as files into DIR")
+    agree = "compare two people's tables of the same cells; those in dispute go into the page --disputes"
+    parser.add_argument("--agree", nargs=2, metavar="CSV", help=agree)
+    parser.add_argument("--disputes", default="disputes.html", metavar="FILE", help="(%(default)s)")
     args = parser.parse_args(argv)
     try:
-        table = read_table(args.data, args.classes, args.images)
+        if args.agree:
+            from elcells.agreement import report_agreement  # needs scikit-learn
+
+            a, b = (read_table(path, args.classes, args.images) for path in args.agree)
+            root = args.images or Path(args.agree[0]).parent
+            report_agreement(*args.agree, a, b, args.classes, os.path.abspath(root), args.disputes)
+            return 0
+        table = read_tables(args.data, args.classes, args.images)
         filled = fill_images(table)
         if filled:
             print(f"{filled} pictures copied from elpv-dataset into {table['path'][0].parent}")
         print(summary(table, args.classes))
-        load_pictures(table, tell=print)
+        load_sources(table, tell=print)
         if args.variants:
             print(f"\n{write_variants(table, args.variants, args.classes)} pictures and data.csv in {args.variants}")
     except BrokenPipeError:  # `| head` has seen enough

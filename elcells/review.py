@@ -60,7 +60,7 @@ def name_in(path, root):
     return Path(os.path.relpath(os.path.abspath(path), root)).as_posix()
 
 
-def write_page(target, cells, classes, thresholds, root, embed):
+def write_page(target, cells, classes, thresholds, root, embed=False):
     """Write the page; cells: dicts of path, why, p (or None) and maps (or None). Unreadable ones are left out.
 
     Returns how many it shows.
@@ -116,12 +116,3 @@ def add_maps(cells, class_maps, size):
         if part:
             for cell, maps in zip(part, class_maps(np.stack(images)[:, None])):
                 cell["maps"] = map_text(maps)
-
-
-def write_disputes(target, table, said, images_of, classes, embed=False):
-    """A review page of cells on which people differ; returns how many.
-
-    table: rows with `path`. said: for each row, who says what. images_of: folder that file names are relative to.
-    """
-    cells = [{"path": str(path), "why": text, "p": None, "maps": None} for path, text in zip(table["path"], said)]
-    return write_page(target, cells, classes, [0.5] * len(classes), os.path.abspath(images_of), embed)
