@@ -484,7 +484,8 @@ def write_variants(table, folder, classes=CLASSES):
     with ThreadPoolExecutor(THREADS) as pool:
         for _ in tqdm(pool.map(write, table["path"]), "variants", len(table), unit="cell", leave=False):
             pass
-    columns = [c for c in table.columns if c not in ("path", "cell", "variant", "transform")]
+    ours = {"path", "cell", "variant", "transform"} | ({"source"} if table["source"].nunique() == 1 else set())
+    columns = [c for c in table.columns if c not in ours]
     rows = pd.concat(
         [table[columns].assign(filename=[f"images/{prefix}{stem}.png" for stem in stems]) for prefix in VARIANTS]
     )

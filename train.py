@@ -42,7 +42,7 @@ from elcells.report import (
     write_tensorboard,
 )
 from elcells.synthetic import SyntheticDefects
-from elcells.weights import describe_weights, load_initial_weights, read_network
+from elcells.weights import describe_weights, load_initial_weights, read_network, restore_norms
 from model import DEFAULT, NETWORKS, WIDTH, build_model, load_model
 from trainer import Trainer, evaluate
 
@@ -50,6 +50,7 @@ from trainer import Trainer, evaluate
 FIXED = ("model", "width", "classes", "image_size", "split", "folds", "test_size", "val_size", "limit", "seed")
 ADDED = {"weight": []}  # options that earlier versions had not, and what they did
 FIXED += tuple(RECIPES["fast"])
+NORM_CELLS = 256  # training cells that the batch norms of a network from an ONNX file get their statistics of
 REMOVED = {"progressive": False, "label_smoothing": 0.0, "momentum": 0.9}  # options that there were, and their defaults
 LEAST = {
     "epochs": 1,
@@ -158,12 +159,9 @@ def parse(argv):
         args.weights = args.weights or ("none" if args.model == "resnet" else "imagenet")
         args.width = args.width or of_file.get("width", WIDTH)
         args.image_size = args.image_size or of_file.get("image_size", IMAGE_SIZE)
-        folded = str(args.weights).endswith(".onnx")
-        args.recipe = args.recipe or ("fast" if args.weights == "none" else "adapt" if folded else "finetune")
+        args.recipe = args.recipe or ("fast" if args.weights == "none" else "finetune")
         if args.recipe == "adapt" and args.weights in ("imagenet", "none"):
             raise InputError("--recipe adapt: needs a network of this project, such as --weights cells.onnx")
-        if folded and args.recipe != "adapt":
-            raise InputError(f"--weights {args.weights}: an ONNX file has no batch norms; it can start --recipe adapt")
         if args.folds and args.keep_checkpoints is None:
             args.keep_checkpoints = 1
         for name, value in RECIPES[args.recipe].items():
@@ -411,6 +409,10 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
     model = build_model(args.model, args.classes, args.width, args.image_size)
     if not resume:
         load_initial_weights(model, args.weights)
+        if args.weights.endswith(".onnx"):
+            model.config["normalise_brightness"] = args.normalise_brightness
+            rows = np.linspace(0, len(train) - 1, min(len(train), NORM_CELLS)).astype(int)
+            restore_norms(model, CellDataset(train, pictures, args.classes).batch(rows)[0])
 
     trainer = Trainer(
         model,

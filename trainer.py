@@ -88,7 +88,6 @@ class Trainer:
     aux_loss: weight of the loss of the auxiliary segmentation head, which learns where the defects were drawn.
     freeze_stages: how many of the network's four stages stay as they are, from the first one on, their batch norms'
         statistics included; for networks that were trained before.
-    freeze_norms: batch norms keep their statistics, those of stages that learn too.
     epoch_cells: cells drawn in an epoch (0: as many as there are).
     normalise_brightness: bring pictures to the same brightness first, in the finished network too.
     noise_std: half of the pictures get normal noise, of up to this standard deviation (gray levels of 255).
@@ -123,7 +122,6 @@ class Trainer:
         freeze_stages=0,
         normalise_brightness=False,
         noise_std=0.0,
-        freeze_norms=False,
         epoch_cells=0,
         defects=None,
         device="cpu",
@@ -145,8 +143,6 @@ class Trainer:
         network = WithAuxiliaryHead(model, self.aux_loss > 0).to(self.device, memory_format=torch.channels_last)
         self.trained = synchronised(network) if world() > 1 else network
         self.frozen = nn.ModuleList(first_layers(model.network, freeze_stages)).requires_grad_(False)
-        norms = [m for m in model.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self.fixed_norms = nn.ModuleList(norms * freeze_norms)
         self.parallel = DistributedDataParallel(self.trained) if world() > 1 else self.trained
         self.learning = [p for p in self.trained.parameters() if p.requires_grad]
         settings = {"lr": lr, "weight_decay": weight_decay, "fused": True}
@@ -199,7 +195,6 @@ class Trainer:
         """Set the network to training, but for its frozen stages."""
         self.parallel.train()
         self.frozen.eval()
-        self.fixed_norms.eval()
 
     @contextlib.contextmanager
     def undone(self):

@@ -79,7 +79,6 @@ def with_todays_names(checkpoint):
     if isinstance(settings, dict):
         for name in ("noise_std", "scale", "light"):
             settings.setdefault(name, 0.0)  # at first there was none
-        settings.setdefault("freeze_norms", False)
         settings.setdefault("epoch_cells", 0)
         if settings.get("schedule") == "one-cycle":
             settings["schedule"] = "cosine"

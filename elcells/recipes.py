@@ -20,7 +20,6 @@ FAST = {
     "freeze_stages": 0,
     "normalise_brightness": True,
     "noise_std": 15.0,
-    "freeze_norms": False,
     "epoch_cells": 0,
 }
 CLASSIC = {
@@ -39,11 +38,10 @@ CLASSIC = {
     "freeze_stages": 0,
     "normalise_brightness": False,
     "noise_std": 0.0,
-    "freeze_norms": False,
     "epoch_cells": 0,
 }
 FINETUNE = FAST | {"lr": 0.0006, "freeze_stages": 2}
-ADAPT = FINETUNE | {"epochs": 6, "lr": 0.0002, "synthetic": 0.0, "freeze_norms": True, "epoch_cells": 512}
+ADAPT = FINETUNE | {"epochs": 6, "lr": 0.0002, "synthetic": 0.0, "epoch_cells": 512}
 RECIPES = {"fast": FAST, "finetune": FINETUNE, "adapt": ADAPT, "classic": CLASSIC}
 MOMENTUM = 0.9  # of SGD
 

@@ -57,6 +57,7 @@ def make_report(labels, probabilities, thresholds, rows, classes, by):
         "split_by": by,
         **figures(everything),
         "mean_f1_interval_95": bootstrap_mean_f1(labels, probabilities, thresholds, group),
+        "by_source": by_column("source") if rows["source"].nunique() > 1 else {},
         "by_type": by_column("type"),
         "by_module": by_column("module"),
     }
@@ -78,7 +79,7 @@ def report_text(report, name):
         f"{'':18}precision  recall     F1  (at)    F1 at 0.5  av. precision  ROC AUC    ECE    TP   FP   FN    TN",
     ]
 
-    for part, figures in {"": report, **report["by_type"]}.items():
+    for part, figures in {"": report, **report["by_source"], **report["by_type"]}.items():
         for c, m in figures["at_threshold"].items():
             counts = f"{m['tp']:6}{m['fp']:5}{m['fn']:5}{m['tn']:6}" if "tp" in m else ""
             at = f"({m['threshold']:.2f})" if "threshold" in m else ""
@@ -97,7 +98,8 @@ def write_predictions(predicted, classes, path, extra=()):
     """A table with predictions as CSV: file name, extra columns, labels, probabilities, thresholds."""
     transform = ["transform"] if (predicted["transform"] != "").any() else []
     figures = [f"{k}_{c}" for k in ("p", "threshold") for c in classes]
-    columns = ["filename", *transform, *extra, *classes, *figures]
+    source = ["source"] if predicted["source"].nunique() > 1 else []
+    columns = ["filename", *source, *transform, *extra, *classes, *figures]
     with atomic_path(path) as temporary:
         predicted[columns].to_csv(temporary, sep=";", index=False)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
+from torch import nn
 
 from elcells.checkpoint import network_state, read_checkpoint
 from elcells.engine import read_onnx
@@ -70,8 +71,8 @@ def onnx_state(path):
     """The network of an exported ONNX file as a state dict, and its metadata.
 
     Batch norms are part of the convolutions there. So they come back as ones that only add a convolution's bias (mean
-    0, variance 1): the network is the same function while they keep these statistics (the recipe `adapt`). Weights of
-    8 bits (`--int8-weights`) are taken as they are. Raises InputError for a file that has its weights in another form.
+    0, variance 1), until `restore_norms` has seen pictures. Weights of 8 bits (`--int8-weights`) are taken as they are.
+    Raises InputError for a file that has its weights in another form.
     """
     from onnx import numpy_helper
 
@@ -97,6 +98,32 @@ def onnx_state(path):
         state[f"{norm}.running_var"] = torch.full((maps,), 1 - LITE_EPS)
         state[f"{norm}.num_batches_tracked"] = torch.zeros((), dtype=torch.long)
     return state, metadata
+
+
+@torch.no_grad()
+def restore_norms(model, images, batch_size=32):
+    """Give the batch norms of a network from an ONNX file statistics, those of pictures uint8 (N, 1, S, S).
+
+    The network stays the same function: a norm's scale and shift undo what its statistics change.
+    """
+    norms = [m for m in model.network.modules() if isinstance(m, nn.BatchNorm2d)]
+    sums = {norm: [] for norm in norms}
+
+    def look(norm, inputs):
+        x = inputs[0].double()
+        sums[norm].append(torch.stack([x.mean((0, 2, 3)), (x * x).mean((0, 2, 3))]) * len(x))
+
+    hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+    model.eval()
+    for part in images.split(batch_size):
+        model(part)
+    for norm, hook in zip(norms, hooks):
+        hook.remove()
+        mean, square = sum(sums[norm]) / len(images)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_((square - mean**2).clamp(1e-8))
+        norm.weight.copy_((norm.running_var + norm.eps).sqrt())
+        norm.bias.add_(norm.running_mean)
 
 
 def _imagenet_state(name):

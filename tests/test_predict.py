@@ -1,6 +1,8 @@
 import csv
 import io
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +18,7 @@ import data
 import predict
 from elcells.engine import open_model
 from elcells.files import InputError, atomic_path, reason
-from elcells.page import NEARLY_BLACK
-from elcells.pictures import read_picture
+from elcells.pictures import NEARLY_BLACK, read_picture
 
 PROBABILITIES = {  # of cells.onnx, taken with the version that exported it
     "cell0004": (0.33849, 0.55645),
@@ -111,15 +112,22 @@ def test_an_unreadable_picture_gets_a_row_and_the_run_goes_on(exported, folder, 
     assert "2 unreadable" in capsys.readouterr().err
 
 
+def held(path):
+    """The data inside a page."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(encoding="utf-8"))
+    return json.loads(found[1])
+
+
 def test_a_nearly_black_picture_is_told_of(exported, folder, tmp_path, capsys):
     cell = sorted(folder.glob("*.png"))[2]
     Image.fromarray((np.asarray(Image.open(cell)) * 0.08).astype(np.uint8)).save(folder / "<i>dead.png")
     assert run(exported, folder, "--report", tmp_path / "out.html") == 0
     assert "1 of them are nearly black" in capsys.readouterr().err
     dark = [r["filename"] for r in rows(tmp_path / "out.csv") if float(r["brightness"]) < NEARLY_BLACK]
-    page = (tmp_path / "out.html").read_text()
+    page = held(tmp_path / "out.html")
     assert [os.path.basename(name) for name in dark] == ["<i>dead.png"]
-    assert "<b>1</b>nearly black" in page and "&lt;i&gt;dead.png</li>" in page
+    assert dict(page["counts"])["nearly black"] == 1
+    assert [c["file"] for c in page["cells"] if c["dark"]] == ["<i>dead.png"]
 
 
 def test_a_resumed_output_ends_as_an_uninterrupted_one(exported, folder, tmp_path, capsys):
@@ -176,21 +184,32 @@ def test_no_more_pictures_are_held_than_a_few_batches(folder):
 
 
 def test_the_report_escapes_names(exported, folder, tmp_path):
-    (folder / 'cell"><script>alert(1)<script>.png').write_bytes(next(folder.glob("*.png")).read_bytes())
+    (folder / 'cell"><script>alert(1)<!--.png').write_bytes(next(folder.glob("*.png")).read_bytes())
     (folder / "<b>broken.png").write_bytes(b"")
     assert run(exported, folder, "--report", tmp_path / "out.html") == 3
-    page = (tmp_path / "out.html").read_text()
-    assert "alert(1)<script>" not in page and "<b>broken" not in page and "&lt;b&gt;broken.png" in page
+    text = (tmp_path / "out.html").read_text()
+    assert "<script>alert" not in text and "<!--" not in text
+    assert "<b>broken.png" in held(tmp_path / "out.html")["unreadable"][0]
 
 
-def test_the_report_is_one_page_of_all_defective_cells(exported, folder, tmp_path):
+def test_the_report_shows_all_defective_cells_and_what_all_are(exported, folder, tmp_path):
     (folder / "broken.png").write_bytes(b"")
     assert run(exported, folder, "--report", tmp_path / "out.html") == 3
-    page, table = (tmp_path / "out.html").read_text(), rows(tmp_path / "out.csv")
-    positive = [r for r in table if r["crack"] == "1" or r["inactive"] == "1"]
-    assert page.count("<img ") == len(positive) and page.count("data:image/jpeg;base64,") == len(positive)
-    assert f"<b>{len(table)}</b>cells" in page and "<b>1</b>unreadable" in page
-    assert "http" not in page
+    page, table = held(tmp_path / "out.html"), rows(tmp_path / "out.csv")
+    judged = [r for r in table if r["crack"]]
+    positive = {os.path.relpath(r["filename"], folder) for r in judged if "1" in (r["crack"], r["inactive"])}
+    shown = {c["file"] for c in page["cells"] if any(c["found"])}
+    assert shown == positive and all(c["thumb"].startswith("data:image/jpeg") for c in page["cells"])
+    assert dict(page["counts"])["cells"] == len(table) and page["unreadable_count"] == 1
+    assert [sum(bins) for bins in page["histograms"]] == [len(judged)] * 2
+    assert [sum(row[k] for row in page["folders"]) for k in (1, -1)] == [len(table), 1]
+
+
+def test_pages_load_nothing_from_anywhere(exported, folder, tmp_path):
+    assert run(exported, folder, "--report", tmp_path / "out.html", "--review", tmp_path / "review.html") == 0
+    for name in ("out.html", "review.html"):
+        text = (tmp_path / name).read_text().replace("http://www.w3.org/2000/svg", "")
+        assert "http" not in text and "//" not in re.sub(r"(?m)//.*$|data:image[^\"]*", "", text)
 
 
 # ---------------------------------------------------------------- models and options

@@ -1,0 +1,160 @@
+"""Several tables as one training, and a network adapted to one's own cells."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, SMALL
+
+import data
+import train
+from elcells.cache import load_pictures, load_sources
+from elcells.checkpoint import read_checkpoint
+from elcells.engine import open_model
+from elcells.files import InputError
+from elcells.pictures import read_picture
+from elcells.weights import load_initial_weights, restore_norms
+from model import build_model
+
+
+@pytest.fixture
+def mine(elpv, tmp_path):
+    """A table of a person's own in a folder "mine": 24 real cells under the names that other cells have in ELPV's."""
+    table = data.read_table(elpv)
+    (tmp_path / "mine").mkdir()
+    chosen = data.limit_cells(table, 24)
+    rows = chosen[["crack", "inactive"]].assign(filename=[f"images/cell{i:04}.png" for i in range(1, 25)])
+    for path, name in zip(chosen["path"], rows["filename"]):
+        target = tmp_path / "mine" / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(path, target)
+    rows.to_csv(tmp_path / "mine" / "labels.csv", sep=";", index=False)
+    return tmp_path / "mine" / "labels.csv"
+
+
+@pytest.fixture
+def both(elpv, mine):
+    return data.read_tables([elpv, mine])
+
+
+def test_cells_of_different_sources_are_never_merged(elpv, mine, both):
+    assert both["cell"].is_unique and len(both) == len(data.read_table(elpv)) + 24
+    assert set(both["source"]) == {elpv.parent.name, "mine"}
+    assert (both["cell"].str.rpartition(":")[0] == both["source"]).all()
+
+
+def test_modules_of_different_sources_are_different_ones(elpv, mine):
+    table = pd.read_csv(mine, sep=";").assign(module="1")
+    table.to_csv(mine, sep=";", index=False)
+    both = data.read_tables([elpv, mine])
+    assert "mine:1" in set(both["module"]) and "1" not in set(both["module"])
+
+
+def test_a_table_is_split_alone_as_beside_another(elpv, both):
+    parts, alone = data.split_parts(both), data.split_parts(data.read_table(elpv))
+    for part, other in zip(parts, alone):
+        assert set(part["filename"][part["source"] == elpv.parent.name]) == set(other["filename"])
+        assert (part["source"] == "mine").any()
+
+
+def test_adapting_keeps_the_first_tables_split_and_validates_on_ones_own(elpv, both):
+    training, val, test = data.adapt_parts(both)
+    assert set(val["source"]) == {"mine"} and set(test["source"]) == {elpv.parent.name}
+    assert set(test["filename"]) == set(data.split_parts(data.read_table(elpv))[2]["filename"])
+    own = training["cell"][training["source"] == "mine"].nunique() + val["cell"].nunique()
+    assert own == 24 and not set(training["cell"]) & set(val["cell"])
+
+
+def test_pictures_of_several_sources_are_one_array(both):
+    pictures, index = load_sources(both, 64)
+    for row in (0, len(both) - 1, len(both) // 2):
+        assert (pictures[index[[row]]][0, 0] == read_picture(both["path"][row], 64)).all()
+    assert not (both["path"][0].parents[2] / ".cache_64.json").exists()
+    alone = data.read_table(both["path"][len(both) - 1].parents[1] / "labels.csv")
+    array, places = load_pictures(alone, 64)
+    assert (pictures[index[len(both) - 24 :]] == array[places]).all()
+
+
+def test_tables_of_folders_of_one_name_need_a_source_column(mine, tmp_path):
+    other = tmp_path / "deeper" / "mine"
+    shutil.copytree(mine.parent, other)
+    with pytest.raises(InputError, match="source"):
+        data.read_tables([mine, other / "labels.csv"])
+    table = pd.read_csv(other / "labels.csv", sep=";").assign(source="line 2")
+    table.to_csv(other / "labels.csv", sep=";", index=False)
+    assert set(data.read_tables([mine, other / "labels.csv"])["source"]) == {"mine", "line 2"}
+
+
+def test_a_source_that_can_not_be_split_is_named(elpv, mine):
+    pd.read_csv(mine, sep=";").iloc[:2].to_csv(mine, sep=";", index=False)
+    with pytest.raises(InputError, match="source mine"):
+        data.split_parts(data.read_tables([elpv, mine]))
+
+
+def test_training_on_two_tables_reports_each_source(elpv, mine, tmp_path, capsys):
+    given = ["--data", str(elpv), str(mine), "--out", str(tmp_path / "run"), *SMALL, "--epochs", "1"]
+    assert train.main([*given, "--weight", "mine=3"]) == 0
+    report = json.loads((tmp_path / "run" / "checkpoints" / "report.json").read_text())
+    assert set(report["by_source"]) == {elpv.parent.name, "mine"}
+    assert "mine mean" in capsys.readouterr().out
+    best = str(tmp_path / "run" / "checkpoints" / "best.ckp")
+    assert train.main(["--data", str(elpv), "--evaluate", best, "--out", str(tmp_path / "run")]) == 0
+    alone = pd.read_csv(tmp_path / "run" / "checkpoints" / "best_test_predictions.csv", sep=";")
+    assert set(alone["filename"]) == set(data.split_parts(data.read_table(elpv))[2]["filename"])
+
+
+@pytest.mark.parametrize("options, complaint", [(["--weight", "his=3"], "his"), (["--recipe", "adapt"], "--weights")])
+def test_what_can_not_be_weighted_or_adapted_is_told(elpv, mine, tmp_path, capsys, options, complaint):
+    assert train.main(["--data", str(elpv), str(mine), "--out", str(tmp_path), *SMALL, *options]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_heavier_cells_are_drawn_more_often(finished, both, tmp_path):
+    from elcells.recipes import RECIPES
+    from trainer import Trainer
+
+    pictures, both["picture"] = load_sources(both, 64)
+    both["weight"] = np.where(both["source"] == "mine", 5, 1)
+    dataset = data.CellDataset(both, pictures)
+    recipe = {**RECIPES["adapt"], "oversample": 1, "freeze_stages": 0, "epoch_cells": 40}
+    trainer = Trainer(build_model("resnet", width=16, image_size=64), dataset, dataset, tmp_path, **recipe)
+    share = []
+    for trainer.epoch in range(20):
+        order = trainer._order()
+        assert len(order) == 40
+        share.append((both["source"][order] == "mine").mean())
+    assert np.mean(share) == pytest.approx(24 * 5 / (24 * 5 + len(both) - 24), abs=0.05)
+
+
+def test_a_network_adapts_with_the_kind_and_size_that_its_file_says(best, elpv, mine, tmp_path, capsys):
+    given = ["--data", str(elpv), str(mine), "--weights", str(best), "--recipe", "adapt", "--out", str(tmp_path)]
+    assert train.main([*given, "--epochs", "1"]) == 0
+    checkpoint = read_checkpoint(tmp_path / "checkpoints" / "best.ckp")
+    assert checkpoint["config"]["network"] == "resnet" and checkpoint["config"]["image_size"] == 64
+    assert f"{best} weights" in capsys.readouterr().out
+    assert all(name.startswith("mine:") for name in checkpoint["split"]["val"])
+
+
+def test_the_network_that_comes_along_is_a_starting_point(elpv):
+    model = build_model()
+    load_initial_weights(model, ROOT / "cells.onnx")
+    model.config["normalise_brightness"] = True
+    images = np.stack([read_picture(p, 300) for p in data.read_table(elpv)["path"][:12]])[:, None]
+    probabilities = open_model(ROOT / "cells.onnx", "onnxruntime")(images)
+    with torch.no_grad():
+        logits = model.eval()(torch.from_numpy(images)).numpy()
+        restore_norms(model, torch.from_numpy(images))
+        again = model(torch.from_numpy(images)).numpy()
+    expected = np.log(probabilities / (1 - probabilities))
+    ratio = (expected / logits)[np.abs(logits) > 0.5]  # the file's temperatures
+    assert np.abs(again - logits).max() < 1e-3
+    assert len(set(np.round(ratio, 1))) <= 2 and np.abs(model.network.stem[1].running_mean).max() > 0
+
+
+def test_a_quantised_file_is_no_starting_point(exported, capsys, elpv, tmp_path):
+    given = ["--data", str(elpv), "--weights", str(exported.with_name("best_int8.onnx")), "--out", str(tmp_path)]
+    assert train.main([*given, "--epochs", "1"]) == 2
+    assert "can't be trained on" in capsys.readouterr().err
