@@ -41,7 +41,7 @@ CLASSIC = {
     "epoch_cells": 0,
 }
 FINETUNE = FAST | {"lr": 0.0006, "freeze_stages": 2}
-ADAPT = FINETUNE | {"epochs": 6, "lr": 0.0002, "synthetic": 0.0, "epoch_cells": 512}
+ADAPT = FINETUNE | {"epochs": 6, "lr": 0.0005, "synthetic": 0.0, "epoch_cells": 512}
 RECIPES = {"fast": FAST, "finetune": FINETUNE, "adapt": ADAPT, "classic": CLASSIC}
 MOMENTUM = 0.9  # of SGD
 
