@@ -24,6 +24,7 @@ import torch
 
 import data
 from data import CellDataset
+from elcells import splits
 from elcells.cache import load_sources
 from elcells.checkpoint import read_checkpoint, with_todays_names
 from elcells.cpu import keep_freed_memory
@@ -162,6 +163,8 @@ def parse(argv):
         args.recipe = args.recipe or ("fast" if args.weights == "none" else "finetune")
         if args.recipe == "adapt" and args.weights in ("imagenet", "none"):
             raise InputError("--recipe adapt: needs a network of this project, such as --weights cells.onnx")
+        if args.recipe == "adapt" and args.split != "cell":
+            raise InputError(f"--split {args.split}: the recipe adapt divides by cell, as its first table was before")
         if args.folds and args.keep_checkpoints is None:
             args.keep_checkpoints = 1
         for name, value in RECIPES[args.recipe].items():
@@ -265,6 +268,15 @@ def load_table(args):
     return table, pictures
 
 
+def parts_of(table, args, fold=0):
+    """Training, validation and test part (tables) as args ask for; fold: its number, of --folds."""
+    if args.recipe == "adapt":
+        return splits.adapt_parts(table, args.val_size, classes=args.classes, folds=args.folds or 0, fold=fold)
+    if args.folds:
+        return splits.fold_parts(table, args.folds, fold, args.split, args.val_size, classes=args.classes)
+    return splits.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
+
+
 def weights_of(table, args):
     """How many times as often as others each row is drawn in training: int (N,), as --weight and the recipe have it."""
     given, sources = dict(args.weight), table["source"]
@@ -288,9 +300,9 @@ def run_evaluate(args):
     split = checkpoint.get("split")
     if not split:
         print(f"{args.evaluate} does not say which cells it was trained on: some of these may be among them.\n")
-        _, val, test = data.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
-        split = data.record_split(val, test, args.split)
-    rows = data.recorded_part(table, split, "test")
+        _, val, test = splits.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
+        split = splits.record_split(val, test, args.split)
+    rows = splits.recorded_part(table, split, "test")
     measure(args, model, checkpoint, rows, pictures, split["by"], f"{Path(args.evaluate).stem}_")
     return 0
 
@@ -323,10 +335,7 @@ def run_training(args):
                 move_aside(out)
             if args.folds:
                 return cross_validate(args, table, pictures, device, precision)
-            if args.recipe == "adapt":
-                parts = data.adapt_parts(table, args.val_size, classes=args.classes)
-            else:
-                parts = data.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
+            parts = parts_of(table, args)
             trained = train(args, parts, pictures, out / "checkpoints", out / "plots", device, precision, args.resume)
             if trained is None:
                 return 130
@@ -348,7 +357,7 @@ def cross_validate(args, table, pictures, device, precision):
     predictions = []
     for fold in range(args.folds):
         folder = checkpoints / f"fold_{fold}"
-        parts = data.fold_parts(table, args.folds, fold, args.split, args.val_size, classes=args.classes)
+        parts = parts_of(table, args, fold)
         done = folder / "predictions.csv"
         if not done.exists():
             print(f"\nfold {fold + 1} of {args.folds}")
@@ -403,7 +412,7 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
     """
     first, (train, val, test) = rank() == 0, parts
     if args.recipe != "classic" and args.split != "row":
-        train = data.originals(train)  # orientations come from the augmentation
+        train = splits.originals(train)  # orientations come from the augmentation
 
     torch.manual_seed(args.seed)
     model = build_model(args.model, args.classes, args.width, args.image_size)
@@ -425,7 +434,7 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
         precision=precision,
         seed=args.seed,
         keep_checkpoints=args.keep_checkpoints,
-        notes={"settings": settings_of(args), "split": data.record_split(val, test, args.split)},
+        notes={"settings": settings_of(args), "split": splits.record_split(val, test, args.split)},
     )
     if resume:
         trainer.resume(resume)

@@ -22,6 +22,7 @@ from torchvision.transforms import functional as tv
 from tqdm import tqdm
 
 import data
+from elcells import splits
 from elcells.cache import load_pictures
 from elcells.checkpoint import find_checkpoint
 from elcells.cpu import keep_freed_memory
@@ -101,7 +102,7 @@ def predict(checkpoints, table, pictures, part, changes, precision):
         model, checkpoint = load_model(path)
         if "split" not in checkpoint:
             raise InputError(f"{path}: has no record of its parts; take the best.ckp of a finished run")
-        rows = data.recorded_part(table, checkpoint["split"], part)
+        rows = splits.recorded_part(table, checkpoint["split"], part)
         images = data.CellDataset(rows, pictures, model.classes).batch(np.arange(len(rows)))[0]
         rows = rows.assign(picture=np.arange(len(rows)), transform="")
         for name in changes:

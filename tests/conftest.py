@@ -38,7 +38,9 @@ def elpv(tmp_path_factory):
     folder = tmp_path_factory.mktemp("elpv")
     cells = data.limit_cells(data.read_table(ROOT / "data.csv", images=folder), 48)
     data.fill_images(cells)
-    cells.drop(columns=["path", "cell", "variant", "transform", "source"]).to_csv(folder / "data.csv", sep=";", index=False)
+    cells.drop(columns=["path", "cell", "variant", "transform", "source"]).to_csv(
+        folder / "data.csv", sep=";", index=False
+    )
     return folder / "data.csv"
 
 

@@ -9,6 +9,7 @@ from torchvision.transforms import functional as tv
 
 import data
 from benchmarks import robustness
+from elcells import splits
 from elcells.cache import load_pictures
 from elcells.files import InputError
 from elcells.metrics import f1_scores
@@ -50,7 +51,7 @@ def test_unchanged_pictures_are_predicted_as_by_the_training_itself(elpv, best, 
     only = ["--only", "as they are", "blur, sigma 2 pixels"]
     assert robustness.main([str(best), str(best), "--part", "test", *only, "--data", str(elpv), "--out", str(out)]) == 0
     model, checkpoint = load_model(best)
-    test = data.recorded_part(data.read_table(elpv), checkpoint["split"], "test")
+    test = splits.recorded_part(data.read_table(elpv), checkpoint["split"], "test")
     pictures, test["picture"] = load_pictures(test)
     small = tv.resize(torch.from_numpy(np.array(pictures)), [64], antialias=True).numpy()
     _, labels, p = evaluate(model, data.CellDataset(test, small))
