@@ -102,28 +102,36 @@ def onnx_state(path):
 
 @torch.no_grad()
 def restore_norms(model, images, batch_size=32):
-    """Give the batch norms of a network from an ONNX file statistics, those of pictures uint8 (N, 1, S, S).
+    """Make a network from an ONNX file trainable again: batch norms get the statistics of pictures uint8 (N, 1, S, S).
 
-    The network stays the same function: a norm's scale and shift undo what its statistics change.
+    The network stays the same function: a norm's scale and shift undo what its statistics change. A norm also undoes the
+    scale of its convolution's weights, on which the effective learning rate depends: each channel gets the length that
+    it has in the ImageNet weights, where training began.
     """
-    norms = [m for m in model.network.modules() if isinstance(m, nn.BatchNorm2d)]
-    sums = {norm: [] for norm in norms}
+    network, sums = model.network, {}
+    lengths = {k: v.flatten(1).norm(dim=1) for k, v in _lite0_state(network).items() if v.ndim == 4}
+    layers = {k.removesuffix(".0.weight"): network.get_submodule(k.removesuffix(".0.weight")) for k in lengths}
 
     def look(norm, inputs):
         x = inputs[0].double()
-        sums[norm].append(torch.stack([x.mean((0, 2, 3)), (x * x).mean((0, 2, 3))]) * len(x))
+        sums[norm] = sums.get(norm, 0) + len(x) * torch.stack([x.mean((0, 2, 3)), (x * x).mean((0, 2, 3))])
 
-    hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+    hooks = [layer[1].register_forward_pre_hook(look) for layer in layers.values()]
     model.eval()
     for part in images.split(batch_size):
         model(part)
-    for norm, hook in zip(norms, hooks):
+    for hook in hooks:
         hook.remove()
-        mean, square = sum(sums[norm]) / len(images)
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_((square - mean**2).clamp(1e-8))
-        norm.weight.copy_((norm.running_var + norm.eps).sqrt())
-        norm.bias.add_(norm.running_mean)
+    for name, (convolution, norm, *_) in layers.items():
+        mean, square = (sums[norm] / len(images)).float()
+        long = convolution.weight.flatten(1).norm(dim=1)
+        factor = torch.where(long > 1e-6, lengths[f"{name}.0.weight"] / long.clamp(1e-6), 1.0).clamp(0.01, 100)
+        variance = (square - mean**2).clamp(1e-8) * factor**2
+        convolution.weight.mul_(factor[:, None, None, None])
+        norm.running_mean.copy_(mean * factor)
+        norm.running_var.copy_(variance)
+        norm.weight.copy_((variance + norm.eps).sqrt() / factor)
+        norm.bias.add_(mean)
 
 
 def _imagenet_state(name):

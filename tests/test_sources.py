@@ -139,7 +139,7 @@ def test_a_network_adapts_with_the_kind_and_size_that_its_file_says(best, elpv, 
     assert all(name.startswith("mine:") for name in checkpoint["split"]["val"])
 
 
-def test_the_network_that_comes_along_is_a_starting_point(elpv):
+def test_the_network_that_comes_along_is_a_starting_point(lite0, elpv):
     model = build_model()
     load_initial_weights(model, ROOT / "cells.onnx")
     model.config["normalise_brightness"] = True
