@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from torch import nn
 
 from elcells.checkpoint import network_state, read_checkpoint
 from elcells.engine import read_onnx
@@ -102,11 +101,11 @@ def onnx_state(path):
 
 @torch.no_grad()
 def restore_norms(model, images, batch_size=32):
-    """Make a network from an ONNX file trainable again: batch norms get the statistics of pictures uint8 (N, 1, S, S).
+    """Make a network from an ONNX file trainable again: batch norms get statistics, of pictures uint8 (N, 1, S, S).
 
-    The network stays the same function: a norm's scale and shift undo what its statistics change. A norm also undoes the
-    scale of its convolution's weights, on which the effective learning rate depends: each channel gets the length that
-    it has in the ImageNet weights, where training began.
+    The network stays the same function: a norm's scale and shift undo what its statistics change. A norm also undoes
+    the scale of its convolution's weights, on which the effective learning rate depends: each channel gets the length
+    that it has in the ImageNet weights, where training began.
     """
     network, sums = model.network, {}
     lengths = {k: v.flatten(1).norm(dim=1) for k, v in _lite0_state(network).items() if v.ndim == 4}
