@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from conftest import ROOT
 from sklearn.metrics import average_precision_score, f1_score
 
 import data
-from benchmarks import foreign
+from benchmarks import adapt, foreign
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +56,25 @@ def test_what_can_not_be_judged_is_one_sentence(table, tmp_path, capsys):
     assert "none.csv" in capsys.readouterr().err
     assert foreign.main([str(table), str(ROOT / "cells.onnx"), "--tta"]) == 2
     assert "export it with" in capsys.readouterr().err
+
+
+def test_adapting_is_judged_on_cells_that_were_not_drawn(table, elpv, tmp_path, capsys, monkeypatch):
+    def untrained(given):
+        labelled = data.read_table(given[given.index("--data") + 2])
+        seen.append(set(labelled["filename"]))
+        (Path(given[given.index("--out") + 1]) / "checkpoints").mkdir(parents=True)
+        return 0
+
+    seen, judged = [], []
+    monkeypatch.setattr(adapt.train, "main", untrained)
+    monkeypatch.setattr(adapt, "judge", lambda path, part: judged.append(set(part["filename"])) or {"f1": 0.5, "ap": 1})
+    given = [str(table), "--own", "M", "--cells", "0", "5", "--draws", "2", "--data", str(elpv)]
+    assert adapt.main([*given, "--out", str(tmp_path / "a.csv")]) == 0
+    assert len(judged) == 9 and [len(s) for s in seen] == [5, 5] and seen[0] != seen[1]
+    own = set(data.read_table(table).query("series == 'M'")["filename"])
+    for drawn, (rest, others, _) in zip(seen, (judged[3:6], judged[6:9])):
+        assert len(drawn) == 5 and rest == own - {d for d in own if str(Path(d).resolve()) in drawn}
+        assert not others & own
+    assert adapt.main([*given, "--out", str(tmp_path / "a.csv")]) == 0 and len(judged) == 9  # none is run again
+    assert adapt.main([str(table), "--own", "X", "--out", str(tmp_path / "b.csv")]) == 2
+    assert "series X" in capsys.readouterr().err
