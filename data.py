@@ -1,4 +1,4 @@
-"""Cells and labels: fill images/, read tables, and serve batches; elcells/splits.py divides them.
+"""Cells and labels: fill images/, read tables, divide them (elcells/splits.py), and serve batches.
 
 $ python data.py                     # fill images/ from the package elpv-dataset, print a summary
 $ python data.py --data my/data.csv  # summary of your own table
@@ -24,10 +24,28 @@ from elcells.cache import load_sources
 from elcells.distributed import send
 from elcells.files import InputError, atomic_path, print_any_name
 from elcells.pictures import CLASSES, SUFFIXES, THREADS, as_stored, open_picture
-from elcells.splits import SPLIT_SEED, VARIANTS, combination
+from elcells.splits import (  # dividing cells is this file's business too, and lies below for its length
+    SPLIT_SEED,
+    VARIANTS,
+    adapt_parts,
+    combination,
+    expand_variants,
+    fold_parts,
+    groups,
+    originals,
+    record_split,
+    recorded_part,
+    split_cells,
+    split_parts,
+    stratified_folds,
+)
 from elcells.tables import in_order, read_rows
 
 # torch and scikit-learn are imported where they are used: a program that only reads pictures needs neither.
+
+__all__ = ["CellDataset", "adapt_parts", "expand_variants", "fill_images", "fold_parts", "groups", "limit_cells"]
+__all__ += ["originals", "read_table", "read_tables", "record_split", "recorded_part", "split_cells", "split_parts"]
+__all__ += ["stratified_folds", "summary", "write_variants"]
 
 RESERVED = ("filename", "path", "cell", "variant", "transform", "picture", "fold", "source", "weight")  # of our own
 IDENTIFIERS = ("module", "type", "source")  # text, whatever they look like: 01 is not 1, 7E10 not 70E9

@@ -25,7 +25,6 @@ from PIL import Image
 from torch import nn
 
 import data
-from elcells import splits
 from elcells.cache import load_pictures
 from elcells.checkpoint import find_checkpoint
 from elcells.distributed import pick_device
@@ -153,9 +152,9 @@ class Cells:
         pictures, table["picture"] = load_pictures(table, model.config["image_size"])
         split = checkpoint.get("split")
         if not split:
-            _, val, test = splits.split_parts(table, classes=model.classes)
-            split = splits.record_split(val, test, "cell")
-        val, test, train = (splits.recorded_part(table, split, part) for part in ("val", "test", "train"))
+            _, val, test = data.split_parts(table, classes=model.classes)
+            split = data.record_split(val, test, "cell")
+        val, test, train = (data.recorded_part(table, split, part) for part in ("val", "test", "train"))
         unseen = data.CellDataset(data.pd.concat([val, test], ignore_index=True), pictures, model.classes)
         images, labels = unseen.batch(range(len(unseen)))
         self.unseen, self.labels, self.test = images.numpy(), labels.numpy(), images.numpy()[len(val) :]

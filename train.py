@@ -24,7 +24,6 @@ import torch
 
 import data
 from data import CellDataset
-from elcells import splits
 from elcells.cache import load_sources
 from elcells.checkpoint import read_checkpoint, with_todays_names
 from elcells.cpu import keep_freed_memory
@@ -271,10 +270,10 @@ def load_table(args):
 def parts_of(table, args, fold=0):
     """Training, validation and test part (tables) as args ask for; fold: its number, of --folds."""
     if args.recipe == "adapt":
-        return splits.adapt_parts(table, args.val_size, classes=args.classes, folds=args.folds or 0, fold=fold)
+        return data.adapt_parts(table, args.val_size, classes=args.classes, folds=args.folds or 0, fold=fold)
     if args.folds:
-        return splits.fold_parts(table, args.folds, fold, args.split, args.val_size, classes=args.classes)
-    return splits.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
+        return data.fold_parts(table, args.folds, fold, args.split, args.val_size, classes=args.classes)
+    return data.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
 
 
 def weights_of(table, args):
@@ -300,9 +299,9 @@ def run_evaluate(args):
     split = checkpoint.get("split")
     if not split:
         print(f"{args.evaluate} does not say which cells it was trained on: some of these may be among them.\n")
-        _, val, test = splits.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
-        split = splits.record_split(val, test, args.split)
-    rows = splits.recorded_part(table, split, "test")
+        _, val, test = data.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
+        split = data.record_split(val, test, args.split)
+    rows = data.recorded_part(table, split, "test")
     measure(args, model, checkpoint, rows, pictures, split["by"], f"{Path(args.evaluate).stem}_")
     return 0
 
@@ -412,7 +411,7 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
     """
     first, (train, val, test) = rank() == 0, parts
     if args.recipe != "classic" and args.split != "row":
-        train = splits.originals(train)  # orientations come from the augmentation
+        train = data.originals(train)  # orientations come from the augmentation
 
     torch.manual_seed(args.seed)
     model = build_model(args.model, args.classes, args.width, args.image_size)
@@ -434,7 +433,7 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
         precision=precision,
         seed=args.seed,
         keep_checkpoints=args.keep_checkpoints,
-        notes={"settings": settings_of(args), "split": splits.record_split(val, test, args.split)},
+        notes={"settings": settings_of(args), "split": data.record_split(val, test, args.split)},
     )
     if resume:
         trainer.resume(resume)

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from torchvision.models.feature_extraction import get_graph_node_names
 
 import data
-from elcells import splits
 from elcells.checkpoint import find_checkpoint
 from elcells.cpu import ReLU
 from elcells.distributed import pick_device
@@ -215,16 +214,16 @@ def part_of(table, checkpoint, model, part):
     """The cells of a checkpoint's "test" or "val" part; where it has no record, those of the default split."""
     split = checkpoint.get("split")
     if not split:
-        _, val, test = splits.split_parts(table, classes=model.classes)
-        split = splits.record_split(val, test, "cell")
-    return splits.recorded_part(table, split, part)
+        _, val, test = data.split_parts(table, classes=model.classes)
+        split = data.record_split(val, test, "cell")
+    return data.recorded_part(table, split, part)
 
 
 def telling_cells(table, checkpoint, model, candidates=12):
     """Of each combination of labels in the test part the cell that the network is most rightly sure of."""
     test = part_of(table, checkpoint, model, "test")
     cells = []
-    for _, rows in test.groupby(splits.combination(test, model.classes).values):
+    for _, rows in test.groupby(data.combination(test, model.classes).values):
         rows = rows.head(candidates)
         data.fill_images(rows)
         images = np.stack([read_picture(p, model.config["image_size"]) for p in rows["path"]])

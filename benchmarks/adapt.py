@@ -20,7 +20,6 @@ import pandas as pd
 
 import data
 import train
-from elcells import splits
 from elcells.files import InputError
 from elcells.metrics import metrics_table
 from elcells.pictures import CLASSES, read_picture
@@ -69,7 +68,7 @@ def one(args, table, own, cells, draw):
                 seconds = (pd.Timestamp.now() - started).total_seconds()
             network = out / "checkpoints" / "best.ckp"
         rows = [{"judged": name, "n": len(part), **judge(network, part)} for name, part in sets.items()]
-        elpv = splits.split_parts(data.read_table(args.data))[2]
+        elpv = data.split_parts(data.read_table(args.data))[2]
         rows.append({"judged": "ELPV, test part", "n": len(elpv), **judge(network, elpv)})
     about = {"own": " ".join(args.own), "cells": cells, "draw": draw, "seconds": seconds}
     return [{**about, **row} for row in rows]

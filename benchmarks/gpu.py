@@ -27,7 +27,6 @@ from torch import nn
 
 import data
 from data import CellDataset
-from elcells import splits
 from elcells.cache import load_pictures
 from elcells.cpu import keep_freed_memory
 from elcells.distributed import autocast, pick_device, send
@@ -56,8 +55,8 @@ class Bench:
         table = data.limit_cells(table, 48) if args.tiny else table
         data.fill_images(table)
         self.pictures, table["picture"] = load_pictures(table, self.size)
-        train, val, self.test_rows = splits.split_parts(table)
-        self.parts = splits.originals(train), val
+        train, val, self.test_rows = data.split_parts(table)
+        self.parts = data.originals(train), val
         self.on = {"cpu": self.pictures}
         if self.device.type != "cpu":
             self.on[str(self.device)] = torch.from_numpy(np.array(self.pictures)).to(self.device)

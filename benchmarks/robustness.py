@@ -22,7 +22,7 @@ from torchvision.transforms import functional as tv
 from tqdm import tqdm
 
 import data
-from elcells import splits
+from elcells.align import align_cell
 from elcells.cache import load_pictures
 from elcells.checkpoint import find_checkpoint
 from elcells.cpu import keep_freed_memory
@@ -94,7 +94,12 @@ CHANGES = {
 }
 
 
-def predict(checkpoints, table, pictures, part, changes, precision):
+def aligned(images):
+    """Pictures uint8 (N, 1, S, S), turned upright and cut tightly as `predict.py --align` does."""
+    return torch.from_numpy(np.stack([align_cell(image)[0] for image in images[:, 0].numpy()]))[:, None]
+
+
+def predict(checkpoints, table, pictures, part, changes, precision, align=False):
     """Labels, probabilities and thresholds, each (cells, classes), of all checkpoints together, for each change."""
     predicted = {name: [] for name in changes}
     bar = tqdm(total=len(checkpoints) * len(changes), unit="change", leave=False, disable=None)
@@ -102,11 +107,13 @@ def predict(checkpoints, table, pictures, part, changes, precision):
         model, checkpoint = load_model(path)
         if "split" not in checkpoint:
             raise InputError(f"{path}: has no record of its parts; take the best.ckp of a finished run")
-        rows = splits.recorded_part(table, checkpoint["split"], part)
+        rows = data.recorded_part(table, checkpoint["split"], part)
         images = data.CellDataset(rows, pictures, model.classes).batch(np.arange(len(rows)))[0]
         rows = rows.assign(picture=np.arange(len(rows)), transform="")
         for name in changes:
-            changed = tv.resize(CHANGES[name](images), [model.config["image_size"]], antialias=True)
+            changed = CHANGES[name](images)
+            changed = aligned(changed) if align else changed
+            changed = tv.resize(changed, [model.config["image_size"]], antialias=True)
             _, labels, p = evaluate(model, data.CellDataset(rows, changed.numpy(), model.classes), precision)
             predicted[name].append((labels, p, np.tile(model.config["thresholds"], (len(p), 1))))
             bar.update()
@@ -120,6 +127,7 @@ def main(argv=None):
     parser.add_argument("checkpoints", nargs="*", default=["best"], help="best, last or paths (best)")
     parser.add_argument("--part", choices=("val", "test"), default="val", help="of each checkpoint (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=CHANGES, metavar="CHANGE", help=f"{'; '.join(CHANGES)} (all)")
+    parser.add_argument("--align", action="store_true", help="align the changed pictures, as predict.py --align does")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic (%(default)s)")
     parser.add_argument("--out", default="robustness.json", metavar="FILE", help="figures (%(default)s)")
     data.add_table_options(parser)
@@ -131,7 +139,9 @@ def main(argv=None):
         pictures, table["picture"] = load_pictures(table)
         checkpoints = [find_checkpoint(c) for c in args.checkpoints]
         precision = pick_precision(args.precision, torch.device("cpu"))
-        predicted, classes = predict(checkpoints, table, pictures, args.part, args.only or list(CHANGES), precision)
+        predicted, classes = predict(
+            checkpoints, table, pictures, args.part, args.only or list(CHANGES), precision, args.align
+        )
     except InputError as error:
         print(f"robustness.py: {error}", file=sys.stderr)
         return 2

@@ -29,7 +29,6 @@ from torchvision.models import resnet34
 
 import data
 from data import CellDataset
-from elcells import splits
 from elcells.augment import augment, draw_changes
 from elcells.cache import load_pictures
 from elcells.cpu import keep_freed_memory
@@ -334,8 +333,8 @@ def race_cheap_classic(args, start, six, val, precision, rates, seed):
 def race(args, table, precision, rates):
     """Train both for every seed; prints the wall time until the validation mean F1 (at 0.5) reaches each goal."""
     pictures, table["picture"] = load_pictures(table)
-    train, val, _ = splits.split_parts(table)
-    ours_train, six, ours_val = (CellDataset(t, pictures) for t in (splits.originals(train), train, val))
+    train, val, _ = data.split_parts(table)
+    ours_train, six, ours_val = (CellDataset(t, pictures) for t in (data.originals(train), train, val))
     if not args.cheap_classic and args.sixths:
         data.write_variants(table, args.variants)
         files = data.read_table(Path(args.variants) / "data.csv")
@@ -387,8 +386,8 @@ table = data.read_table({table!r})
 read = time.monotonic()
 pictures, table["picture"] = load_pictures(table, {size})
 loaded = time.monotonic()
-train, val, test = splits.split_parts(table)
-sets = [data.CellDataset(splits.originals(t), pictures) for t in (train, val)]
+train, val, test = data.split_parts(table)
+sets = [data.CellDataset(data.originals(t), pictures) for t in (train, val)]
 model = build_model("resnet", width=16, image_size={size})
 settings = RECIPES["fast"]
 trainer = Trainer(model, *sets, {folder!r}, precision=pick_precision("auto", torch.device("cpu")), **settings)

@@ -12,7 +12,6 @@ from PIL import Image
 import data
 from elcells import cache as cache_module
 from elcells import pictures as pictures_module
-from elcells import splits
 from elcells.augment import augment, draw_changes, draw_light, uneven_light
 from elcells.cache import load_pictures
 from elcells.files import InputError
@@ -31,7 +30,7 @@ def write(folder, text, encoding="utf-8"):
 def test_the_table_is_the_whole_of_elpv(table):
     assert len(table) == table["cell"].nunique() == 2624
     assert table["module"].nunique() == 44
-    counts = splits.combination(table).value_counts()
+    counts = data.combination(table).value_counts()
     assert counts.to_dict() == {
         "crack=0 inactive=0": 2032,
         "crack=1 inactive=0": 340,
@@ -94,7 +93,7 @@ def test_bom_crlf_latin1_and_float_labels_are_fine(tmp_path, encoding):
 def test_other_classes_are_read_from_their_columns(tmp_path):
     rows = data.read_table(write(tmp_path, "filename;finger;crack\na.png;1;0\n"), classes=["finger"])
     assert rows["finger"].tolist() == [1]
-    assert splits.combination(rows, ["finger"]).tolist() == ["finger=1"]
+    assert data.combination(rows, ["finger"]).tolist() == ["finger=1"]
 
 
 def test_images_folder_may_hold_the_tree_or_just_the_pictures(tmp_path):
@@ -111,7 +110,7 @@ def test_variants_are_recognised_by_name_and_kept_together(tmp_path):
     rows = data.read_table(write(tmp_path, "filename;crack;inactive\n" + "".join(f"{n};1;0\n" for n in names)))
     assert rows["cell"][:6].nunique() == 1
     assert rows["variant"].tolist() == [*data.VARIANTS, ""]  # rot_front has no front.png that it could be turned from
-    assert splits.originals(rows)["filename"].tolist() == ["images/cell0001.png", "images/rot_front.png"]
+    assert data.originals(rows)["filename"].tolist() == ["images/cell0001.png", "images/rot_front.png"]
 
 
 def test_pictures_that_are_nowhere_are_named(tmp_path):
@@ -125,30 +124,30 @@ def test_pictures_that_are_nowhere_are_named(tmp_path):
 
 @pytest.mark.parametrize("by", ["cell", "module"])
 def test_no_group_crosses_the_split(table, by):
-    rows = splits.expand_variants(table)
-    train, test = splits.split_cells(rows, 0.1, by)
+    rows = data.expand_variants(table)
+    train, test = data.split_cells(rows, 0.1, by)
     assert not set(train[by]) & set(test[by])
     assert not set(train["cell"]) & set(test["cell"])
     assert len(train) + len(test) == len(rows) == 6 * 2624
 
 
 def test_variants_as_files_never_cross_the_split(table):
-    rows = splits.expand_variants(table.head(300))
+    rows = data.expand_variants(table.head(300))
     rows["filename"] = [f"images/{v}{p.name}" for v, p in zip(rows["variant"], rows["path"])]
-    train, test = splits.split_cells(rows.assign(transform=""), 0.2)
+    train, test = data.split_cells(rows.assign(transform=""), 0.2)
     assert not set(train["cell"]) & set(test["cell"])
 
 
 def test_the_naive_split_by_row_does_leak(table):
-    train, test = splits.split_cells(splits.expand_variants(table), by="row")
+    train, test = data.split_cells(data.expand_variants(table), by="row")
     assert set(test["cell"]) & set(train["cell"])
     assert not set(test["filename"] + test["transform"]) & set(train["filename"] + train["transform"])
 
 
 @pytest.mark.parametrize("by, tolerance", [("cell", 0.005), ("module", 0.03)])
 def test_the_split_is_stratified(table, by, tolerance):
-    _, test = splits.split_cells(table, 0.1, by)
-    whole, part = (splits.combination(t).value_counts(normalize=True) for t in (table, test))
+    _, test = data.split_cells(table, 0.1, by)
+    whole, part = (data.combination(t).value_counts(normalize=True) for t in (table, test))
     assert (whole - part).abs().max() < tolerance
     assert len(test) == pytest.approx(262, abs=40)
 
@@ -157,8 +156,8 @@ def test_the_split_is_stratified(table, by, tolerance):
 def test_every_picture_is_tested_in_one_fold_and_no_group_crosses(table, by):
     tested = []
     for fold in range(5):
-        train, val, test = splits.fold_parts(table, 5, fold, by)
-        keys = [set(splits.groups(part, by)) for part in (train, val, test)]
+        train, val, test = data.fold_parts(table, 5, fold, by)
+        keys = [set(data.groups(part, by)) for part in (train, val, test)]
         assert not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
         tested += list(test["filename"] + test["transform"])
         assert abs(test["crack"].mean() - table["crack"].mean()) < (0.05 if by == "module" else 0.002)
@@ -166,32 +165,32 @@ def test_every_picture_is_tested_in_one_fold_and_no_group_crosses(table, by):
 
 
 def test_the_split_follows_from_its_seed(table):
-    first, again, other = (splits.split_cells(table, seed=s)[1]["cell"].tolist() for s in (2, 2, 3))
+    first, again, other = (data.split_cells(table, seed=s)[1]["cell"].tolist() for s in (2, 2, 3))
     assert first == again != other
 
 
 def test_too_few_cells_of_a_label_are_named(table):
     rows = pd.concat([table[table["crack"] == 0].head(40), table[table["crack"] == 1].head(1)], ignore_index=True)
     with pytest.raises(InputError, match="crack=1: 1 cell with this label"):
-        splits.split_cells(rows)
+        data.split_cells(rows)
 
 
 @pytest.mark.parametrize("size", [0, 1, -0.1, 1.5])
 def test_impossible_test_sizes_are_refused(table, size):
     with pytest.raises(InputError, match="expected a share between 0 and 1"):
-        splits.split_cells(table, size)
+        data.split_cells(table, size)
 
 
 def test_splitting_by_module_needs_the_column(table):
     with pytest.raises(InputError, match="no column 'module'"):
-        splits.split_cells(table.drop(columns="module"), by="module")
+        data.split_cells(table.drop(columns="module"), by="module")
 
 
 def test_limit_takes_a_stratified_handful(table):
     few = data.limit_cells(table, 24)
-    assert len(few) == 24 and splits.combination(few).value_counts().min() >= 3
+    assert len(few) == 24 and data.combination(few).value_counts().min() >= 3
     many = data.limit_cells(table, 500)
-    assert splits.combination(many).value_counts()["crack=0 inactive=0"] == pytest.approx(389, abs=2)
+    assert data.combination(many).value_counts()["crack=0 inactive=0"] == pytest.approx(389, abs=2)
     with pytest.raises(InputError, match="5 cells are too few"):
         data.limit_cells(table, 5)
 
@@ -223,7 +222,7 @@ def test_variants_are_bit_exact_as_files(elpv, tmp_path):
 def test_variants_are_bit_exact_in_memory(elpv):
     cells = data.read_table(elpv).head(5)
     as_is = {p.name: np.asarray(Image.open(p)) for p in cells["path"]}
-    rows = splits.expand_variants(cells)
+    rows = data.expand_variants(cells)
     pictures, index = load_pictures(cells)
     rows["picture"] = np.tile(index, 6)
     images, labels = data.CellDataset(rows, pictures).batch(range(30))
@@ -245,8 +244,8 @@ def test_an_interrupted_variant_tree_goes_on(elpv, tmp_path):
 
 
 def test_a_table_that_has_variants_is_not_expanded_again(table):
-    rows = splits.expand_variants(table.head(4))
-    assert splits.expand_variants(rows) is rows
+    rows = data.expand_variants(table.head(4))
+    assert data.expand_variants(rows) is rows
 
 
 @pytest.fixture
@@ -447,7 +446,7 @@ def test_half_of_the_pictures_stand_in_uneven_light():
 
 def test_pictures_on_a_device_are_served_like_those_on_disk(small):
     cells, pictures = small
-    turned = splits.expand_variants(cells.head(4))
+    turned = data.expand_variants(cells.head(4))
     there = data.CellDataset(turned, torch.from_numpy(pictures.copy()))
     rows = np.arange(24)[::-1].copy()
     for a, b in zip(data.CellDataset(turned, pictures).batch(rows), there.batch(rows)):
@@ -548,13 +547,13 @@ def test_a_cell_is_called_as_ever(table):
 @pytest.mark.parametrize("modules", [("01", "1"), ("7E10", "70E9")])
 def test_modules_are_text(tmp_path, modules):
     path = written(tmp_path, f"filename;crack;inactive;module\na.png;0;1;{modules[0]}\nb.png;1;0;{modules[1]}\n")
-    assert splits.groups(data.read_table(path), "module").nunique() == 2
+    assert data.groups(data.read_table(path), "module").nunique() == 2
 
 
 def test_a_blank_module_is_named_where_modules_are_split(tmp_path):
     rows = data.read_table(written(tmp_path, "filename;crack;inactive;module\na.png;0;1;7\nb.png;1;0;\n"))
     with pytest.raises(InputError, match=r"b\.png and 0 more have no module"):
-        splits.groups(rows, "module")
+        data.groups(rows, "module")
 
 
 @pytest.mark.parametrize("name", ["cell", "path", "variant", "transform"])
@@ -566,7 +565,7 @@ def test_a_label_of_a_name_of_our_own_is_refused(tmp_path, name):
 
 def test_a_split_written_on_windows_is_read(table):
     split = {"by": "cell", "seed": 2, "val": ["images\\cell0001"], "test": ["images\\cell0002"]}
-    assert splits.recorded_part(table, split, "test")["cell"].tolist() == ["images/cell0002"]
+    assert data.recorded_part(table, split, "test")["cell"].tolist() == ["images/cell0002"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
@@ -591,8 +590,8 @@ def test_a_combination_of_labels_that_one_cell_has_does_not_stop_the_split(tmp_p
     labels = (rng.random((200, 8)) < 0.3).astype(int)
     rows = "".join(f"{i}.png;{';'.join(map(str, row))}\n" for i, row in enumerate(labels))
     table = data.read_table(written(tmp_path, f"filename;{';'.join(names)}\n{rows}"), names)
-    assert (splits.combination(table, names).value_counts() == 1).any()
-    parts = splits.split_parts(table, classes=names)
+    assert (data.combination(table, names).value_counts() == 1).any()
+    parts = data.split_parts(table, classes=names)
     assert all((part[names].sum() > 0).all() for part in parts)
     shares = [part.drop_duplicates("cell")[names].mean() for part in parts]
     assert abs(shares[0] - shares[2]).max() < 0.25

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import data
-from elcells import splits
 from elcells.files import InputError
 from elcells.pictures import examine, pages_of, read_picture
 from model import build_model, load_model, save_checkpoint
@@ -94,7 +93,7 @@ def test_a_random_table_is_read_or_refused_in_one_sentence(fuzz, tmp_path):
             assert not table["filename"].duplicated().any()
             data.summary(table)
             outcomes.add("read")
-            splits.split_parts(table)
+            data.split_parts(table)
         except InputError as error:
             assert one_sentence(error), error
             outcomes.add("refused")

@@ -9,7 +9,6 @@ from torchvision.transforms import functional as tv
 
 import data
 from benchmarks import robustness
-from elcells import splits
 from elcells.cache import load_pictures
 from elcells.files import InputError
 from elcells.metrics import f1_scores
@@ -46,12 +45,18 @@ def test_cuts_and_exposures_are_what_their_names_say(cells):
     assert change["noise"].sub(cells).std() == pytest.approx(15, abs=1.5)
 
 
+def test_aligned_pictures_are_nearer_to_what_they_were(cells):
+    wider = robustness.CHANGES["cut wider, cell 93 %, black around"](cells)
+    distance = [(robustness.aligned(images).float() - cells.float()).abs().mean() for images in (wider, cells)]
+    assert distance[0] < 0.5 * (wider.float() - cells.float()).abs().mean() and distance[1] < 3
+
+
 def test_unchanged_pictures_are_predicted_as_by_the_training_itself(elpv, best, small, tmp_path, capsys):
     out = tmp_path / "robustness.json"
     only = ["--only", "as they are", "blur, sigma 2 pixels"]
     assert robustness.main([str(best), str(best), "--part", "test", *only, "--data", str(elpv), "--out", str(out)]) == 0
     model, checkpoint = load_model(best)
-    test = splits.recorded_part(data.read_table(elpv), checkpoint["split"], "test")
+    test = data.recorded_part(data.read_table(elpv), checkpoint["split"], "test")
     pictures, test["picture"] = load_pictures(test)
     small = tv.resize(torch.from_numpy(np.array(pictures)), [64], antialias=True).numpy()
     _, labels, p = evaluate(model, data.CellDataset(test, small))

@@ -11,7 +11,6 @@ from conftest import ROOT, SMALL
 
 import data
 import train
-from elcells import splits
 from elcells.cache import load_pictures, load_sources
 from elcells.checkpoint import read_checkpoint
 from elcells.engine import open_model
@@ -55,16 +54,16 @@ def test_modules_of_different_sources_are_different_ones(elpv, mine):
 
 
 def test_a_table_is_split_alone_as_beside_another(elpv, both):
-    parts, alone = splits.split_parts(both), splits.split_parts(data.read_table(elpv))
+    parts, alone = data.split_parts(both), data.split_parts(data.read_table(elpv))
     for part, other in zip(parts, alone):
         assert set(part["filename"][part["source"] == elpv.parent.name]) == set(other["filename"])
         assert (part["source"] == "mine").any()
 
 
 def test_adapting_keeps_the_first_tables_split_and_validates_on_ones_own(elpv, both):
-    training, val, test = splits.adapt_parts(both)
+    training, val, test = data.adapt_parts(both)
     assert set(val["source"]) == {"mine"} and set(test["source"]) == {elpv.parent.name}
-    assert set(test["filename"]) == set(splits.split_parts(data.read_table(elpv))[2]["filename"])
+    assert set(test["filename"]) == set(data.split_parts(data.read_table(elpv))[2]["filename"])
     own = training["cell"][training["source"] == "mine"].nunique() + val["cell"].nunique()
     assert own == 24 and not set(training["cell"]) & set(val["cell"])
 
@@ -92,7 +91,7 @@ def test_tables_of_folders_of_one_name_need_a_source_column(mine, tmp_path):
 def test_a_source_that_can_not_be_split_is_named(elpv, mine):
     pd.read_csv(mine, sep=";").iloc[:2].to_csv(mine, sep=";", index=False)
     with pytest.raises(InputError, match="source mine"):
-        splits.split_parts(data.read_tables([elpv, mine]))
+        data.split_parts(data.read_tables([elpv, mine]))
 
 
 def test_training_on_two_tables_reports_each_source(elpv, mine, tmp_path, capsys):
@@ -104,7 +103,7 @@ def test_training_on_two_tables_reports_each_source(elpv, mine, tmp_path, capsys
     best = str(tmp_path / "run" / "checkpoints" / "best.ckp")
     assert train.main(["--data", str(elpv), "--evaluate", best, "--out", str(tmp_path / "run")]) == 0
     alone = pd.read_csv(tmp_path / "run" / "checkpoints" / "best_test_predictions.csv", sep=";")
-    assert set(alone["filename"]) == set(splits.split_parts(data.read_table(elpv))[2]["filename"])
+    assert set(alone["filename"]) == set(data.split_parts(data.read_table(elpv))[2]["filename"])
 
 
 @pytest.mark.parametrize("options, complaint", [(["--weight", "his=3"], "his"), (["--recipe", "adapt"], "--weights")])

@@ -14,7 +14,6 @@ from conftest import ROOT, SMALL
 import data
 import train
 from data import CellDataset
-from elcells import splits
 from elcells.cache import load_pictures
 from elcells.checkpoint import read_checkpoint
 from elcells.metrics import calibration
@@ -82,7 +81,7 @@ def test_temperatures_and_thresholds_are_those_of_float32(finished, elpv):
     model, checkpoint = load_model(finished / "checkpoints" / "best.ckp")
     table = data.read_table(elpv)
     pictures, table["picture"] = load_pictures(table, 64)
-    val = data.CellDataset(splits.recorded_part(table, checkpoint["split"], "val"), pictures)
+    val = data.CellDataset(data.recorded_part(table, checkpoint["split"], "val"), pictures)
     stored = {k: model.config[k] for k in ("temperatures", "thresholds", "operating_points")}
     assert not model.config["tta"]
     model.config["temperatures"] = [1.0, 1.0]

@@ -5,7 +5,6 @@ import torch
 
 import data
 from data import CellDataset
-from elcells import splits
 from elcells.augment import draw_changes
 from elcells.checkpoint import read_checkpoint
 from elcells.distributed import pick_device, pick_precision
@@ -158,7 +157,7 @@ def test_another_seed_gives_other_weights(make, tmp_path):
 def test_sixteen_cells_can_be_learnt_by_heart(small, tmp_path):
     cells, pictures = small
     sixteen = data.limit_cells(cells, 16)
-    chosen, variants = (CellDataset(t, pictures) for t in (sixteen, splits.expand_variants(sixteen)))
+    chosen, variants = (CellDataset(t, pictures) for t in (sixteen, data.expand_variants(sixteen)))
     torch.manual_seed(0)
     model = build_model("resnet", width=16, image_size=64)
     trainer = Trainer(model, variants, chosen, tmp_path, epochs=9, batch_size=8, keep_checkpoints=0)
