@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from elcells.augment import augment, draw_changes, draw_light, draw_noise, uneven_light
-from elcells.checkpoint import network_state, read_checkpoint, write_checkpoint
+from elcells.checkpoint import network_state, read_checkpoint
 from elcells.distributed import autocast, barrier, quiet, rank, send, synchronised, world
 from elcells.files import InputError, atomic_path, reason
 from elcells.graphs import GraphedStep
@@ -72,6 +72,12 @@ def calibrate(model, dataset):
         model.config.update({"with_tta": found} if tta else found)
 
 
+def mixed(state, initial, share):
+    """A network's state dict with `share` of the initial one in it; counters stay."""
+    initial = {k: v.to(state[k].device) for k, v in initial.items()}
+    return {k: torch.lerp(v, initial[k], share) if v.is_floating_point() else v for k, v in state.items()}
+
+
 class Trainer:
     """Trains a CellClassifier with binary cross entropy, and can stop and go on at any step.
 
@@ -89,6 +95,8 @@ class Trainer:
     freeze_stages: how many of the network's four stages stay as they are, from the first one on, their batch norms'
         statistics included; for networks that were trained before.
     epoch_cells: cells drawn in an epoch (0: as many as there are).
+    keep_initial: share of the weights that training began with in those of the finished network, which forgets less so
+        (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
     normalise_brightness: bring pictures to the same brightness first, in the finished network too.
     noise_std: half of the pictures get normal noise, of up to this standard deviation (gray levels of 255).
     device: torch.device or its name. precision: torch.float32 or torch.bfloat16 (autocast).
@@ -123,6 +131,7 @@ class Trainer:
         normalise_brightness=False,
         noise_std=0.0,
         epoch_cells=0,
+        keep_initial=0.0,
         defects=None,
         device="cpu",
         precision=torch.float32,
@@ -136,6 +145,9 @@ class Trainer:
         self.lr, self.schedule, self.dihedral, self.oversample = lr, schedule, dihedral, oversample
         self.scale, self.light, self.noise_std = scale, light, noise_std
         self.epoch_cells = epoch_cells or len(train)
+        self.keep_initial, self.initial = keep_initial, {}
+        if keep_initial:
+            self.initial = {k: v.detach().cpu().clone() for k, v in model.network.state_dict().items()}
         self.synthetic, self.defects = synthetic, defects
         self.aux_loss = aux_loss * (synthetic > 0)
         self.model = model
@@ -405,13 +417,16 @@ class Trainer:
         return max(range(len(self.history)), key=lambda i: (self.history[i]["f1_mean"], -self.history[i]["val_loss"]))
 
     def calibrate(self):
-        """`calibrate` best.ckp on the validation part."""
+        """Finish best.ckp: mix the initial weights in (`keep_initial`), and `calibrate` it on the validation part."""
         path = self.folder / "best.ckp"
         model, checkpoint = load_model(path, self.device)
+        if self.keep_initial and not checkpoint.get("mixed"):
+            model.network.load_state_dict(mixed(model.network.state_dict(), self.initial, self.keep_initial))
         calibrate(model, self.val_set)
         barrier()
         if rank() == 0:
-            write_checkpoint(path, {**checkpoint, "config": model.config})
+            more = {k: v for k, v in checkpoint.items() if k not in ("model", "config", "versions")}
+            save_checkpoint(path, model, **more | {"mixed": self.keep_initial > 0})
         barrier()
 
     def evaluate(self, dataset):
@@ -436,6 +451,7 @@ class Trainer:
                 "loss_sum": self.loss_sum.cpu(),
                 "seconds": self.seconds,
                 "rows": len(self.train_set),
+                "initial": self.initial,
             }
         save_checkpoint(path, self.model, **more)
 
@@ -467,6 +483,7 @@ class Trainer:
             self.model.network.load_state_dict(network_state(checkpoint))
             if self.trained.head:
                 self.trained.head.load_state_dict(checkpoint["aux_head"])
+            self.initial = checkpoint["initial"] if self.keep_initial else {}
             self.model.config.update(checkpoint["config"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             for p in self.learning:

@@ -77,9 +77,8 @@ def with_todays_names(checkpoint):
             checkpoint[part] = {RENAMED.get(k, k): v for k, v in checkpoint[part].items()}
     settings = checkpoint.get("settings")
     if isinstance(settings, dict):
-        for name in ("noise_std", "scale", "light"):
-            settings.setdefault(name, 0.0)  # at first there was none
-        settings.setdefault("epoch_cells", 0)
+        for name in ("noise_std", "scale", "light", "epoch_cells", "keep_initial"):
+            settings.setdefault(name, 0)  # at first there was none
         if settings.get("schedule") == "one-cycle":
             settings["schedule"] = "cosine"
     return checkpoint

@@ -21,6 +21,7 @@ FAST = {
     "normalise_brightness": True,
     "noise_std": 15.0,
     "epoch_cells": 0,
+    "keep_initial": 0.0,
 }
 CLASSIC = {
     "epochs": 3,
@@ -39,9 +40,10 @@ CLASSIC = {
     "normalise_brightness": False,
     "noise_std": 0.0,
     "epoch_cells": 0,
+    "keep_initial": 0.0,
 }
 FINETUNE = FAST | {"lr": 0.0006, "freeze_stages": 2}
-ADAPT = FINETUNE | {"epochs": 6, "lr": 0.0005, "synthetic": 0.0, "epoch_cells": 512}
+ADAPT = FINETUNE | {"epochs": 6, "lr": 0.0005, "synthetic": 0.0, "epoch_cells": 512, "keep_initial": 0.5}
 RECIPES = {"fast": FAST, "finetune": FINETUNE, "adapt": ADAPT, "classic": CLASSIC}
 MOMENTUM = 0.9  # of SGD
 

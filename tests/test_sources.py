@@ -138,6 +138,21 @@ def test_a_network_adapts_with_the_kind_and_size_that_its_file_says(best, elpv, 
     assert all(name.startswith("mine:") for name in checkpoint["split"]["val"])
 
 
+def test_an_adapted_network_lies_half_way_between_before_and_after(best, elpv, mine, tmp_path):
+    given = ["--data", str(elpv), str(mine), "--weights", str(best), "--recipe", "adapt", "--epochs", "1"]
+    assert train.main([*given, "--out", str(tmp_path)]) == 0
+    folder = tmp_path / "checkpoints"
+    for _ in range(2):
+        before, after, adapted = (
+            read_checkpoint(p)["model"] for p in (best, folder / "checkpoint_000.ckp", folder / "best.ckp")
+        )
+        for name, value in adapted.items():
+            if value.is_floating_point():
+                assert torch.allclose(value, (before[name] + after[name]) / 2, atol=1e-6)
+        assert not torch.equal(before["fc.weight"], after["fc.weight"])
+        assert train.main(["--resume", "--out", str(tmp_path)]) == 0  # a finished run is not mixed twice
+
+
 def test_the_network_that_comes_along_is_a_starting_point(lite0, elpv):
     model = build_model()
     load_initial_weights(model, ROOT / "cells.onnx")
