@@ -172,8 +172,8 @@ def adapt_parts(table, val_size=0.1, seed=SPLIT_SEED, classes=CLASSES, folds=0, 
     """`split_parts` for adapting a network to one's own cells, those of all sources but the first.
 
     The first source's cells are divided as ever, so that its test part shows what was forgotten. One's own are few, so
-    they are for training and validation alone; with `folds` those of one fold are the test part instead. A table of one
-    source is all one's own, and divided as ever.
+    they are for training and, beside the first source's, for validation; with `folds` those of one fold are the test
+    part instead. A table of one source is all one's own, and divided as ever.
     """
     first = table["source"] == table["source"].iloc[0]
     if first.all():
@@ -182,13 +182,16 @@ def adapt_parts(table, val_size=0.1, seed=SPLIT_SEED, classes=CLASSES, folds=0, 
             if folds
             else split_parts(table, "cell", 0.1, val_size)
         )
-    train, _, test = split_parts(table[first].reset_index(drop=True), val_size=val_size, seed=seed, classes=classes)
+    train, first_val, test = split_parts(
+        table[first].reset_index(drop=True), val_size=val_size, seed=seed, classes=classes
+    )
     own = table[~first].reset_index(drop=True)
     if folds:
         own_train, val, test = fold_parts(own, folds, fold, "cell", val_size, seed, classes)
     else:
         own_train, val = by_source(split_cells)(own, val_size, "cell", seed, classes)
-    return pd.concat([train, expand_variants(own_train)], ignore_index=True), originals(val), test
+    both = [train, expand_variants(own_train)], [first_val, originals(val)]
+    return *(pd.concat(parts, ignore_index=True) for parts in both), test
 
 
 @by_source
