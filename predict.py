@@ -3,7 +3,7 @@
 $ python predict.py images/                                # rows on the screen, with onnx/best.onnx
 $ python predict.py line1/ 'line2/**/*.png' --csv out.csv --report out.html
 $ find . -name '*.tif' | python predict.py - --model checkpoints/best.ckp --csv out.csv --resume
-$ python predict.py images/ --shard 2/8 --csv out2.csv     # the second of eight processes, each with its own --csv
+$ python predict.py mine/ --review review.html             # a page on which to label the doubtful cells
 $ python predict.py modules/ --grid 10x6 --csv cells.csv --report cells.html    # whole modules, 10 columns of 6 cells
 """
 

@@ -4,6 +4,7 @@ $ python train.py                             # train on all ELPV cells
 $ python train.py --limit 100 --epochs 1      # a first try in 20 seconds
 $ python train.py --resume                    # go on after an interruption
 $ python train.py --evaluate checkpoints/best.ckp
+$ python train.py --data data.csv mine/labels.csv --weights cells.onnx --recipe adapt    # to one's own cells
 $ torchrun --nproc-per-node 4 train.py        # several GPUs
 """
 
