@@ -78,7 +78,7 @@ def with_todays_names(checkpoint):
     settings = checkpoint.get("settings")
     if isinstance(settings, dict):
         for name in ("noise_std", "scale", "light", "epoch_cells", "keep_initial"):
-            settings.setdefault(name, 0)  # at first there was none
+            settings.setdefault(name, 0.0)  # at first there was none
         if settings.get("schedule") == "one-cycle":
             settings["schedule"] = "cosine"
     return checkpoint

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_addoption(parser):
     """`--fuzz N`: how many random inputs test_fuzz.py gives to each reader."""
-    parser.addoption("--fuzz", type=int, default=300)
+    parser.addoption("--fuzz", type=int, default=200)
 
 
 @pytest.fixture(scope="session")
