@@ -122,7 +122,7 @@ def cut_modules(pictures, folder, columns, rows, corners, processes=None):
     pictures: list of (path, name). corners: from read_corners. The lens of each size of picture is found first, from
     some of them (`lens_of`). One or two pictures need no other process. Memory does not grow with their number.
     """
-    processes = processes or max(1, (os.cpu_count() or 2) // 2)
+    processes = processes or max(2, (os.cpu_count() or 2) // 2)
     given = {path: corners.get(Path(path).name) for path, _ in pictures}
 
     def jobs(run):
