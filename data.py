@@ -45,7 +45,7 @@ from elcells.tables import in_order, read_rows
 
 __all__ = ["CellDataset", "adapt_parts", "expand_variants", "fill_images", "fold_parts", "groups", "limit_cells"]
 __all__ += ["originals", "read_table", "read_tables", "record_split", "recorded_part", "split_cells", "split_parts"]
-__all__ += ["stratified_folds", "summary", "write_variants"]
+__all__ += ["source_weights", "stratified_folds", "summary", "write_variants"]
 
 RESERVED = ("filename", "path", "cell", "variant", "transform", "picture", "fold", "source", "weight")  # of our own
 IDENTIFIERS = ("module", "type", "source")  # text, whatever they look like: 01 is not 1, 7E10 not 70E9
@@ -124,6 +124,23 @@ def read_tables(paths, classes=CLASSES, images=None):
             if name in table:
                 table[name] = (table["source"] + ":" + table[name]).where(table[name] != "", "")
     return pd.concat(tables, ignore_index=True).fillna(dict.fromkeys(IDENTIFIERS, ""))
+
+
+def source_weights(table, given, balanced=False):
+    """How many times as often as others each row is drawn in training: list of int.
+
+    given: dict of source -> such a number. balanced: where it gives none, sources beside the first one together count
+    as much as that.
+    Raises InputError for a source that the table has not.
+    """
+    sources = table["source"]
+    for name in given:
+        if name not in set(sources):
+            there = ", ".join(sources.unique())
+            raise InputError(f"--weight {name}={given[name]}: no source {name!r}, there are {there}")
+    own = (sources != sources[0]).sum()
+    usual = max(1, round((len(table) - own) / own)) if balanced and own else 1
+    return [given.get(s, usual if s != sources[0] else 1) for s in sources]
 
 
 def picture_paths(names, root):

@@ -264,7 +264,7 @@ def load_table(args):
     if filled:
         print(f"{filled} pictures copied from elpv-dataset into {table['path'][0].parent}")
     pictures, table["picture"] = load_sources(table, args.image_size, print)
-    table["weight"] = weights_of(table, args)
+    table["weight"] = data.source_weights(table, dict(args.weight), balanced=args.recipe == "adapt")
     return table, pictures
 
 
@@ -275,17 +275,6 @@ def parts_of(table, args, fold=0):
     if args.folds:
         return data.fold_parts(table, args.folds, fold, args.split, args.val_size, classes=args.classes)
     return data.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
-
-
-def weights_of(table, args):
-    """How many times as often as others each row is drawn in training: int (N,), as --weight and the recipe have it."""
-    given, sources = dict(args.weight), table["source"]
-    for name in given:
-        if name not in set(sources):
-            raise InputError(f"--weight {name}={given[name]}: no source {name!r}, there are {', '.join(set(sources))}")
-    own = (sources != sources[0]).sum()
-    usual = max(1, round((len(table) - own) / own)) if args.recipe == "adapt" and own else 1
-    return [given.get(s, usual if s != sources[0] else 1) for s in sources]
 
 
 # ---------------------------------------------------------------- commands

@@ -14,7 +14,7 @@ from PIL import Image
 from elcells.files import ANY_NAME, InputError, printable
 from elcells.grid import Grid
 from elcells.modules import CORNERS
-from elcells.page import UNSURE, doubt, fill, jpeg, map_text, read_results, source_of
+from elcells.page import UNSURE, class_maps_of, doubt, fill, jpeg, read_results, source_of
 from elcells.pictures import NEARLY_BLACK, open_picture, read_picture
 
 REPORT_CELLS = 1000  # the surest defects that the report shows
@@ -83,7 +83,7 @@ def keep(heap, item, most):
 def as_cell(row, name, target, maps):
     """A row as the page takes it, by the name that it shows; its picture is missing where it can't be read any more."""
     about = {"file": printable(name), "p": row["p"], "found": row["found"]}
-    about.update(unsure=row["doubt"] < UNSURE, doubt=row["doubt"], dark=row["dark"], maps=map_text(maps))
+    about.update(unsure=row["doubt"] < UNSURE, doubt=row["doubt"], dark=row["dark"], maps=maps)
     try:
         thumb = jpeg(Image.fromarray(read_picture(row["filename"], THUMB)), THUMB, 80)
         return {**about, "thumb": thumb, "src": source_of(row["filename"], target)}
@@ -98,22 +98,6 @@ def common_folder(folders):
     except ValueError:  # absolute and relative ones
         return ""
     return "" if root in ("", ".", os.sep) else os.path.join(root, "")
-
-
-def class_maps_of(rows, class_maps, size):
-    """Class maps of rows, in batches: {file name: (C, h, w)}; none where class_maps is None or a picture is gone."""
-    found, rows = {}, list(rows) if class_maps else []
-    for start in range(0, len(rows), 16):
-        names, images = [], []
-        for row in rows[start : start + 16]:
-            try:
-                images.append(read_picture(row["filename"], size))
-                names.append(row["filename"])
-            except InputError:
-                continue
-        if names:
-            found.update(zip(names, class_maps(np.stack(images)[:, None])))
-    return found
 
 
 def module_parts(about, rows, target, classes, maps):
@@ -138,7 +122,7 @@ def module_parts(about, rows, target, classes, maps):
             r, c = int(row["row"]), int(row["column"])
             found = ", ".join(f"{k} {v:.3f}" for k, v in zip(classes, row["p"])) if "p" in row else row["error"]
             points = " ".join(f"{x:.0f},{y:.0f}" for x, y in shapes[r - 1, c - 1])
-            seen = map_text(maps.get(row["filename"]))
+            seen = maps.get(row["filename"])
             cells.append([points, source_of(row["filename"], target), f"row {r}, column {c}: {found}", seen])
         counts = ", ".join(f"{m[k]} {k.replace('_', ' ')}" for k in (*classes, "nearly_black"))
         text = f"{columns}x{lines} cells of {m['cell_pixels']} pixels, {counts}."
@@ -162,7 +146,7 @@ def write_report(table, target, engine, model, about=None, class_maps=None):
             of_modules.setdefault(row["module"], []).append(row)
     shown = summary.shown()
     root = common_folder(summary.folders)
-    maps = class_maps_of(shown, class_maps, engine.image_size)
+    maps = class_maps_of((row["filename"] for row in shown), class_maps, engine.image_size)
     modules, module_count, failed = [], 0, []
     if about:
         modules, module_count, failed = module_parts(Path(about), of_modules, target, engine.classes, maps)

@@ -1,6 +1,7 @@
 """What the HTML pages have in common: a template that is filled with JSON, pictures, class maps."""
 
 import base64
+import contextlib
 import csv
 import io
 import json
@@ -11,9 +12,10 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 from scipy.special import logit
+from tqdm import tqdm
 
 from elcells.files import ANY_NAME, InputError, atomic_path
-from elcells.pictures import as_gray
+from elcells.pictures import as_gray, read_picture
 
 UNSURE = 1.0  # a probability nearer to its threshold, in logits, may fall on either side
 SHOWN_SIDE = 800  # pixels of an embedded picture's longer side
@@ -58,11 +60,26 @@ def source_of(path, target, embed=False):
 
 
 def map_text(maps):
-    """Class maps (C, h, w) as base64 of uint8, None as None."""
-    if maps is None:
-        return None
+    """Class maps (C, h, w) as base64 of uint8."""
     levels = np.rint(255 * np.clip(maps / HIGHEST, 0, 1)).astype(np.uint8)
     return base64.b64encode(levels.tobytes()).decode()
+
+
+def class_maps_of(paths, class_maps, size):
+    """Class maps of picture files as `map_text`: dict of path -> str; pictures that can't be read are left out.
+
+    class_maps: function from uint8 pictures (B, 1, size, size) to maps (B, C, h, w), or None: no maps.
+    """
+    found, paths = {}, list(paths) if class_maps else []
+    for start in tqdm(range(0, len(paths), BATCH), "class maps", unit="batch", leave=False, disable=None):
+        names, images = [], []
+        for path in paths[start : start + BATCH]:
+            with contextlib.suppress(InputError):  # gone meanwhile
+                images.append(read_picture(path, size))
+                names.append(path)
+        if names:
+            found.update(zip(names, map(map_text, class_maps(np.stack(images)[:, None]))))
+    return found
 
 
 def doubt(probabilities, thresholds):

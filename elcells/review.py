@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from elcells.files import InputError
-from elcells.page import BATCH, UNSURE, doubt, fill, map_text, read_results, source_of
+from elcells.page import UNSURE, class_maps_of, doubt, fill, read_results, source_of
 from elcells.pictures import read_picture
 
 MOST = 5000  # cells of a page
@@ -33,7 +33,7 @@ def choose(rows, engine, seed=0):
     near = [i for i in order if doubts[i] < UNSURE][:MOST]
     others = [i for i in order if doubts[i] >= UNSURE]
     differ = []
-    for i in tqdm(others[:TURNED], "symmetries", unit="cell", leave=False):
+    for i in tqdm(others[:TURNED], "symmetries", unit="cell", leave=False, disable=None):
         try:
             calls = engine(symmetries(read_picture(rows[i]["filename"], engine.image_size))) >= engine.thresholds
         except InputError:  # gone meanwhile
@@ -66,7 +66,7 @@ def write_page(target, cells, classes, thresholds, root, embed=False):
     Returns how many it shows.
     """
     shown = []
-    for cell in tqdm(cells, "pictures", unit="cell", leave=False):
+    for cell in tqdm(cells, "pictures", unit="cell", leave=False, disable=None):
         try:
             source = source_of(cell["path"], target, embed)
         except InputError:
@@ -94,25 +94,10 @@ def write_review(table, target, engine, class_maps=None, embed=False):
     if not rows:
         raise InputError(f"{table}: no cell was judged, so there is nothing to review")
     chosen = choose(rows, engine)
-    cells = [{"path": row["filename"], "why": why, "p": row["p"], "maps": None} for row, why in chosen]
-    add_maps(cells, class_maps, engine.image_size)
+    maps = class_maps_of((row["filename"] for row, _ in chosen), class_maps, engine.image_size)
+    cells = [
+        {"path": row["filename"], "why": why, "p": row["p"], "maps": maps.get(row["filename"])} for row, why in chosen
+    ]
     thresholds = [round(float(t), 4) for t in engine.thresholds]
     root = root_of([row["filename"] for row in rows])
     return write_page(target, cells, engine.classes, thresholds, root, embed)
-
-
-def add_maps(cells, class_maps, size):
-    """Fill in `maps` of dicts with a `path`, where the pictures can be read and class_maps is not None."""
-    if class_maps is None:
-        return
-    for start in tqdm(range(0, len(cells), BATCH), "class maps", unit="batch", leave=False):
-        part, images = [], []
-        for cell in cells[start : start + BATCH]:
-            try:
-                images.append(read_picture(cell["path"], size))
-                part.append(cell)
-            except InputError:  # gone meanwhile
-                continue
-        if part:
-            for cell, maps in zip(part, class_maps(np.stack(images)[:, None])):
-                cell["maps"] = map_text(maps)
