@@ -23,6 +23,7 @@ import train
 from elcells.files import InputError
 from elcells.metrics import metrics_table
 from elcells.pictures import CLASSES, read_picture
+from elcells.report import number
 from predict import SHIPPED, open_network
 
 BATCH = 16
@@ -77,9 +78,10 @@ def one(args, table, own, cells, draw):
 def summary(rows):
     """Mean over the draws, and their standard deviation, as text."""
     found = rows.groupby(["own", "judged", "cells"])[["f1", "ap", "seconds"]].agg(["mean", "std", "count"])
+    found = found.astype(object).where(found.notna(), None)  # of one draw there is no deviation
     lines = [f"{'own':16}{'judged':18}cells  draws   F1 (std)         AP (std)        seconds"]
     for (own, judged, cells), row in found.iterrows():
-        f1, ap = (f"{row[k, 'mean']:.3f} ({row[k, 'std']:.3f})" for k in ("f1", "ap"))
+        f1, ap = (f"{row[k, 'mean']:.3f} ({number(row[k, 'std'], 5).strip()})" for k in ("f1", "ap"))
         lines.append(
             f"{own:16}{judged:18}{cells:5}{row['f1', 'count']:7.0f}   {f1}   {ap}{row['seconds', 'mean']:9.0f}"
         )
