@@ -20,13 +20,13 @@ import pandas as pd
 
 import data
 import train
+from benchmarks.foreign import predict
 from elcells.files import InputError
 from elcells.metrics import metrics_table
 from elcells.pictures import CLASSES, read_picture
 from elcells.report import number
 from predict import SHIPPED, open_network
 
-BATCH = 16
 COLUMNS = ["own", "cells", "draw", "judged", "n", "seconds", "f1_crack", "f1_inactive", "f1", "ap_crack", "ap_inactive"]
 COLUMNS += ["ap"]
 
@@ -44,8 +44,7 @@ def judge(path, table):
     """`figures` of a network's file on the cells of a table."""
     engine = open_network(path)
     images = np.stack([read_picture(p, engine.image_size) for p in table["path"]])[:, None]
-    p = np.concatenate([engine(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
-    return figures(table[list(CLASSES)].to_numpy(), p, engine.thresholds)
+    return figures(table[list(CLASSES)].to_numpy(), predict(engine, images, np.arange(len(images))), engine.thresholds)
 
 
 def one(args, table, own, cells, draw):

@@ -24,11 +24,12 @@ BATCH = 16
 
 
 def fill(template, target, data):
-    """Write the page elcells/template with data, a dict that JSON can hold, in place of its word DATA."""
-    text = Path(__file__).with_name(template).read_text(encoding="utf-8")
+    """Write the page elcells/template with data, a dict that JSON can hold, in place of its word DATA, and page.js in
+    place of SHARED."""
+    text, shared = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in (template, "page.js"))
     held = json.dumps(data).replace("<", "\\u003c")  # no </script> may stand in a file's name
     with atomic_path(target) as temporary:
-        temporary.write_text(text.replace(">DATA<", f">{held}<"), encoding="utf-8")
+        temporary.write_text(text.replace(">SHARED<", f">\n{shared}<").replace(">DATA<", f">{held}<"), encoding="utf-8")
 
 
 def jpeg(image, side=SHOWN_SIDE, quality=88):
