@@ -23,7 +23,7 @@ from tqdm import tqdm
 from elcells.cache import load_sources
 from elcells.distributed import send
 from elcells.files import InputError, atomic_path, print_any_name
-from elcells.pictures import CLASSES, SUFFIXES, THREADS, as_stored, open_picture
+from elcells.pictures import CLASSES, SUFFIXES, THREADS, as_stored, file_of, open_picture
 from elcells.splits import (  # dividing cells is this file's business too, and lies below for its length
     SPLIT_SEED,
     VARIANTS,
@@ -147,9 +147,9 @@ def picture_paths(names, root):
     """Paths (list) of file names below `root`; where not all are there, but all are by their last part alone, these."""
     files = [Path(n.replace("\\", "/")) for n in names]
     paths = [as_stored(root / f) for f in files]
-    if not all(p.exists() for p in paths):
+    if not all(file_of(p)[0].exists() for p in paths):
         flat = [as_stored(root / f.name) for f in files]
-        if len(set(flat)) == len(flat) and all(p.exists() for p in flat):
+        if len(set(flat)) == len(flat) and all(file_of(p)[0].exists() for p in flat):
             return flat
     return paths
 
@@ -219,7 +219,7 @@ def fill_images(table):
     somebody's own that is only called like one is never replaced.
     Returns how many were copied. Raises InputError when pictures are missing that the package does not hold.
     """
-    missing = table[[not p.exists() for p in table["path"]]]
+    missing = table[[not file_of(p)[0].exists() for p in table["path"]]]
     if missing.empty:
         return 0
     own = read_rows(Path(__file__).with_name("data.csv"), ["filename", "module", "probability"])

@@ -149,15 +149,17 @@ def predict_modules(engine, pictures, args, done, write, flush):
             notes.update(module["notes"])
             counts = [""] * (len(engine.classes) + 1)
             if "cells" in module:
-                squares = np.stack([to_square(Image.fromarray(c), engine.image_size) for c in module["cells"]])
-                steps = range(0, len(squares), args.batch_size)
-                p = np.concatenate([engine(squares[i : i + args.batch_size, None]) for i in steps])
-                found, black = (p >= engine.thresholds).astype(int), module["black"]
-                found[black] = 0
+                black = module["black"]
+                live, p = np.flatnonzero(~black), np.zeros((len(black), len(engine.classes)))
+                for i in range(0, len(live), args.batch_size):
+                    part = live[i : i + args.batch_size]
+                    squares = [to_square(Image.fromarray(module["cells"][k]), engine.image_size) for k in part]
+                    p[part] = engine(np.stack(squares)[:, None])
+                found = (p >= engine.thresholds) & ~black[:, None]
                 for k, cell in enumerate(module["cells"]):
                     path = Path(folder) / cell_name(name, k, wide)
                     if str(path) not in done:
-                        judged = [*found[k], *(f"{v:.4f}" for v in p[k])]
+                        judged = [*found[k].astype(int), *(f"{v:.4f}" for v in p[k])]
                         judged = [""] * len(judged) if black[k] else judged
                         place = [name, k // wide + 1, k % wide + 1, module["sure"]]
                         error = "nearly black: not judged" if black[k] else ""

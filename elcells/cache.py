@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from elcells.files import InputError, atomic_path
-from elcells.pictures import IMAGE_SIZE, THREADS, as_lines, examine
+from elcells.pictures import IMAGE_SIZE, THREADS, as_lines, examine, file_of
 
 
 def load_pictures(table, size=IMAGE_SIZE, tell=None):
@@ -109,7 +109,7 @@ def load_sources(table, size=IMAGE_SIZE, tell=None):
 
 def _stamp(path):
     """What tells that a file is another one than before."""
-    stat = os.stat(path)
+    stat = os.stat(file_of(path)[0])
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 

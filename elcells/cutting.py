@@ -14,6 +14,7 @@ from PIL import Image
 
 from elcells.files import InputError, atomic_path
 from elcells.modules import CORNERS, cut_picture
+from elcells.pictures import file_of
 
 FINE_CRACKS = 150  # pixels a cell; with fewer fine cracks are missed
 LENS_PICTURES = 15  # of a folder, from which its lens is found
@@ -154,7 +155,7 @@ def cut_modules(pictures, folder, columns, rows, corners, processes=None):
 def picture_size(path):
     """(width, height) as a picture file says, without decoding it; (0, 0) where it can't be read."""
     try:
-        with Image.open(re.sub(r"#page=\d+$", "", str(path)) if not Path(path).exists() else path) as image:
+        with Image.open(file_of(path)[0]) as image:
             return image.size
     except Exception:
         return 0, 0

@@ -7,7 +7,6 @@ light ends. A robust least-squares fit follows what is seen; busbars, dead cells
 import itertools
 
 import numpy as np
-from scipy import ndimage
 
 STEP, GAP, FLANK = 0.005, 0.014, (0.025, 0.065)  # in cells: between samples; half a gap; where its surroundings are
 WIDER = (1, 2)  # times GAP and FLANK: the second for small or blurred pictures
@@ -96,6 +95,16 @@ def sides(grid):
     return [np.concatenate(parts) for parts in zip(*found)]
 
 
+def sampled(image, x, y):
+    """Gray at points of a picture (float32), bilinear, 0 beyond it; in a fraction of the time of scipy's map_coordinates."""
+    height, width = image.shape
+    column, row = (np.clip(v.astype(np.intp), 0, n - 2) for v, n in ((x, width), (y, height)))
+    right, down, first = (x - column).astype(np.float32), (y - row).astype(np.float32), row * width + column
+    a, b, c, d = (image.ravel()[k:].take(first, mode="clip") for k in (0, 1, width, width + 1))
+    a, c = a + (b - a) * right, c + (d - c) * right
+    return (a + (c - a) * down) * ((x >= 0) & (y >= 0) & (x <= width - 1) & (y <= height - 1))
+
+
 def profiles(image, grid, e, reach, fine=True):
     """Gray across each side (E, samples), the median along the side's middle part, and the samples' places in cells."""
     t, step = np.linspace(-0.36, 0.36, 9 if fine else 3), STEP if fine else 2 * STEP
@@ -105,8 +114,8 @@ def profiles(image, grid, e, reach, fine=True):
     on = mid + along * t[:, None]
     start, end = grid(on + across * s[0]), grid(on + across * s[-1])  # straight between: under 0.001 cells off
     share = np.linspace(0, 1, len(s))
-    y, x = (start[..., k, None] + (end - start)[..., k, None] * share for k in (1, 0))
-    found = ndimage.map_coordinates(image, [y, x], output=np.float32, order=1, mode="constant")
+    x, y = (start[..., k, None] + (end - start)[..., k, None] * share for k in (0, 1))
+    found = sampled(image, x, y)
     found.partition(len(t) // 2, axis=1)
     return found[:, len(t) // 2], s
 
@@ -199,14 +208,11 @@ def fit(image, grid, windows, fine=True, bend=None):
         scale = max(0.01, window / 6)
         own_places = [fine and turn > 0] * len(moves)
         active = np.array([True] * 8 + [curved] + [True] * 4 + [*apart.any(0), *own_places])
+        d = miss(v)
+        nudged = [miss(v + 1e-5 * one) if on else d for one, on in zip(np.eye(9, len(v)), active)]
+        jacobian = np.hstack([(np.array(nudged).T - d[:, None]) / 1e-5, -aside])  # so nearly linear that one will do
         for _ in range(8 if fine else 3):
             d = miss(v)
-            jacobian = np.zeros((len(d), len(v)))
-            for k in np.flatnonzero(active[:9]):
-                v[k] += 1e-5
-                jacobian[:, k] = (miss(v) - d) / 1e-5
-                v[k] -= 1e-5
-            jacobian[:, 9:] = -aside
             w = weight**2 / (1 + (d / scale) ** 2)
             a = (jacobian.T * w) @ jacobian + known.T @ known
             b = (jacobian.T * w) @ d + known.T @ (known @ v - wanted)

@@ -61,6 +61,17 @@ def four_corners(points):
     return np.roll(hull, -np.argmin(hull.sum(1)), axis=0) if len(hull) == 4 else None
 
 
+def grown(mask, by):
+    """Mask with all that is within `by` steps of it; many times as fast as scipy's binary_dilation."""
+    for _ in range(by):
+        before, mask = mask, mask.copy()
+        mask[1:] |= before[:-1]
+        mask[:-1] |= before[1:]
+        mask[:, 1:] |= before[:, :-1]
+        mask[:, :-1] |= before[:, 1:]
+    return mask
+
+
 def outlines(image, apart):
     """Guesses of the module's corners: the whole picture, lit areas at several thresholds and closings, and pairs.
 
@@ -70,9 +81,8 @@ def outlines(image, apart):
     found = [np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * (np.array(image.shape[::-1]) - 1.0)]
     bright, seen = np.percentile(smooth[::2, ::2], 95), set()
     for share, close in itertools.product((0.15, 0.3, 0.45), (0, 1, 2, 4, 7)):
-        mask = smooth > share * bright
-        mask = ndimage.binary_closing(np.pad(mask, 10), cross, iterations=close)[10:-10, 10:-10] if close else mask
-        mask = ndimage.binary_opening(mask, cross, iterations=2)
+        mask = ~grown(~grown(np.pad(smooth > share * bright, 10), close), close)[10:-10, 10:-10]
+        mask = grown(~grown(~np.pad(mask, 2), 2), 2)[2:-2, 2:-2]
         labels, _ = ndimage.label(mask)
         area, boxes = np.bincount(labels.ravel())[1:], ndimage.find_objects(labels)
         large = [k for k in np.argsort(-area)[:4] if area[k] > 0.04 * mask.size]

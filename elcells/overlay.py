@@ -56,4 +56,4 @@ def draw_module(module, path, verdicts, probabilities=None):
         draw.rectangle((0, 0, draw.textlength(text, font) + 16, 24), "black")
         draw.text((8, 12), text, "white", font, "lm")
     with atomic_path(path) as temporary:
-        bar.save(temporary, "PNG", compress_level=3)
+        bar.save(temporary, "PNG", compress_level=1)

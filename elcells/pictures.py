@@ -41,6 +41,17 @@ def as_stored(path):
     return path
 
 
+def file_of(path):
+    """The file that holds a picture, a Path, and the number of its page in there, from 0: FILE#page=2 is FILE's page 1.
+
+    A file that is called so itself is that file.
+    """
+    file, found = as_stored(Path(path)), re.fullmatch(r"(.*)#page=(\d+)", str(path), re.DOTALL)
+    if found and not file.exists():
+        return as_stored(Path(found[1])), int(found[2]) - 1
+    return file, 0
+
+
 def pages_of(path):
     """Names of a file's pictures, as open_picture takes them: the file's, or FILE#page=1 … of a TIFF of several pages.
 
@@ -76,6 +87,8 @@ def find_pictures(inputs):
             found = [given]
         elif (stored := as_stored(Path(given))).exists():
             found = [str(stored)]
+        elif file_of(given)[0].exists():
+            found = [given]
         else:
             found = sorted(p for p in glob.glob(given, recursive=True) if Path(p).suffix.lower() in SUFFIXES)
             if not found:
@@ -108,10 +121,7 @@ def open_picture(path):
     white_is_zero.
     Raises InputError for a file that is missing, no picture, damaged, or larger than MAX_PIXELS.
     """
-    file, page = as_stored(Path(path)), 0
-    found = re.fullmatch(r"(.*)#page=(\d+)", str(path), re.DOTALL)
-    if found and not file.exists():
-        file, page = as_stored(Path(found[1])), int(found[2]) - 1
+    file, page = file_of(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about what it could make nothing of

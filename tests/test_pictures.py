@@ -9,7 +9,7 @@ import data
 import predict
 from elcells.cache import load_pictures
 from elcells.files import InputError
-from elcells.pictures import as_lines, examine, open_picture, pages_of, read_picture
+from elcells.pictures import as_lines, examine, find_pictures, open_picture, pages_of, read_picture
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,17 @@ def test_each_page_of_a_tiff_is_a_picture(gray, tmp_path):
     names = pages_of(str(path))
     assert names == [f"{path}#page={n}" for n in (1, 2, 3)]
     assert [np.array_equal(read_picture(n), p) for n, p in zip(names, (gray, 255 - gray, gray // 2))] == [True] * 3
+    assert list(find_pictures([names[1]])) == [names[1]]
+
+
+def test_pages_of_a_tiff_have_labels_of_their_own(gray, tmp_path):
+    tifffile.imwrite(tmp_path / "stack.tif", np.stack([gray, 255 - gray]), photometric="minisblack")
+    (tmp_path / "labels.csv").write_text("filename;crack;inactive\nstack.tif#page=2;1;0\nstack.tif#page=1;0;0\n")
+    table = data.read_table(tmp_path / "labels.csv")
+    assert data.fill_images(table) == 0 and table["cell"].nunique() == 2
+    for _ in range(2):  # the second time from the cache
+        pictures, index = load_pictures(table)
+        assert np.array_equal(pictures[index[0], 0], 255 - gray) and np.array_equal(pictures[index[1], 0], gray)
 
 
 def test_a_preview_is_no_page(gray, tmp_path):
