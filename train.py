@@ -16,7 +16,6 @@ import re
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from elcells.cache import load_sources
 from elcells.checkpoint import read_checkpoint, with_todays_names
 from elcells.cpu import keep_freed_memory
 from elcells.distributed import barrier, pick_device, pick_precision, processes, rank, world
+from elcells.evaluation import predict
 from elcells.files import InputError, atomic_path, move_aside, print_any_name, sole_writer
 from elcells.pictures import CLASSES, IMAGE_SIZE
 from elcells.plots import plot_losses
@@ -45,7 +45,7 @@ from elcells.report import (
 from elcells.synthetic import SyntheticDefects
 from elcells.weights import describe_weights, load_initial_weights, read_network, restore_norms
 from model import DEFAULT, NETWORKS, WIDTH, build_model, load_model
-from trainer import Trainer, evaluate
+from trainer import Trainer
 
 # Options that a resumed run takes over from the interrupted one.
 FIXED = ("model", "width", "classes", "image_size", "split", "folds", "test_size", "val_size", "limit", "seed")
@@ -220,24 +220,10 @@ def resumed(parser, args, argv):
 # ---------------------------------------------------------------- predictions and reports
 
 
-def predict(model, rows, pictures, operating_point, tta):
-    """Rows of a table with the model's probability (p_...) and threshold (threshold_...) of each class added."""
-    if tta:
-        model.average_symmetries()
-    model.set_operating_point(operating_point)
-    dataset = CellDataset(rows, pictures, model.classes)
-    _, _, probabilities = evaluate(model, dataset.to(next(model.parameters()).device))
-    predicted = rows.copy()
-    for i, name in enumerate(model.classes):
-        predicted[f"p_{name}"] = probabilities[:, i].round(6)
-    for name, threshold in zip(model.classes, model.config["thresholds"]):
-        predicted[f"threshold_{name}"] = round(threshold, 6)
-    return predicted
-
-
 def measure(args, model, checkpoint, rows, pictures, by, prefix=""):
     """Evaluate a model on test rows; write report, predictions and plots, print the table."""
-    predicted = predict(model, rows, pictures, args.operating_point, args.tta)
+    dataset = CellDataset(rows, pictures, model.classes)
+    predicted = predict(model, rows, dataset, args.operating_point, args.tta)
     if rank() > 0:
         return
     out = Path(args.out)
@@ -245,7 +231,6 @@ def measure(args, model, checkpoint, rows, pictures, by, prefix=""):
     epoch = f"epoch {checkpoint['epoch']}" if "epoch" in checkpoint else "no epoch recorded"
     epoch += ", mean over eight symmetries" * args.tta
     name = f"{epoch}, {describe_weights(model.config['initial_weights'])} at the start"
-    dataset = CellDataset(predicted, pictures, model.classes)
     write_results(predicted, dataset, model.classes, by, out, prefix, name, about(model, checkpoint))
 
 
@@ -355,7 +340,8 @@ def cross_validate(args, table, pictures, device, precision):
             trained = train(args, parts, pictures, folder, out / "plots" / folder.name, device, precision, resume)
             if trained is None:
                 return 130
-            predicted = predict(trained[0], parts[2], pictures, args.operating_point, args.tta)
+            dataset = CellDataset(parts[2], pictures, args.classes)
+            predicted = predict(trained[0], parts[2], dataset, args.operating_point, args.tta)
             if rank() == 0:
                 write_predictions(predicted, args.classes, done)
             barrier()
@@ -374,23 +360,6 @@ def cross_validate(args, table, pictures, device, precision):
     dataset = CellDataset(predicted, pictures, args.classes)
     write_results(predicted, dataset, args.classes, args.split, out, "", name, about(model, checkpoint))
     return 0
-
-
-def epochs_within(trainer, seconds, share=0.9):
-    """How many epochs (1 or more) of a Trainer that has not begun fit into so many seconds.
-
-    A few steps are timed, and undone. share: of the time that is for training; the rest is for evaluation and
-    checkpoints.
-    """
-    rows, times = np.arange(min(trainer.batch_size, len(trainer.train_set))), []
-    trainer.training_mode()
-    with trainer.undone():
-        for _ in range(6):
-            started = time.monotonic()
-            float(trainer.run_step(trainer.batch(rows)))  # waits for a GPU
-            times.append(time.monotonic() - started)
-    step = trainer.summed(torch.tensor(float(np.median(times[1:])), device=trainer.device)).item() / world()
-    return max(1, int(share * seconds / (trainer.steps * step)))
 
 
 def train(args, parts, pictures, folder, plots, device, precision, resume):
@@ -430,7 +399,7 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
         if args.max_time:  # the number that was found then
             trainer.epochs = trainer.notes["settings"]["epochs"] = read_checkpoint(resume)["settings"]["epochs"]
     elif args.max_time:
-        trainer.epochs = trainer.notes["settings"]["epochs"] = epochs_within(trainer, args.max_time / (args.folds or 1))
+        trainer.epochs = trainer.notes["settings"]["epochs"] = trainer.epochs_within(args.max_time / (args.folds or 1))
     parameters = sum(p.numel() for p in model.parameters())
     print(
         f"cells     {train['cell'].nunique()} to train ({len(train)} pictures), {val['cell'].nunique()} to validate, "

@@ -22,54 +22,19 @@ from tqdm import tqdm
 
 from elcells.augment import augment, draw_changes, draw_light, draw_noise, uneven_light
 from elcells.checkpoint import network_state, read_checkpoint
-from elcells.distributed import autocast, barrier, quiet, rank, send, synchronised, world
+from elcells.distributed import autocast, barrier, channels_last, quiet, rank, send, synchronised, world
+from elcells.evaluation import calibrate, evaluate
 from elcells.files import InputError, atomic_path, reason
 from elcells.graphs import GraphedStep
 from elcells.metrics import calibration, f1_scores, metrics_table
 from elcells.recipes import MOMENTUM, step_decay, warmup_cosine
 from elcells.synthetic import NUMBERS, SHARE
-from model import WithAuxiliaryHead, channels_last, first_layers, load_model, save_checkpoint
+from model import WithAuxiliaryHead, first_layers, load_model, save_checkpoint
 
 SAVE_SECONDS = 300  # a long epoch leaves last.ckp this often
 LAST_SHARE = 0.15  # of the defect-free cells get a defect drawn in the last epochs, as many as really have one
 DRAWN = 0.4  # from this strength of a drawing on (of 1) a place counts as defective
 STOP_STEPS = 16  # several processes agree this often on whether one was asked to stop
-
-
-@torch.inference_mode()
-def evaluate(model, dataset, precision=torch.float32, batch_size=32):
-    """Loss and predictions of a model on a CellDataset, without augmentation, on the device that the model is on.
-
-    batch_size: pictures at once. Several processes share the work.
-    Returns (mean binary cross entropy, labels (N, C) float32, probabilities (N, C) float32), the same in each.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    logits = torch.zeros(len(dataset), len(model.classes), device=device)
-    mine = np.arange(rank(), len(dataset), world())
-    for start in tqdm(range(0, len(mine), batch_size), "evaluating", unit="batch", leave=False, **quiet()):
-        rows = mine[start : start + batch_size]
-        images = channels_last(dataset.batch(rows)[0].to(device))
-        with autocast(device, precision):
-            logits[send(torch.from_numpy(rows), device)] = model(images)
-    if world() > 1:
-        dist.all_reduce(logits)
-    logits, labels = logits.cpu(), torch.from_numpy(dataset.labels)
-    loss = F.binary_cross_entropy_with_logits(logits, labels)
-    return float(loss), dataset.labels, model.probabilities(logits).numpy()
-
-
-def calibrate(model, dataset):
-    """Settle a finished model's temperatures, thresholds and operating points on a CellDataset, its validation part.
-
-    Changes model.config: `calibration` of the model as it is, and of the mean over the symmetries as "with_tta". It is
-    measured in float32, as the network will be used: bfloat16 moves probabilities by about 0.005.
-    """
-    for tta in (True, False):
-        model.config.update(tta=tta, temperatures=[1.0] * len(model.classes))
-        _, labels, probabilities = evaluate(model, dataset)
-        found = calibration(labels, probabilities)
-        model.config.update({"with_tta": found} if tta else found)
 
 
 def mixed(state, initial, share):
@@ -363,6 +328,22 @@ class Trainer:
         if world() > 1:
             dist.all_reduce(value)
         return value
+
+    def epochs_within(self, seconds, share=0.9):
+        """How many epochs (1 or more) of a run that has not begun fit into so many seconds.
+
+        A few steps are timed, and undone. share: of the time that is for training; the rest is for evaluation and
+        checkpoints.
+        """
+        rows, times = np.arange(min(self.batch_size, len(self.train_set))), []
+        self.training_mode()
+        with self.undone():
+            for _ in range(6):
+                started = time.monotonic()
+                float(self.run_step(self.batch(rows)))  # waits for a GPU
+                times.append(time.monotonic() - started)
+        step = self.summed(torch.tensor(float(np.median(times[1:])), device=self.device)).item() / world()
+        return max(1, int(share * seconds / (self.steps * step)))
 
     def fit(self, on_epoch=None):
         """Train until `epochs` are done or `stop` is set; on_epoch(self) is called after each epoch (in process 0).

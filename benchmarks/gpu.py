@@ -30,13 +30,14 @@ from data import CellDataset
 from elcells.cache import load_pictures
 from elcells.cpu import keep_freed_memory
 from elcells.distributed import autocast, pick_device, send
+from elcells.evaluation import evaluate
 from elcells.files import InputError, atomic_path
 from elcells.pictures import IMAGE_SIZE
 from elcells.recipes import RECIPES
 from elcells.synthetic import SyntheticDefects
 from elcells.weights import load_initial_weights
 from model import NETWORKS, build_model, first_layers, load_model
-from trainer import Trainer, evaluate
+from trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 

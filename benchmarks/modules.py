@@ -3,6 +3,7 @@
 $ python -m benchmarks.modules                       # easy, medium, hard, strings, layouts: 100 modules each
 $ python -m benchmarks.modules --levels hard --count 500 --jobs 2 --out doc/modules.csv
 $ python -m benchmarks.modules --calls cells.onnx    # F1 of the calls by cells' resolution, against perfect corners
+$ python -m benchmarks.modules --levels hard --lens -0.03    # one camera: each alone, and with the median lens of 15
 
 Composed are perspective, turn, lens (barrel), gaps, frame, neighbouring modules, dead cells, a dead third ("string"),
 dim border rows, vignetting, noise and blur. Seeds below 10,000 are for trying things out, those above for reporting.
@@ -23,6 +24,7 @@ from sklearn.metrics import f1_score
 from tqdm import tqdm
 
 import data
+from elcells.cutting import LENS_PICTURES
 from elcells.engine import open_model
 from elcells.files import atomic_path
 from elcells.grid import Grid
@@ -217,12 +219,15 @@ def photograph(canvas, size, around, rng, p, side, lens, filled):
 
 
 def measure(job):
-    """One module cut: dict of level, seed, cell, error (largest and mean, in cells), score, lead, sure, seconds."""
-    level, seed = job
-    picture, true = compose(measure.cells, seed, level)
+    """One module cut: dict of level, seed, cell, error (largest and mean, in cells), score, lead, sure, bend, seconds.
+
+    job: (level, seed, lens or None for one by chance, the lens that the fit is told or None).
+    """
+    level, seed, lens, known = job
+    picture, true = compose(measure.cells, seed, level, lens=lens)
     image = picture.astype(np.float32)
     started = time.process_time()
-    grid, score, lead = find_grid(image, *true["grid"])
+    grid, score, lead = find_grid(image, *true["grid"], bend=known)
     seconds = time.process_time() - started
     sure = score >= FOUND and not doubts(grid, image.shape, score, lead, cut_cells(image, grid))
     off = np.linalg.norm(grid.nodes() - true["nodes"], axis=-1) / np.sqrt(grid.cell_size().prod())
@@ -238,6 +243,7 @@ def measure(job):
         "score": score,
         "lead": lead,
         "sure": int(sure),
+        "bend": grid.bend,
         "seconds": seconds,
     }
 
@@ -260,16 +266,26 @@ def summary(rows):
     )
 
 
-def cut_all(args):
-    """Cut `count` modules of each level and print the table."""
-    jobs = [(level, args.seed + k) for level in args.levels for k in range(args.count)]
-    with ProcessPoolExecutor(args.jobs, initializer=start_worker) as pool:
-        rows = list(tqdm(pool.map(measure, jobs), total=len(jobs), unit="module", leave=False))
+def print_table(rows, levels):
+    """The table of cut modules, a line a level."""
     print("In % of modules; errors in % of a cell; not flagged: called sure all the same.")
     print("                right   all cells   median   95 % of    wrong,   3 to 50 %     flagged   CPU s a")
     print("level    count   grid  within 3 %    error  worst cells not fl. off, not fl. for nothing  module")
-    for level in args.levels:
+    for level in levels:
         print(summary([r for r in rows if r["level"] == level]))
+
+
+def cut_all(args):
+    """Cut `count` modules of each level and print the table; with --lens also as cut_modules would, the lens known."""
+    jobs = [(level, args.seed + k, args.lens, None) for level in args.levels for k in range(args.count)]
+    with ProcessPoolExecutor(args.jobs, initializer=start_worker) as pool:
+        rows = list(tqdm(pool.map(measure, jobs), total=len(jobs), unit="module", leave=False))
+        print_table(rows, args.levels)
+        if args.lens is not None:
+            sure = {level: [r["bend"] for r in rows if r["level"] == level and r["sure"]] for level in args.levels}
+            lens = {level: float(np.median(bends[:LENS_PICTURES])) for level, bends in sure.items()}
+            print(f"\nThe lens known: the median of the first {LENS_PICTURES} sure ones")
+            print_table(list(pool.map(measure, [(*job[:3], lens[job[0]]) for job in jobs])), args.levels)
     if args.out:
         with atomic_path(args.out) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, rows[0], delimiter=";", lineterminator="\n")
@@ -322,6 +338,8 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=REPORTED, metavar="N", help="of the first module (%(default)s)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (%(default)s)")
     parser.add_argument("--out", metavar="CSV", help="a row for each module")
+    lens = "all modules are of one camera with this relative displacement at the corners, below 0: barrel"
+    parser.add_argument("--lens", type=float, metavar="B", help=lens)
     calls = "instead: F1 of this network's calls on cut cells of several resolutions"
     parser.add_argument("--calls", metavar="ONNX", help=calls)
     args = parser.parse_args(argv)

@@ -27,10 +27,10 @@ from elcells.cache import load_pictures
 from elcells.checkpoint import find_checkpoint
 from elcells.cpu import keep_freed_memory
 from elcells.distributed import pick_precision
+from elcells.evaluation import evaluate
 from elcells.files import InputError, atomic_path
 from elcells.metrics import metrics_table
 from model import load_model
-from trainer import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 

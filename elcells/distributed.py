@@ -1,4 +1,4 @@
-"""Where a network runs: device, precision, and the processes that train together."""
+"""Where a network runs: device, precision, memory layout, and the processes that train together."""
 
 import contextlib
 import os
@@ -149,3 +149,12 @@ def send(tensor, device):
     if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def channels_last(images):
+    """Gray images (N, 1, H, W) with the strides that make the first convolution's output channels_last.
+
+    For one channel `.contiguous(memory_format=torch.channels_last)` leaves the strides alone, the network then runs
+    its costliest layers, stem and max pool, in the other layout: ResNet-34 trains at three quarters of the speed.
+    """
+    return images.squeeze(1).unsqueeze(-1).permute(0, 3, 1, 2)

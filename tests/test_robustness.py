@@ -10,11 +10,11 @@ from torchvision.transforms import functional as tv
 import data
 from benchmarks import robustness
 from elcells.cache import load_pictures
+from elcells.evaluation import evaluate
 from elcells.files import InputError
 from elcells.metrics import f1_scores
 from elcells.pictures import CLASSES, read_picture
 from model import load_model, save_checkpoint
-from trainer import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import data
 from data import CellDataset
 from elcells.augment import draw_changes
 from elcells.checkpoint import read_checkpoint
-from elcells.distributed import pick_device, pick_precision
+from elcells.distributed import channels_last, pick_device, pick_precision
+from elcells.evaluation import evaluate
 from elcells.files import InputError
 from elcells.metrics import (
     bootstrap_mean_f1,
@@ -22,9 +23,8 @@ from elcells.metrics import (
 )
 from elcells.recipes import RECIPES, step_decay, warmup_cosine
 from elcells.synthetic import NUMBERS, SHARE, SyntheticDefects
-from model import NETWORKS, WithAuxiliaryHead, build_model, channels_last, load_model
-from train import epochs_within
-from trainer import LAST_SHARE, Trainer, evaluate
+from model import NETWORKS, WithAuxiliaryHead, build_model, load_model
+from trainer import LAST_SHARE, Trainer
 
 
 def make_trainer(small, folder, rows=40, network="resnet", **options):
@@ -93,7 +93,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(make, tmp_path, 
 def test_undone_steps_leave_no_trace(make, tmp_path):
     plain, timed = make(tmp_path / "a", epochs=1), make(tmp_path / "b", epochs=1)
     plain.fit()
-    epochs_within(timed, 1.0)
+    timed.epochs_within(1.0)
     timed.fit()
     assert equal(weights(plain), weights(timed))
 
