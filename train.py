@@ -32,7 +32,7 @@ from elcells.evaluation import predict
 from elcells.files import InputError, atomic_path, move_aside, print_any_name, sole_writer
 from elcells.pictures import CLASSES, IMAGE_SIZE
 from elcells.plots import plot_losses
-from elcells.recipes import RECIPES
+from elcells.recipes import RECIPES, kept_share
 from elcells.report import (
     about,
     open_tensorboard,
@@ -381,12 +381,14 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
             rows = np.linspace(0, len(train) - 1, min(len(train), NORM_CELLS)).astype(int)
             restore_norms(model, CellDataset(train, pictures, args.classes).batch(rows)[0])
 
+    recipe = {name: getattr(args, name) for name in RECIPES[args.recipe]}
+    own = int((train["source"] != train["source"].iloc[0]).sum()) or len(train)
     trainer = Trainer(
         model,
         CellDataset(train, pictures, args.classes),
         CellDataset(val, pictures, args.classes),
         folder,
-        **{name: getattr(args, name) for name in RECIPES[args.recipe]},
+        **recipe | {"keep_initial": kept_share(args.keep_initial, own)},
         defects=SyntheticDefects(args.classes, args.image_size, args.seed, device) if args.synthetic else None,
         device=device,
         precision=precision,

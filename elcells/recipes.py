@@ -46,6 +46,7 @@ FINETUNE = FAST | {"lr": 0.0006, "freeze_stages": 2}
 ADAPT = FINETUNE | {"epochs": 6, "lr": 0.0005, "synthetic": 0.0, "epoch_cells": 512, "keep_initial": 0.5}
 RECIPES = {"fast": FAST, "finetune": FINETUNE, "adapt": ADAPT, "classic": CLASSIC}
 MOMENTUM = 0.9  # of SGD
+ENOUGH = 50  # cells of one's own from which on no more than `keep_initial` of the initial weights is kept
 
 TENTHS, HALVES = (10, 20, 30, 40), (60, 80, 100, 130)  # epochs at which the learning rate falls, and to which share
 
@@ -63,3 +64,11 @@ def warmup_cosine(progress, warm_up=0.15):
     if progress < warm_up:
         return progress / warm_up
     return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
+
+
+def kept_share(share, own):
+    """Share of the initial weights to keep after training with `own` cells of one's own: the fewer, the more.
+
+    share: what is kept where there are ENOUGH; 0 stays 0. With 25 cells half of the weights made a network worse.
+    """
+    return 1 - (1 - share) * min(1, own / ENOUGH) if share else 0.0

@@ -16,6 +16,7 @@ from elcells.checkpoint import read_checkpoint
 from elcells.engine import open_model
 from elcells.files import InputError
 from elcells.pictures import read_picture
+from elcells.recipes import kept_share
 from elcells.weights import load_initial_weights, restore_norms
 from model import build_model
 
@@ -139,20 +140,23 @@ def test_heavier_cells_are_drawn_more_often(finished, both, tmp_path):
     assert np.mean(share) == pytest.approx(24 * 5 / (24 * 5 + len(both) - 24), abs=0.05)
 
 
-def test_an_adapted_network_is_of_its_files_kind_and_lies_half_way_to_the_trained_one(best, elpv, mine, tmp_path):
+def test_an_adapted_network_is_of_its_files_kind_and_lies_between_it_and_the_trained_one(best, elpv, mine, tmp_path):
     given = ["--data", str(elpv), str(mine), "--weights", str(best), "--recipe", "adapt", "--epochs", "1"]
     assert train.main([*given, "--out", str(tmp_path)]) == 0
     folder = tmp_path / "checkpoints"
     checkpoint = read_checkpoint(folder / "best.ckp")
     assert checkpoint["config"]["network"] == "resnet" and checkpoint["config"]["image_size"] == 64
     assert any(name.startswith("mine:") for name in checkpoint["split"]["val"])
+    own = len(data.read_table(mine)) - sum(name.startswith("mine:") for name in checkpoint["split"]["val"])
+    share = kept_share(0.5, own)
+    assert 0.5 < share < 0.8
     for _ in range(2):
         before, after, adapted = (
             read_checkpoint(p)["model"] for p in (best, folder / "checkpoint_000.ckp", folder / "best.ckp")
         )
         for name, value in adapted.items():
             if value.is_floating_point():
-                assert torch.allclose(value, (before[name] + after[name]) / 2, atol=1e-6)
+                assert torch.allclose(value, torch.lerp(after[name], before[name], share), atol=1e-6)
         assert not torch.equal(before["fc.weight"], after["fc.weight"])
         assert train.main(["--resume", "--out", str(tmp_path)]) == 0  # a finished run is not mixed twice
 
