@@ -149,7 +149,7 @@ def test_an_adapted_network_is_of_its_files_kind_and_lies_between_it_and_the_tra
     assert any(name.startswith("mine:") for name in checkpoint["split"]["val"])
     own = len(data.read_table(mine)) - sum(name.startswith("mine:") for name in checkpoint["split"]["val"])
     share = kept_share(0.5, own)
-    assert 0.5 < share < 0.8
+    assert 0.5 < share < 1
     for _ in range(2):
         before, after, adapted = (
             read_checkpoint(p)["model"] for p in (best, folder / "checkpoint_000.ckp", folder / "best.ckp")
