@@ -29,18 +29,13 @@ from elcells.graphs import GraphedStep
 from elcells.metrics import calibration, f1_scores, metrics_table
 from elcells.recipes import MOMENTUM, step_decay, warmup_cosine
 from elcells.synthetic import NUMBERS, SHARE
+from elcells.weights import mixed
 from model import WithAuxiliaryHead, first_layers, load_model, save_checkpoint
 
 SAVE_SECONDS = 300  # a long epoch leaves last.ckp this often
 LAST_SHARE = 0.15  # of the defect-free cells get a defect drawn in the last epochs, as many as really have one
 DRAWN = 0.4  # from this strength of a drawing on (of 1) a place counts as defective
 STOP_STEPS = 16  # several processes agree this often on whether one was asked to stop
-
-
-def mixed(state, initial, share):
-    """A network's state dict with `share` of the initial one in it; counters stay."""
-    initial = {k: v.to(state[k].device) for k, v in initial.items()}
-    return {k: torch.lerp(v, initial[k], share) if v.is_floating_point() else v for k, v in state.items()}
 
 
 class Trainer:

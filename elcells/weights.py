@@ -197,3 +197,9 @@ def _fill(network, state, path):
 def describe_weights(record):
     """Initial weights in a few words."""
     return f"{record['used']} weights"
+
+
+def mixed(state, initial, share):
+    """A network's state dict with `share` of the initial one in it; counters stay."""
+    initial = {k: v.to(state[k].device) for k, v in initial.items()}
+    return {k: torch.lerp(v, initial[k], share) if v.is_floating_point() else v for k, v in state.items()}
