@@ -46,7 +46,7 @@ FINETUNE = FAST | {"lr": 0.0006, "freeze_stages": 2}
 ADAPT = FINETUNE | {"epochs": 6, "lr": 0.0005, "synthetic": 0.0, "epoch_cells": 512, "keep_initial": 0.5}
 RECIPES = {"fast": FAST, "finetune": FINETUNE, "adapt": ADAPT, "classic": CLASSIC}
 MOMENTUM = 0.9  # of SGD
-ENOUGH = 50  # cells of one's own from which on no more than `keep_initial` of the initial weights is kept
+ENOUGH = 75  # cells of one's own from which on no more than `keep_initial` of the initial weights is kept
 
 TENTHS, HALVES = (10, 20, 30, 40), (60, 80, 100, 130)  # epochs at which the learning rate falls, and to which share
 
