@@ -99,7 +99,7 @@ def main(argv=None):
     parser.add_argument("--tta", action="store_true", help="mean over a cell's eight symmetries (checkpoints)")
     parser.add_argument("--errors", metavar="FILE", help="picture of the last network's surest errors")
     parser.add_argument("--json", metavar="FILE", help="all figures")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     try:
         report = []
         for path in args.networks:

@@ -54,7 +54,7 @@ def test_the_figures_are_scikit_learns():
 def test_what_can_not_be_judged_is_one_sentence(table, tmp_path, capsys):
     assert foreign.main([str(tmp_path / "none.csv")]) == 2
     assert "none.csv" in capsys.readouterr().err
-    assert foreign.main([str(table), str(ROOT / "cells.onnx"), "--tta"]) == 2
+    assert foreign.main([str(table), "--tta", str(ROOT / "cells.onnx")]) == 2
     assert "export it with" in capsys.readouterr().err
 
 
