@@ -18,6 +18,7 @@ from elcells.pictures import file_of
 
 FINE_CRACKS = 150  # pixels a cell; with fewer fine cracks are missed
 LENS_PICTURES = 15  # of a folder, from which its lens is found
+MOST_LINES = 20  # about single modules, in the summary
 MODULE_COLUMNS = "filename name columns rows score lead sure why cell_pixels bend".split() + CORNERS
 
 
@@ -168,7 +169,10 @@ def folders_of(out):
 
 
 def warnings_of(rows):
-    """Lines about modules that the user should look at, and whether all are sure; rows: of a ModulesTable."""
+    """Lines about modules that the user should look at, MOST_LINES of them, and whether all are sure.
+
+    rows: of a ModulesTable.
+    """
     lines, small, sure = [], [], True
     for row in rows:
         known = dict(zip(MODULE_COLUMNS, row))
@@ -180,6 +184,8 @@ def warnings_of(rows):
             lines.append(f"{known['filename']}: not sure ({known['why']}); look at its picture, or give --corners")
         if known["cell_pixels"] < FINE_CRACKS:
             small.append(known["cell_pixels"])
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES:] = [f"… and {len(lines) - MOST_LINES} more; modules.csv has them all."]
     if small:
         few = f"{len(small)} of {len(rows)} modules have under {FINE_CRACKS} pixels a cell (down to {min(small)})"
         lines.append(f"{few}: fine cracks will be missed.")

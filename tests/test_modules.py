@@ -11,7 +11,7 @@ import cut_module
 import predict
 from benchmarks.modules import Cells, compose
 from elcells.align import align_cell
-from elcells.cutting import lens_of, module_names
+from elcells.cutting import MOST_LINES, lens_of, module_names, module_row, warnings_of
 from elcells.files import InputError
 from elcells.grid import Grid
 from elcells.modules import cut_picture, doubts, grid_size, read_corners
@@ -270,6 +270,14 @@ def test_names_of_modules_are_their_own():
     )
     assert len(set(names)) == 7
     assert names[2:] == ["b/m1", "b/M1.2", "b/M1.3", "b/p_page1", "b/p_page2"]
+
+
+def test_many_doubtful_modules_are_told_in_a_few_lines():
+    module = {"filename": "m.png", "sure": 0, "why": "dark", "error": "", "cell_pixels": 200}
+    rows = [module_row(module, f"m{k}", [0, 0, 0]) for k in range(50)]
+    lines, sure = warnings_of(rows)
+    assert not sure and len(lines) == MOST_LINES + 1 and f"{50 - MOST_LINES} more" in lines[-1]
+    assert len(warnings_of(rows[:MOST_LINES])[0]) == MOST_LINES
 
 
 def test_the_lens_of_one_camera_is_a_median(cells, tmp_path):
