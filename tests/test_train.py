@@ -359,9 +359,9 @@ def test_each_step_of_two_processes_is_the_step_of_one_exactly_in_float64(elpv):
     assert len(losses[0]) == 5 and losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_exits_130_and_ends_as_an_uninterrupted_one(finished, elpv, tmp_path, number):
-    options = ["--data", str(elpv), "--out", str(tmp_path), *SMALL, "--epochs", "2"]
+def stop(number, elpv, folder):
+    """Start a run of two epochs, send it a signal after the first, and see it say how it goes on."""
+    options = ["--data", str(elpv), "--out", str(folder), *SMALL, "--epochs", "2"]
     command = [sys.executable, str(ROOT / "train.py"), *options]
     slow = {**os.environ, "TQDM_DISABLE": "", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=slow, text=True, bufsize=1)
@@ -373,9 +373,19 @@ def test_a_stopped_run_exits_130_and_ends_as_an_uninterrupted_one(finished, elpv
     if process.returncode == 0:
         pytest.fail("the run was over before it could be stopped")
     assert process.returncode == 130 and "go on with: python train.py --resume --out" in out, err
+
+
+def test_a_stopped_run_exits_130_and_ends_as_an_uninterrupted_one(finished, elpv, tmp_path):
+    stop(signal.SIGINT, elpv, tmp_path)
     assert train.main(["--resume", "--out", str(tmp_path)]) == 0
     ours, theirs = (load_model(p / "checkpoints" / "last.ckp")[0].network.state_dict() for p in (tmp_path, finished))
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_sigterm_stops_a_run_as_ctrl_c_does(elpv, tmp_path):
+    stop(signal.SIGTERM, elpv, tmp_path)
+    checkpoint = read_checkpoint(tmp_path / "checkpoints" / "last.ckp")
+    assert checkpoint["epoch"] == 1 and checkpoint["optimizer"]["state"]
 
 
 @pytest.mark.parametrize(
