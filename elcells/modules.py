@@ -49,9 +49,18 @@ def cut_cells(image, grid, most=IMAGE_SIZE):
 
     image: float32 (H, W) in 0..255. A cell keeps the picture's resolution, up to `most` pixels along its longer side;
     square and half cells get exactly that shape. Each is taken by the perspective of its own four corners, so the lens
-    is followed cell by cell.
+    is followed cell by cell. At the module's border, where light fades, they begin a pixel of the picture further in:
+    a dark rim looks like an inactive region.
     """
-    size = grid.cell_size()
+    size, quads = grid.cell_size(), grid.cells()
+    for line, near, far in (
+        (quads[:, 0], [0, 3], [1, 2]),
+        (quads[:, -1], [1, 2], [0, 3]),
+        (quads[0], [0, 1], [3, 2]),
+        (quads[-1], [3, 2], [0, 1]),
+    ):
+        inward = line[:, far] - line[:, near]
+        line[:, near] += inward / np.linalg.norm(inward, axis=-1, keepdims=True)
     width, height = np.round(size * min(1, most / size.max())).astype(int)
     octaves, long = np.log2(width / height), max(width, height)
     if abs(octaves) < 0.2:
@@ -65,7 +74,7 @@ def cut_cells(image, grid, most=IMAGE_SIZE):
     scale = np.array(picture.size) / image.shape[::-1]
     target = np.array([[0, 0], [width, 0], [width, height], [0, height]], float)
     cells = []
-    for corners in grid.cells().reshape(-1, 4, 2):
+    for corners in quads.reshape(-1, 4, 2):
         pixels = (corners + 0.5) * scale
         equations = [[x, y, 1, 0, 0, 0, -u * x, -u * y] for (x, y), (u, _) in zip(target, pixels)]
         equations += [[0, 0, 0, x, y, 1, -v * x, -v * y] for (x, y), (_, v) in zip(target, pixels)]
