@@ -246,3 +246,11 @@ def read_picture(path, size=IMAGE_SIZE):
 def as_lines(notes):
     """Lines such as "40 pictures use 12 of 16 bits" of a Counter of what `examine` assumed."""
     return [f"{n} picture{'s' * (n != 1)} {note}." for note, n in sorted(notes.items())]
+
+
+def symmetries(pictures):
+    """Yield the eight turned and mirrored versions of pictures (..., S, S), the first as they are."""
+    for quarter in range(4):
+        turned = np.rot90(pictures, quarter, (-2, -1))
+        yield turned
+        yield turned[..., ::-1]

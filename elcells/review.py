@@ -9,18 +9,12 @@ from tqdm import tqdm
 
 from elcells.files import InputError
 from elcells.page import UNSURE, class_maps_of, doubt, fill, read_results, source_of
-from elcells.pictures import read_picture
+from elcells.pictures import read_picture, symmetries
 
 MOST = 5000  # cells of a page
 TURNED = 200  # cells, the next nearest to the thresholds, whose eight symmetries are compared
 SAMPLE = 100  # sure cells, drawn at random
 NEAR, DIFFER, RANDOM = "close to a threshold", "turned or mirrored it is judged otherwise", "sure, drawn at random"
-
-
-def symmetries(image):
-    """The eight turned and mirrored pictures of one, uint8 (8, 1, S, S)."""
-    turned = [np.rot90(image, k) for k in range(4)]
-    return np.stack([*turned, *(t[:, ::-1] for t in turned)])[:, None]
 
 
 def choose(rows, engine, seed=0):
@@ -35,7 +29,8 @@ def choose(rows, engine, seed=0):
     differ = []
     for i in tqdm(others[:TURNED], "symmetries", unit="cell", leave=False, disable=None):
         try:
-            calls = engine(symmetries(read_picture(rows[i]["filename"], engine.image_size))) >= engine.thresholds
+            turned = np.stack([*symmetries(read_picture(rows[i]["filename"], engine.image_size)[None])])
+            calls = engine(turned) >= engine.thresholds
         except InputError:  # gone meanwhile
             continue
         if calls.any(0).tolist() != calls.all(0).tolist():

@@ -28,7 +28,8 @@ def table(elpv, tmp_path_factory):
 
 def test_figures_are_those_of_each_series_and_kind(table, tmp_path, capsys):
     out = tmp_path / "figures.json"
-    assert foreign.main([str(table), "--json", str(out), "--errors", str(tmp_path / "errors.png")]) == 0
+    given = [str(table), "--json", str(out), "--errors", str(tmp_path / "errors.png"), "--orientations"]
+    assert foreign.main(given) == 0
     shown = capsys.readouterr().out
     [report] = json.loads(out.read_text())
     parts, cells = report["parts"], data.read_table(table)
@@ -39,6 +40,9 @@ def test_figures_are_those_of_each_series_and_kind(table, tmp_path, capsys):
         parts["all"]["mean_f1_interval_95"][0] <= parts["all"]["mean"]["f1"] <= parts["all"]["mean_f1_interval_95"][1]
     )
     assert f"{parts['all']['mean']['f1']:.3f}" in shown and "crosses only" in shown
+    turned = report["orientations"]["average_precision"]
+    assert turned[0] == parts["all"]["mean"]["average_precision"] and len(set(turned)) > 4 == len(turned) / 2
+    assert f"average precision {np.mean(turned):.3f}" in shown and len(report["orientations"]["crosses"]) == 8
     assert (tmp_path / "errors.png").stat().st_size > 5000
 
 

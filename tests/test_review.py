@@ -17,8 +17,8 @@ from elcells.class_maps import onnx_class_maps
 from elcells.engine import open_model
 from elcells.html_report import common_folder
 from elcells.page import UNSURE, doubt
-from elcells.pictures import read_picture
-from elcells.review import DIFFER, NEAR, RANDOM, symmetries, write_page
+from elcells.pictures import read_picture, symmetries
+from elcells.review import DIFFER, NEAR, RANDOM, write_page
 
 STRANGE = "<b>Zelle \"1\"; größe & 'x'.png"
 
@@ -85,7 +85,8 @@ def test_embed_alone_is_refused(exported, folder, capsys):
 
 def test_the_eight_symmetries_are_eight_pictures():
     image = np.arange(9, dtype=np.uint8).reshape(3, 3)
-    assert len({a.tobytes() for a in symmetries(image)}) == 8
+    eight = [a.tobytes() for a in symmetries(image)]
+    assert len(set(eight)) == 8 and eight[0] == image.tobytes()
 
 
 def test_class_maps_are_high_where_the_network_sees_a_defect(elpv):
