@@ -139,8 +139,9 @@ def main(argv=None):
             report.append({"network": str(path), "tta": args.tta, "parts": found})
             if args.orientations:
                 report[-1]["orientations"] = turned = in_orientations(engine, pictures, table)
-                line = [f"{k} {np.mean(v):.3f} ({min(v):.3f} to {max(v):.3f})" for k, v in turned.items()]
-                print("mean of the eight orientations: " + ", ".join(line).replace("_", " "))
+                names = {"f1": "mean F1", "average_precision": "average precision", "crosses": "crosses found"}
+                line = [f"{names[k]} {np.mean(v):.3f} ({min(v):.3g} to {max(v):.3g})" for k, v in turned.items()]
+                print("mean of the eight orientations: " + ", ".join(line))
         if len(report) > 1:
             f1, ap = (np.mean([r["parts"]["all"]["mean"][k] for r in report]) for k in ("f1", "average_precision"))
             print(f"\nMean of the {len(report)} networks: mean F1 {f1:.3f}, average precision {ap:.3f}")
