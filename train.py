@@ -222,7 +222,8 @@ def resumed(parser, args, argv):
 
 def measure(args, model, checkpoint, rows, pictures, by, prefix=""):
     """Evaluate a model on test rows; write report, predictions and plots, print the table."""
-    predicted = predict(model, rows, CellDataset(rows, pictures, model.classes), args.operating_point, args.tta)
+    dataset = CellDataset(rows, pictures, model.classes)
+    predicted = predict(model, rows, dataset, args.operating_point, args.tta)
     if rank() > 0:
         return
     out = Path(args.out)
@@ -230,7 +231,6 @@ def measure(args, model, checkpoint, rows, pictures, by, prefix=""):
     epoch = f"epoch {checkpoint['epoch']}" if "epoch" in checkpoint else "no epoch recorded"
     epoch += ", mean over eight symmetries" * args.tta
     name = f"{epoch}, {describe_weights(model.config['initial_weights'])} at the start"
-    dataset = CellDataset(rows, pictures, model.classes)  # the other one's pictures may lie on a GPU
     write_results(predicted, dataset, model.classes, by, out, prefix, name, about(model, checkpoint))
 
 

@@ -455,6 +455,15 @@ def test_pictures_on_a_device_are_served_like_those_on_disk(small):
     assert np.array_equal(there.batch([4])[0][0, 0].numpy(), rotated) and turned["transform"][4] == "rot_"
 
 
+def test_a_dataset_on_another_device_leaves_the_first_one_where_it_was(elpv):
+    cells = data.read_table(elpv).head(6).assign(transform="")
+    pictures, cells["picture"] = load_pictures(cells, 64)
+    dataset = data.CellDataset(cells, pictures)
+    moved = dataset.to("meta")
+    assert moved.pictures.device.type == "meta" and len(moved.pictures) == 6
+    assert dataset.pictures is pictures and dataset.to("cpu") is dataset
+
+
 def test_augmentation_moves_no_more_than_promised():
     images = torch.zeros(400, 1, 101, 101, dtype=torch.uint8)
     images[:, :, 50, 50] = 255  # the centre stays within shift (2 %) and crop (0.5 %)
