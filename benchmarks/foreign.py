@@ -98,18 +98,13 @@ def in_orientations(engine, pictures, table):
     Their mean tells networks apart better than one orientation, in which a network may be lucky by 0.02.
     """
     labels, index = table[list(engine.classes)].to_numpy(), table["picture"].to_numpy()
-    found = {"f1": [], "average_precision": []}
-    crosses = kinds(table).get(CROSSES, np.zeros(len(table), bool))
-    if crosses.any():
-        found["crosses"] = []
-    for turned in symmetries(pictures):
-        p = predict(engine, turned, index)
-        mean = metrics_table(labels, p, engine.thresholds, engine.classes)["mean"]
-        for name in ("f1", "average_precision"):
-            found[name].append(mean[name])
-        if crosses.any():
-            k = engine.classes.index("crack")
-            found["crosses"].append(int((p[crosses, k] >= engine.thresholds[k]).sum()))
+    predicted = [predict(engine, turned, index) for turned in symmetries(pictures)]
+    means = [metrics_table(labels, p, engine.thresholds, engine.classes)["mean"] for p in predicted]
+    found = {name: [mean[name] for mean in means] for name in ("f1", "average_precision")}
+    crosses = kinds(table).get(CROSSES)
+    if "crack" in engine.classes and crosses is not None and crosses.any():
+        k = list(engine.classes).index("crack")
+        found["crosses"] = [int((p[crosses, k] >= engine.thresholds[k]).sum()) for p in predicted]
     return found
 
 
@@ -119,8 +114,9 @@ def main(argv=None):
     parser.add_argument("table", help="labelled cells, `;`-separated")
     parser.add_argument("networks", nargs="*", default=[SHIPPED], help="checkpoints or ONNX files (cells.onnx)")
     parser.add_argument("--images", metavar="DIR", help="folder of the table's file names (the table's folder)")
-    parser.add_argument("--tta", action="store_true", help="mean over a cell's eight symmetries (checkpoints)")
-    parser.add_argument("--orientations", action="store_true", help="also the mean of eight orientations of all cells")
+    group = parser.add_mutually_exclusive_group()  # the mean over the symmetries is the same in all orientations
+    group.add_argument("--tta", action="store_true", help="mean over a cell's eight symmetries (checkpoints)")
+    group.add_argument("--orientations", action="store_true", help="also the mean of eight orientations of all cells")
     parser.add_argument("--errors", metavar="FILE", help="picture of the last network's surest errors")
     parser.add_argument("--json", metavar="FILE", help="all figures")
     args = parser.parse_intermixed_args(argv)
