@@ -22,6 +22,7 @@ import data
 from elcells.cache import load_pictures
 from elcells.files import InputError, atomic_path
 from elcells.metrics import bootstrap_mean_f1, metrics_table
+from elcells.page import UNSURE, doubt
 from elcells.pictures import symmetries
 from elcells.plots import plot_errors
 from elcells.report import number
@@ -60,6 +61,16 @@ def judge(table, labels, probabilities, thresholds, classes):
             interval = bootstrap_mean_f1(labels[rows], probabilities[rows], thresholds, drawn[rows])
             found[name] = {"cells": int(rows.sum()), "mean_f1_interval_95": interval, **figures}
     return found
+
+
+def doubtful(labels, probabilities, thresholds):
+    """How many cells the report calls unsure, how many have a wrong call, and how many both: dict of counts.
+
+    labels, probabilities: (N, C), thresholds: (C,) or (N, C).
+    """
+    unsure = doubt(probabilities, thresholds) < UNSURE
+    wrong = ((probabilities >= thresholds) != (labels > 0)).any(1)
+    return {"unsure": int(unsure.sum()), "wrong": int(wrong.sum()), "both": int((unsure & wrong).sum())}
 
 
 def as_text(found, classes):
@@ -132,11 +143,24 @@ def main(argv=None):
             print(
                 f"\n{path}{' over the symmetries' * args.tta}, {engine.name}", *as_text(found, engine.classes), sep="\n"
             )
-            report.append({"network": str(path), "tta": args.tta, "parts": found})
+            counts = doubtful(labels, p, engine.thresholds)
+            print(
+                f"{counts['wrong']} cells have a wrong call, {counts['both']} of them among the "
+                f"{counts['unsure']} ({counts['unsure'] / len(p):.0%}) that predict.py's report calls unsure"
+            )
+            report.append({"network": str(path), "tta": args.tta, "parts": found, "doubtful": counts})
             if args.orientations:
                 report[-1]["orientations"] = turned = in_orientations(engine, pictures, table)
-                names = {"f1": "mean F1", "average_precision": "average precision", "crosses": "crosses found"}
-                line = [f"{names[k]} {np.mean(v):.3f} ({min(v):.3g} to {max(v):.3g})" for k, v in turned.items()]
+                shown = {
+                    "f1": ("mean F1", ".3f"),
+                    "average_precision": ("AP", ".3f"),
+                    "crosses": ("crosses found", ".3g"),
+                }
+                line = (
+                    f"{name} {np.mean(turned[k]):{form}} ({min(turned[k]):{form}} to {max(turned[k]):{form}})"
+                    for k, (name, form) in shown.items()
+                    if k in turned
+                )
                 print("mean of the eight orientations: " + ", ".join(line))
         if len(report) > 1:
             f1, ap = (np.mean([r["parts"]["all"]["mean"][k] for r in report]) for k in ("f1", "average_precision"))

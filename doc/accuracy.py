@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benchmarks.foreign import doubtful
 from elcells.metrics import bootstrap_mean_f1, metrics_table
 from elcells.pictures import CLASSES
 
@@ -70,3 +71,5 @@ if __name__ == "__main__":
     print("\n".join([HEADER, *lines(chosen)]))
     told = (f"{any_defect(by, chosen):.1%} {SPLITS[by]}" for by in splits(chosen))
     print("\nDefect-free or not, told right: " + ", ".join(told))
+    for by in splits(chosen):
+        print(f"Unsure or with a wrong call, {SPLITS[by]}: {doubtful(*arrays(read(by, chosen)))}")

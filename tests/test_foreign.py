@@ -51,7 +51,7 @@ def test_networks_are_judged_in_all_eight_orientations(table, tmp_path, capsys):
     turned = report["orientations"]["average_precision"]
     assert turned[0] == report["parts"]["all"]["mean"]["average_precision"] and len(turned) == 8 > len(set(turned)) > 1
     assert len(report["orientations"]["crosses"]) == 8
-    assert f"average precision {np.mean(turned):.3f}" in capsys.readouterr().out
+    assert f"AP {np.mean(turned):.3f} ({min(turned):.3f} to" in capsys.readouterr().out
 
 
 def test_the_figures_are_scikit_learns():
@@ -61,6 +61,12 @@ def test_the_figures_are_scikit_learns():
     found = foreign.judge(cells, labels, p, np.array([0.5, 0.3]), ("crack", "inactive"))["all"]
     assert found["inactive"]["f1"] == pytest.approx(f1_score(labels[:, 1], p[:, 1] >= 0.3))
     assert found["crack"]["average_precision"] == pytest.approx(average_precision_score(labels[:, 0], p[:, 0]))
+
+
+def test_cells_near_a_threshold_are_doubtful():
+    labels, p = np.array([[1, 0], [1, 0], [0, 0], [0, 1]]), np.array([[0.45, 0.1], [0.1, 0.1], [0.1, 0.4], [0.1, 0.9]])
+    # Half a logit below, on the wrong side; far on the wrong side; near on the right side; far on the right side.
+    assert foreign.doubtful(labels, p, np.array([0.5, 0.5])) == {"unsure": 2, "wrong": 2, "both": 1}
 
 
 def test_what_can_not_be_judged_is_one_sentence(table, tmp_path, capsys):
