@@ -13,6 +13,7 @@ say what people outlined, cells with crack lines and cells with nothing but cros
 import argparse
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -103,13 +104,14 @@ def predict(engine, pictures, index):
     return np.concatenate([engine(np.ascontiguousarray(pictures[part])) for part in bar])
 
 
-def in_orientations(engine, pictures, table):
+def in_orientations(engine, pictures, table, upright):
     """Figures of single predictions in each of the eight orientations of all cells: {name: [8 numbers]}.
 
+    upright: the probabilities (N, C) of the cells as they come, the first of the eight.
     Their mean tells networks apart better than one orientation, in which a network may be lucky by 0.02.
     """
     labels, index = table[list(engine.classes)].to_numpy(), table["picture"].to_numpy()
-    predicted = [predict(engine, turned, index) for turned in symmetries(pictures)]
+    predicted = [upright, *(predict(engine, turned, index) for turned in islice(symmetries(pictures), 1, None))]
     means = [metrics_table(labels, p, engine.thresholds, engine.classes)["mean"] for p in predicted]
     found = {name: [mean[name] for mean in means] for name in ("f1", "average_precision")}
     crosses = kinds(table).get(CROSSES)
@@ -150,7 +152,7 @@ def main(argv=None):
             )
             report.append({"network": str(path), "tta": args.tta, "parts": found, "doubtful": counts})
             if args.orientations:
-                report[-1]["orientations"] = turned = in_orientations(engine, pictures, table)
+                report[-1]["orientations"] = turned = in_orientations(engine, pictures, table, p)
                 shown = {
                     "f1": ("mean F1", ".3f"),
                     "average_precision": ("AP", ".3f"),

@@ -84,7 +84,10 @@ def class_maps_of(paths, class_maps, size):
 
 
 def doubt(probabilities, thresholds):
-    """How far each cell is from being called otherwise, in logits (N,), of probabilities (N, C), thresholds (C,)."""
+    """How far each cell is from being called otherwise, in logits (N,).
+
+    probabilities: (N, C), thresholds: (C,), or (N, C) where each cell has its own.
+    """
     p, t = (np.clip(np.asarray(v, float), 1e-4, 1 - 1e-4) for v in (probabilities, thresholds))
     return np.abs(logit(p) - logit(t)).min(1)
 
