@@ -1,4 +1,4 @@
-"""Cells and labels: fill images/, read tables, divide them (elcells/splits.py), and serve batches.
+"""Cells and labels: fill images/, read tables, divide them (elcells/data/splits.py), and serve batches.
 
 $ python data.py                     # fill images/ from the package elpv-dataset, print a summary
 $ python data.py --data my/data.csv  # summary of your own table
@@ -21,11 +21,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from elcells.cache import load_sources
-from elcells.distributed import send
-from elcells.files import InputError, atomic_path, print_any_name
-from elcells.pictures import CLASSES, SUFFIXES, THREADS, as_stored, file_of, open_picture
-from elcells.splits import (  # dividing cells is this file's business too, and lies below for its length
+from elcells.data.cache import load_sources
+from elcells.data.images import SUFFIXES, THREADS, as_stored, file_of, open_image
+from elcells.data.splits import (  # dividing cells is this file's business too, and lies below for its length
     SPLIT_SEED,
     VARIANTS,
     adapt_parts,
@@ -40,15 +38,17 @@ from elcells.splits import (  # dividing cells is this file's business too, and 
     split_parts,
     stratified_folds,
 )
-from elcells.tables import in_order, read_rows
+from elcells.data.tables import CLASSES, in_order, read_rows
+from elcells.devices import send
+from elcells.files import InputError, atomic_path, print_any_name
 
-# torch and scikit-learn are imported where they are used: a program that only reads pictures needs neither.
+# torch and scikit-learn are imported where they are used: a program that only reads images needs neither.
 
 __all__ = ["CellDataset", "adapt_parts", "expand_variants", "fill_images", "fold_parts", "groups", "limit_cells"]
 __all__ += ["originals", "read_table", "read_tables", "record_split", "recorded_part", "split_cells", "split_parts"]
 __all__ += ["source_weights", "stratified_folds", "summary", "write_variants"]
 
-RESERVED = ("filename", "path", "cell", "variant", "transform", "picture", "fold", "source", "weight")  # of our own
+RESERVED = ("filename", "path", "cell", "variant", "transform", "image", "fold", "source", "weight")  # of our own
 IDENTIFIERS = ("module", "type", "source")  # text, whatever they look like: 01 is not 1, 7E10 not 70E9
 
 
@@ -56,12 +56,12 @@ IDENTIFIERS = ("module", "type", "source")  # text, whatever they look like: 01 
 
 
 def read_table(path="data.csv", classes=CLASSES, images=None):
-    """Read a `;`-separated table of pictures and 0/1 labels.
+    """Read a `;`-separated table of images and 0/1 labels.
 
     path: table with the columns `filename` and one per class; more columns are kept (`type` and `module` are used
-        where they stand). One row a cell, or one row a picture with the variants named by the prefixes of VARIANTS.
+        where they stand). One row a cell, or one row an image with the variants named by the prefixes of VARIANTS.
     images: folder that the file names are relative to; default: the table's folder.
-    Returns a DataFrame, one row a picture, with the table's columns (labels as int) and
+    Returns a DataFrame, one row an image, with the table's columns (labels as int) and
         path (Path), cell (str, the same for all variants of one cell), variant (str, a key of VARIANTS: what the file
         shows), transform (str: the variant still to be made from the file, "" as read) and source (str: the table's
         own column, else the name of its folder).
@@ -84,7 +84,7 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
     for name in table.columns.difference([*wanted, *IDENTIFIERS]):
         with contextlib.suppress(ValueError):
             table[name] = pd.to_numeric(table[name])
-    table["path"] = picture_paths(table["filename"], Path(images) if images else path.parent)
+    table["path"] = image_paths(table["filename"], Path(images) if images else path.parent)
     twice = table["path"].map(os.path.normpath).duplicated()
     if twice.any():
         row = twice.idxmax()
@@ -144,7 +144,7 @@ def source_weights(table, given, balanced=False):
     return [given.get(s, usual if s != sources[0] else 1) for s in sources]
 
 
-def picture_paths(names, root):
+def image_paths(names, root):
     """Paths (list) of file names below `root`; where not all are there, but all are by their last part alone, these."""
     files = [Path(n.replace("\\", "/")) for n in names]
     paths = [as_stored(root / f) for f in files]
@@ -177,7 +177,7 @@ def summary(table, classes=CLASSES):
     """What is in a table, as text: cells, each combination of labels, by type and by module where it has them."""
     cells = table.drop_duplicates("cell")
     counts = combination(cells, classes)
-    lines = [f"{len(cells)} cells, {len(table)} pictures"]
+    lines = [f"{len(cells)} cells, {len(table)} images"]
     lines += [f"  {name}: {n}" for name, n in counts.value_counts(sort=False).sort_index().items()]
     for by in ("source", "type", "module"):
         if by in cells and (by != "source" or cells[by].nunique() > 1):
@@ -190,7 +190,7 @@ def summary(table, classes=CLASSES):
 
 
 def limit_cells(table, limit, classes=CLASSES, seed=SPLIT_SEED):
-    """A stratified handful: all pictures of `limit` cells, at least three of each combination of labels.
+    """A stratified handful: all images of `limit` cells, at least three of each combination of labels.
 
     Three is what a split into training, validation and test part needs.
     Raises InputError when `limit` is too small for that.
@@ -210,15 +210,15 @@ def limit_cells(table, limit, classes=CLASSES, seed=SPLIT_SEED):
     return table[table["cell"].isin(chosen)].reset_index(drop=True)
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 
 def fill_images(table):
-    """Copy missing pictures of a table that are ELPV cells from the installed package elpv-dataset.
+    """Copy missing images of a table that are ELPV cells from the installed package elpv-dataset.
 
     A row is an ELPV cell where its file name, module and probability are those of this project's data.csv; a file of
     somebody's own that is only called like one is never replaced.
-    Returns how many were copied. Raises InputError when pictures are missing that the package does not hold.
+    Returns how many were copied. Raises InputError when images are missing that the package does not hold.
     """
     missing = table[[not file_of(p)[0].exists() for p in table["path"]]]
     if missing.empty:
@@ -233,7 +233,7 @@ def fill_images(table):
         if source is None or not (source / row.path.name).exists():
             raise InputError(f"{row.path}: no such file; `pip install elpv-dataset` holds the ELPV cells")
     paths = missing["path"].unique()
-    for path in tqdm(paths, desc="images", unit="picture", leave=False):
+    for path in tqdm(paths, desc="images", unit="image", leave=False):
         with atomic_path(path) as temporary:
             shutil.copyfile(source / path.name, temporary)
     return len(paths)
@@ -243,16 +243,16 @@ def fill_images(table):
 
 
 class CellDataset:
-    """Pictures and labels of table rows, served a batch at a time.
+    """Images and labels of table rows, served a batch at a time.
 
-    table: DataFrame whose `picture` column (int) is each row's place in `pictures`, and whose `transform` column names
+    table: DataFrame whose `image` column (int) is each row's place in `images`, and whose `transform` column names
         the variant to make of it. Its column `weight` (int), where there is one: how many times as often as others a
         row is drawn in training.
-    pictures: uint8 (P, 1, S, S), from load_pictures.
+    images: uint8 (P, 1, S, S), from load_images.
     """
 
-    def __init__(self, table, pictures, classes=CLASSES):
-        self.table, self.pictures, self.index = table, pictures, table["picture"].to_numpy()
+    def __init__(self, table, images, classes=CLASSES):
+        self.table, self.images, self.index = table, images, table["image"].to_numpy()
         self.labels = np.array(table[list(classes)], np.float32)
         self.transforms = table["transform"].to_numpy()
         self.weights = table["weight"].to_numpy() if "weight" in table else np.ones(len(table), int)
@@ -261,15 +261,15 @@ class CellDataset:
         return len(self.table)
 
     def to(self, device):
-        """The same with its pictures on a GPU, so that no step waits for a copy (ELPV: 236 MB); a CPU reads the mapped
+        """The same with its images on a GPU, so that no step waits for a copy (ELPV: 236 MB); a CPU reads the mapped
         file."""
         import torch
 
-        if torch.device(device).type == "cpu" or isinstance(self.pictures, torch.Tensor):
+        if torch.device(device).type == "cpu" or isinstance(self.images, torch.Tensor):
             return self
         moved = copy.copy(self)
         used, moved.index = np.unique(self.index, return_inverse=True)
-        moved.pictures = torch.from_numpy(self.pictures[used]).to(device)
+        moved.images = torch.from_numpy(self.images[used]).to(device)
         return moved
 
     def batch(self, rows):
@@ -277,10 +277,10 @@ class CellDataset:
         import torch
 
         rows = np.asarray(rows)
-        if not isinstance(self.pictures, torch.Tensor):
-            images = torch.from_numpy(self.pictures[self.index[rows]])
+        if not isinstance(self.images, torch.Tensor):
+            images = torch.from_numpy(self.images[self.index[rows]])
         else:
-            images = self.pictures[send(torch.from_numpy(self.index[rows]), self.pictures.device)]
+            images = self.images[send(torch.from_numpy(self.index[rows]), self.images.device)]
         transforms = self.transforms[rows]
         for name in sorted(set(transforms) - {""}):
             those = send(torch.from_numpy(np.flatnonzero(transforms == name)), images.device)
@@ -295,7 +295,7 @@ def write_variants(table, folder, classes=CLASSES):
     """Write the six-variant tree: folder/images/*.png (lossless, mode and bit depth kept) and folder/data.csv.
 
     Files that are there already are kept, so an interrupted run goes on. The table is written last.
-    Returns the number of pictures in the tree. Raises InputError for a table that already holds variants, or whose
+    Returns the number of images in the tree. Raises InputError for a table that already holds variants, or whose
     names would collide.
     """
     if (table["variant"] != "").any():
@@ -303,14 +303,14 @@ def write_variants(table, folder, classes=CLASSES):
     folder = Path(folder)
     stems = table["path"].map(lambda p: p.stem)
     if stems.duplicated().any():
-        raise InputError(f"two pictures are called {stems[stems.duplicated()].iloc[0]}; rename one")
+        raise InputError(f"two images are called {stems[stems.duplicated()].iloc[0]}; rename one")
 
     def write(path):
         image = None
         for prefix, (_, transpose) in VARIANTS.items():
             target = folder / "images" / f"{prefix}{path.stem}.png"
             if not target.exists():
-                image = image or open_picture(path)
+                image = image or open_image(path)
                 with atomic_path(target) as temporary:
                     (image.transpose(transpose) if transpose is not None else image).save(temporary, compress_level=4)
 
@@ -328,12 +328,12 @@ def write_variants(table, folder, classes=CLASSES):
 
 
 def add_table_options(parser, several=False):
-    """The options that say which table and pictures to read, the same for every script; several: or tables."""
+    """The options that say which table and images to read, the same for every script; several: or tables."""
     if several:
-        text = "tables of pictures and labels, each a source of its own (data.csv)"
+        text = "tables of images and labels, each a source of its own (data.csv)"
         parser.add_argument("--data", nargs="+", default=["data.csv"], metavar="CSV", help=text)
     else:
-        text = "table of pictures and labels (%(default)s)"
+        text = "table of images and labels (%(default)s)"
         parser.add_argument("--data", default="data.csv", metavar="CSV", help=text)
     parser.add_argument("--images", metavar="DIR", help="folder of its file names (the table's folder)")
     parser.add_argument(
@@ -353,7 +353,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         if args.agree:
-            from elcells.agreement import report_agreement  # needs scikit-learn
+            from elcells.pages.agreement import report_agreement  # needs scikit-learn
 
             a, b = (read_table(path, args.classes, args.images) for path in args.agree)
             root = args.images or Path(args.agree[0]).parent
@@ -362,11 +362,11 @@ def main(argv=None):
         table = read_tables(args.data, args.classes, args.images)
         filled = fill_images(table)
         if filled:
-            print(f"{filled} pictures copied from elpv-dataset into {table['path'][0].parent}")
+            print(f"{filled} images copied from elpv-dataset into {table['path'][0].parent}")
         print(summary(table, args.classes))
         load_sources(table, tell=print)
         if args.variants:
-            print(f"\n{write_variants(table, args.variants, args.classes)} pictures and data.csv in {args.variants}")
+            print(f"\n{write_variants(table, args.variants, args.classes)} images and data.csv in {args.variants}")
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
         return 0

@@ -25,15 +25,15 @@ from PIL import Image
 from torch import nn
 
 import data
-from elcells.cache import load_pictures
-from elcells.checkpoint import find_checkpoint
-from elcells.distributed import pick_device
-from elcells.engine import open_model
+from elcells.data.cache import load_images
+from elcells.data.images import read_image
+from elcells.data.tables import read_rows
+from elcells.devices import pick_device
+from elcells.evaluation.metrics import f1_scores, metrics_table
 from elcells.files import InputError, atomic_path, print_any_name, reason
-from elcells.metrics import f1_scores, metrics_table
-from elcells.pictures import read_picture
-from elcells.quantize import quantise, round_weights
-from elcells.tables import read_rows
+from elcells.inference.engines import open_model
+from elcells.inference.quantize import quantise, round_weights
+from elcells.training.checkpoints import find_checkpoint
 from model import load_model, logits_of
 
 TOLERANCE = 1e-4  # of probabilities, between ONNX Runtime and PyTorch
@@ -107,10 +107,10 @@ def set_metadata(path, metadata):
 # ---------------------------------------------------------------- cells and checks
 
 
-def drawn_pictures(count, size, seed=0):
+def drawn_images(count, size, seed=0):
     """Something like cells, uint8 (count, 1, size, size): grains and busbars, each of another brightness and contrast.
 
-    Good enough to compare two ways of computing one network where no picture is at hand.
+    Good enough to compare two ways of computing one network where no image is at hand.
     """
     rng = np.random.default_rng(seed)
     grains = rng.normal(size=(count, 12, 12)).astype(np.float32)
@@ -121,23 +121,23 @@ def drawn_pictures(count, size, seed=0):
     return np.clip(levels, 0, 255).astype(np.uint8)[:, None]
 
 
-def pictures_to_check(args, size):
-    """CHECK_CELLS pictures, uint8 (N, 1, size, size), of the table as far as it is there, else drawn; and their name.
+def images_to_check(args, size):
+    """CHECK_CELLS images, uint8 (N, 1, size, size), of the table as far as it is there, else drawn; and their name.
 
-    Labels do not matter here, and no picture is copied from anywhere. Raises InputError for a table that was asked for
+    Labels do not matter here, and no image is copied from anywhere. Raises InputError for a table that was asked for
     and can't be read.
     """
     found = []
     if Path(args.data).exists() or args.data != options().get_default("data"):
         names = read_rows(args.data, ["filename"])["filename"]
-        paths = data.picture_paths(names, Path(args.images or Path(args.data).parent))
+        paths = data.image_paths(names, Path(args.images or Path(args.data).parent))
         for place in np.random.default_rng(0).permutation(len(paths)):
             with contextlib.suppress(InputError):
-                found.append(read_picture(paths[place], size)[None])
+                found.append(read_image(paths[place], size)[None])
             if len(found) == CHECK_CELLS:
                 return np.stack(found), f"{CHECK_CELLS} cells"
-    drawn = drawn_pictures(CHECK_CELLS - len(found), size)
-    return np.stack([*found, *drawn]), f"{len(found)} cells and " * bool(found) + f"{len(drawn)} drawn pictures"
+    drawn = drawn_images(CHECK_CELLS - len(found), size)
+    return np.stack([*found, *drawn]), f"{len(found)} cells and " * bool(found) + f"{len(drawn)} drawn images"
 
 
 class Cells:
@@ -149,17 +149,17 @@ class Cells:
     def __init__(self, args, model, checkpoint):
         table = data.read_table(args.data, model.classes, args.images)
         data.fill_images(table)
-        pictures, table["picture"] = load_pictures(table, model.config["image_size"])
+        pixels, table["image"] = load_images(table, model.config["image_size"])
         split = checkpoint.get("split")
         if not split:
             _, val, test = data.split_parts(table, classes=model.classes)
             split = data.record_split(val, test, "cell")
         val, test, train = (data.recorded_part(table, split, part) for part in ("val", "test", "train"))
-        unseen = data.CellDataset(data.pd.concat([val, test], ignore_index=True), pictures, model.classes)
+        unseen = data.CellDataset(data.pd.concat([val, test], ignore_index=True), pixels, model.classes)
         images, labels = unseen.batch(range(len(unseen)))
         self.unseen, self.labels, self.test = images.numpy(), labels.numpy(), images.numpy()[len(val) :]
         chosen = np.random.default_rng(0).permutation(len(train))[:CALIBRATION_CELLS]
-        self.calibration = data.CellDataset(train, pictures, model.classes).batch(chosen)[0].numpy()
+        self.calibration = data.CellDataset(train, pixels, model.classes).batch(chosen)[0].numpy()
 
 
 @torch.inference_mode()
@@ -194,7 +194,7 @@ def largest_difference(path, expected, images):
 
 
 def cells_per_second(engine, images, batch_size=16, seconds=2.0):
-    """Median speed of an Engine on batches of real pictures, after one to warm up."""
+    """Median speed of an Engine on batches of real images, after one to warm up."""
     batch = np.resize(images, (batch_size, *images.shape[1:]))
     engine(batch)
     times, end = [], time.perf_counter() + seconds
@@ -258,7 +258,7 @@ def export(args):
     size = model.config["image_size"]
     smaller = [name for name in SMALLER if getattr(args, name)]
     cells = Cells(args, model, checkpoint) if smaller else None
-    check, check_name = pictures_to_check(args, size)
+    check, check_name = images_to_check(args, size)
     expected = torch_probabilities(model, check)
     model.cpu()
     module = RawInput(model) if args.raw_input else GrayInput(model)
@@ -312,7 +312,7 @@ def export(args):
 
 
 def as_input(images, model, raw):
-    """uint8 pictures in the form that the exported file takes."""
+    """uint8 images in the form that the exported file takes."""
     if not raw:
         return images
     pixels = torch.from_numpy(images).float() / 255
@@ -351,7 +351,7 @@ def options():
     group.add_argument(
         "--tta",
         action="store_true",
-        help="the file gives the mean over a picture's eight symmetries: a little better, eight times the work",
+        help="the file gives the mean over an image's eight symmetries: a little better, eight times the work",
     )
     group.add_argument("--opset", type=int, default=18, metavar="N", help="ONNX operator set (%(default)s)")
     group = parser.add_argument_group("smaller files")
@@ -369,7 +369,7 @@ def options():
         help="refuse smaller files that lose more on validation and test cells (%(default)s)",
     )
     group = parser.add_argument_group(
-        "pictures to check and to quantise with (to check: drawn ones where there are none)"
+        "images to check and to quantise with (to check: drawn ones where there are none)"
     )
     group.add_argument("--data", default="data.csv", metavar="CSV", help="table with the cells (%(default)s)")
     group.add_argument("--images", metavar="DIR", help="folder of its file names (the table's folder)")

@@ -1,7 +1,7 @@
 """The networks, with preprocessing and probabilities, and how they are saved and loaded.
 
 >>> model = build_model("resnet34")                      # random weights
->>> load_initial_weights(model, "imagenet")              # of elcells.weights
+>>> load_initial_weights(model, "imagenet")              # of elcells.training.weights
 >>> model, checkpoint = load_model("checkpoints/best.ckp")
 """
 
@@ -13,16 +13,19 @@ import torchvision
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from elcells.checkpoint import network_state, read_checkpoint, write_checkpoint
-from elcells.cpu import DepthwiseConv2d, ReLU
-from elcells.distributed import channels_last
+from elcells.data.images import IMAGE_SIZE
+from elcells.data.tables import CLASSES
+from elcells.devices import channels_last
 from elcells.files import InputError, reason
-from elcells.pictures import BRIGHTNESS, CLASSES, IMAGE_SIZE, MEAN, STD
-from elcells.weights import LITE_EPS
+from elcells.training.checkpoints import network_state, read_checkpoint, write_checkpoint
+from elcells.training.cpu import DepthwiseConv2d, ReLU
+from elcells.training.weights import LITE_EPS
 
 # Ours is "resnet"; another of torchvision's ResNets needs but its name here.
 NETWORKS = ("efficientnet_lite0", "resnet34", "resnet")
 DEFAULT = NETWORKS[0]
+MEAN, STD = 0.597, 0.161  # of the cells' pixels in 0..1
+BRIGHTNESS = 0.638  # of a cell (`normalise_brightness`), the mean of ELPV's: the pixels' mean stays as it is
 WIDTH = 32  # maps of our own network after the stem
 
 
@@ -179,7 +182,7 @@ class EfficientNetLite0(nn.Module):
 def build_network(name, classes=2, width=WIDTH):
     """A network with random weights: "efficientnet_lite0", "resnet34" (torchvision's) or "resnet" (ours).
 
-    All take gray pictures (N, 1, H, W) and give logits (N, classes). width: maps of ours.
+    All take gray images (N, 1, H, W) and give logits (N, classes). width: maps of ours.
     """
     if name == "resnet":
         return ResNet(classes, width)
@@ -264,7 +267,7 @@ class CellClassifier(nn.Module):
     config: dict with network, width, classes (list of str), mean, std (of pixels in 0..1), image_size (pixels),
     thresholds (list of float, one a class, probabilities from which a cell counts as positive), temperatures (list of
     float, one a class, by which logits are divided), operating_points (dict of other lists of thresholds, by name),
-    initial_weights (what load_initial_weights reports), normalise_brightness (whether pictures are brought to
+    initial_weights (what load_initial_weights reports), normalise_brightness (whether images are brought to
     the same brightness before mean and std), tta (whether logits in evaluation are the mean over the eight
     symmetries) and, in the checkpoint of a finished run, with_tta (the temperatures, thresholds and operating_points
     for that).
@@ -305,7 +308,7 @@ class CellClassifier(nn.Module):
         return torch.sigmoid(logits / torch.tensor(self.config["temperatures"], device=logits.device))
 
     def average_symmetries(self):
-        """Predict by the mean over a picture's eight symmetries from now on (test-time augmentation).
+        """Predict by the mean over an image's eight symmetries from now on (test-time augmentation).
 
         Raises InputError where the checkpoint has no temperatures and thresholds for that.
         """

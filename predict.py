@@ -1,4 +1,4 @@
-"""Find the defects in cell pictures with a trained network; needs no PyTorch for an ONNX model.
+"""Find the defects in cell images with a trained network; needs no PyTorch for an ONNX model.
 
 $ python predict.py images/                                # rows on the screen, with onnx/best.onnx
 $ python predict.py line1/ 'line2/**/*.png' --csv out.csv --report out.html
@@ -25,16 +25,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from elcells.align import align_cell
-from elcells.class_maps import onnx_class_maps, weighted
-from elcells.cutting import ModulesTable, cell_name, cut_modules, folders_of, module_names, warnings_of
-from elcells.engine import ENGINES, PRECISIONS, Engine, open_model
+from elcells.data.images import LIKE_MODULE, NEARLY_BLACK, SUFFIXES, THREADS, as_lines, examine, find_images, to_square
 from elcells.files import ANY_NAME, InputError, atomic_path, print_any_name
-from elcells.html_report import write_report
-from elcells.modules import grid_size, guess_grid, read_corners
-from elcells.overlay import draw_module, verdict
-from elcells.pictures import LIKE_MODULE, NEARLY_BLACK, SUFFIXES, THREADS, as_lines, examine, find_pictures, to_square
-from elcells.review import write_review
+from elcells.inference.class_maps import onnx_class_maps, weighted
+from elcells.inference.engines import ENGINES, PRECISIONS, Engine, open_model
+from elcells.modules.align import align_cell
+from elcells.modules.cutting import grid_size, guess_grid, read_corners
+from elcells.modules.overlay import draw_module, verdict
+from elcells.modules.parallel import ModulesTable, cell_name, cut_modules, folders_of, module_names, warnings_of
+from elcells.pages.report import write_report
+from elcells.pages.review import write_review
 
 NOTHING = {"grid": "", "align": False}  # what earlier versions, which had them not, did
 BATCHES_AHEAD = 4  # decoded while the network works; bounds the memory
@@ -81,7 +81,7 @@ def read_or_error(path, size, align=False):
 
 
 def batches(paths, size, batch_size, threads, align=False):
-    """Yield (paths, pictures, errors, notes), `batch_size` files each, decoded in threads a few batches ahead."""
+    """Yield (paths, images, errors, notes), `batch_size` files each, decoded in threads a few batches ahead."""
     with ThreadPoolExecutor(threads) as pool:
         waiting = deque()
         paths = iter(paths)
@@ -99,13 +99,13 @@ def batches(paths, size, batch_size, threads, align=False):
 
 
 def predict(engine, paths, write, batch_size=16, threads=THREADS, align=False):
-    """Run an Engine over picture files.
+    """Run an Engine over image files.
 
-    write(row) gets one list a picture: [path, 0/1 of each class, probability of each class, brightness (mean pixel in
-    0..1), error], the values empty where the file can't be read. Returns (pictures, errors, how many of them are
-    NEARLY_BLACK, count of positives per class, Counter of what was assumed of pictures, the first picture of each).
+    write(row) gets one list an image: [path, 0/1 of each class, probability of each class, brightness (mean pixel in
+    0..1), error], the values empty where the file can't be read. Returns (count, errors, how many of them are
+    NEARLY_BLACK, count of positives per class, Counter of what was assumed of count, the first image of each).
     """
-    pictures, failed, black, notes, first = 0, 0, 0, Counter(), {}
+    count, failed, black, notes, first = 0, 0, 0, Counter(), {}
     positives = np.zeros(len(engine.classes), int)
     for part, images, errors, assumed in batches(paths, engine.image_size, batch_size, threads, align):
         for path, note in ((path, note) for path, said in zip(part, assumed) for note in said):
@@ -123,14 +123,14 @@ def predict(engine, paths, write, batch_size=16, threads=THREADS, align=False):
                 write([path, *found, *(f"{v:.4f}" for v in p[place[i]]), f"{brightness:.3f}", ""])
             else:
                 write([path, *[""] * (2 * len(engine.classes) + 1), errors[i]])
-        pictures, failed = pictures + len(part), failed + len(part) - len(good)
-    return pictures, failed, black, positives, notes, first
+        count, failed = count + len(part), failed + len(part) - len(good)
+    return count, failed, black, positives, notes, first
 
 
-def predict_modules(engine, pictures, args, done, write, flush):
+def predict_modules(engine, images, args, done, write, flush):
     """Cut whole modules and run an Engine over their cells, while others cut the next.
 
-    pictures: list of (path, name), those of a resumed run too. done: file names of the cells that have their rows.
+    images: list of (path, name), those of a resumed run too. done: file names of the cells that have their rows.
     write(row): as in predict, with the cell's place. flush(): brings the rows to the file, before their module is noted
     as done. Returns (modules, failed or not sure, positives per class, lines to tell).
     """
@@ -141,7 +141,7 @@ def predict_modules(engine, pictures, args, done, write, flush):
         ModulesTable(about / "modules.csv", [*engine.classes, "nearly_black"]) as table,
         ThreadPoolExecutor(1) as drawing,
         contextlib.closing(
-            cut_modules([p for p in pictures if p[1] not in table.done], folder, wide, high, corners)
+            cut_modules([p for p in images if p[1] not in table.done], folder, wide, high, corners)
         ) as made,
     ):
         drawn = None
@@ -183,9 +183,9 @@ def predict_modules(engine, pictures, args, done, write, flush):
 
 
 def open_network(path, engine="auto", threads=0, tta=False, device="auto", precision="float32"):
-    """Open an ONNX file (`elcells.engine.open_model`) or a checkpoint, which needs PyTorch, as an Engine.
+    """Open an ONNX file (`elcells.inference.engines.open_model`) or a checkpoint, which needs PyTorch, as an Engine.
 
-    tta: the mean over the eight symmetries of a picture, for checkpoints.
+    tta: the mean over the eight symmetries of an image, for checkpoints.
     """
     if Path(path).suffix == ".onnx":
         if tta:
@@ -195,8 +195,7 @@ def open_network(path, engine="auto", threads=0, tta=False, device="auto", preci
         raise InputError(f"{path}: PyTorch runs a checkpoint; engine, its precision and threads are for ONNX files")
     import torch
 
-    from elcells.cpu import keep_freed_memory
-    from elcells.distributed import pick_device
+    from elcells.devices import keep_freed_memory, pick_device
     from model import load_model, map_layers
 
     keep_freed_memory()
@@ -271,43 +270,43 @@ def shard(text):
 def options():
     """The parser of this script's command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("inputs", nargs="+", metavar="PICTURES", help="folders, files, globs, or - for a list on stdin")
+    parser.add_argument("inputs", nargs="+", metavar="IMAGES", help="folders, files, globs, or - for a list on stdin")
     group = parser.add_argument_group("network")
     network = "ONNX file or checkpoint (the newer of onnx/best.onnx and checkpoints/best.ckp, else cells.onnx)"
     group.add_argument("--model", metavar="FILE", help=network)
     points = "thresholds: f1 (highest F1) or recall (misses 5 %% of each defect) (%(default)s)"
     group.add_argument("--operating-point", default="f1", metavar="NAME", help=points)
-    group.add_argument("--tta", action="store_true", help="mean over a picture's eight symmetries (checkpoints)")
+    group.add_argument("--tta", action="store_true", help="mean over an image's eight symmetries (checkpoints)")
     group = parser.add_argument_group("results")
     group.add_argument("--csv", metavar="FILE", help="write the rows there (the screen)")
-    group.add_argument("--resume", action="store_true", help="go on with --csv: skip the pictures that it has")
+    group.add_argument("--resume", action="store_true", help="go on with --csv: skip the images that it has")
     group.add_argument("--report", metavar="FILE", help="write an HTML page with counts and the defective cells")
     review = "write an HTML page on which to label cells, those first on which a look pays most"
     group.add_argument("--review", metavar="FILE", help=review)
-    group.add_argument("--embed", action="store_true", help="put the pictures into the page of --review")
+    group.add_argument("--embed", action="store_true", help="put the images into the page of --review")
     aligned = "turn cells upright and cut them tightly, where their border is seen (0.1 s a cell)"
     parser.add_argument("--align", action="store_true", help=aligned)
     group = parser.add_argument_group("whole modules")
     group.add_argument(
-        "--grid", metavar="CxR", help="pictures show modules: columns x rows of cells, as they stand there"
+        "--grid", metavar="CxR", help="images show modules: columns x rows of cells, as they stand there"
     )
     corners = "rough corners (filename;x1;y1 … x4;y4, as in modules.csv) of modules that are not found"
     group.add_argument("--corners", metavar="CSV", help=corners)
     group = parser.add_argument_group("speed")
     group.add_argument(
-        "--shard", type=shard, default=(1, 1), metavar="K/N", help="every N-th picture, from the K-th on (all)"
+        "--shard", type=shard, default=(1, 1), metavar="K/N", help="every N-th image, from the K-th on (all)"
     )
     group.add_argument("--engine", choices=ENGINES, default="auto", help="what runs an ONNX file (%(default)s)")
     precision = "of openvino; auto: bfloat16 where it is fast, which moves probabilities (%(default)s)"
     group.add_argument("--engine-precision", choices=PRECISIONS, default="float32", help=precision)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
-    group.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at a time (%(default)s)")
+    group.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (%(default)s)")
     group.add_argument("--threads", type=int, default=0, metavar="N", help="of the network, 0: all (%(default)s)")
     return parser
 
 
 def write_pages(args, engine, model, about=None):
-    """Write the pages that args ask for; about: folder of the modules' pictures."""
+    """Write the pages that args ask for; about: folder of the modules' images."""
     if not args.report and not args.review:
         return
     class_maps = onnx_class_maps(model, args.threads) if Path(model).suffix == ".onnx" else engine.class_maps
@@ -326,13 +325,13 @@ def run(args):
     if (args.report or args.review) and not args.csv:
         args.csv = str(Path(args.report or args.review).with_suffix(".csv"))
     if args.embed and not args.review:
-        raise InputError("--embed: needs --review, whose pictures it puts into the page")
+        raise InputError("--embed: needs --review, whose images it puts into the page")
     model = args.model or default_model()
     engine = open_network(model, args.engine, args.threads, args.tta, args.device, args.engine_precision)
     engine.set_operating_point(args.operating_point)
     if args.grid:
         if not args.csv:
-            raise InputError("--grid: needs --csv or --report; the cells and the modules' pictures go beside it")
+            raise InputError("--grid: needs --csv or --report; the cells and the modules' images go beside it")
         args.grid_size = (*grid_size(args.grid), read_corners(args.corners) if args.corners else {})
         if args.align:
             raise InputError("--align: is for single cells; --grid cuts them upright anyway")
@@ -342,9 +341,9 @@ def run(args):
         raise InputError(f"{args.csv}: is there already; add --resume to go on with it, or give another --csv")
     if args.resume and not args.csv:
         raise InputError("--resume: needs --csv, the file to go on with")
-    found = list(find_pictures(args.inputs))
+    found = list(find_images(args.inputs))
     if not found:
-        raise InputError(f"{' '.join(args.inputs)}: no pictures there ({' '.join(sorted(SUFFIXES))})")
+        raise InputError(f"{' '.join(args.inputs)}: no images there ({' '.join(sorted(SUFFIXES))})")
     done, has_header, header = set(), False, columns(engine.classes, bool(args.grid))
     if args.csv:
         Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
@@ -362,7 +361,7 @@ def run(args):
         writer = csv.writer(file, delimiter=";", lineterminator="\n")
         if not has_header:
             writer.writerow(header)
-        bar = stack.enter_context(tqdm(total=len(paths), unit="picture", leave=False))
+        bar = stack.enter_context(tqdm(total=len(paths), unit="image", leave=False))
         flushed = time.monotonic()
 
         def write(row):
@@ -381,7 +380,7 @@ def run(args):
                 engine, [(path, names[path]) for path in paths], args, done, write, file.flush
             )
         else:
-            pictures, failed, black, positives, notes, first = predict(
+            images, failed, black, positives, notes, first = predict(
                 engine, paths, write, args.batch_size, align=args.align
             )
         seconds = time.monotonic() - started
@@ -395,9 +394,9 @@ def run(args):
         print(f"{about} shows the modules.", file=sys.stderr)
         write_pages(args, engine, model, about)
         return 3 if unsure else 0
-    speed = f"{pictures / seconds:.1f} pictures/s with {engine.name}" if pictures else "nothing left to do"
+    speed = f"{images / seconds:.1f} images/s with {engine.name}" if images else "nothing left to do"
     found = ", ".join(f"{n} {c}" for c, n in zip(engine.classes, positives))
-    print(f"{pictures} pictures: {found}, {failed} unreadable; {speed}", file=sys.stderr)
+    print(f"{images} images: {found}, {failed} unreadable; {speed}", file=sys.stderr)
     if black:
         print(f"{black} of them are nearly black, dead or underexposed: the probabilities can't tell.", file=sys.stderr)
     for line in as_lines(notes):
@@ -410,7 +409,7 @@ def run(args):
 
 
 def main(argv=None):
-    """Command line of this file; returns the exit code: 0, 2 for bad input, 3 when some pictures can't be read
+    """Command line of this file; returns the exit code: 0, 2 for bad input, 3 when some images can't be read
     or some modules are not sure."""
     print_any_name()
     args = options().parse_args(argv)

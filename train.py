@@ -1,4 +1,4 @@
-"""Train a classifier of defects (crack, inactive) on EL pictures of solar cells.
+"""Train a classifier of defects (crack, inactive) on EL images of solar cells.
 
 $ python train.py                             # train on all ELPV cells
 $ python train.py --limit 100 --epochs 1      # a first try in 20 seconds
@@ -24,16 +24,14 @@ import torch
 
 import data
 from data import CellDataset
-from elcells.cache import load_sources
-from elcells.checkpoint import read_checkpoint, with_todays_names
-from elcells.cpu import keep_freed_memory
-from elcells.distributed import barrier, pick_device, pick_precision, processes, rank, world
-from elcells.evaluation import predict
-from elcells.files import InputError, atomic_path, move_aside, print_any_name, sole_writer
-from elcells.pictures import CLASSES, IMAGE_SIZE
-from elcells.plots import plot_losses
-from elcells.recipes import RECIPES, kept_share
-from elcells.report import (
+from elcells.data.cache import load_sources
+from elcells.data.images import IMAGE_SIZE
+from elcells.data.tables import CLASSES
+from elcells.devices import keep_freed_memory, pick_device, pick_precision
+from elcells.distributed import barrier, processes, rank, world
+from elcells.evaluation.evaluate import predict
+from elcells.evaluation.plots import plot_losses
+from elcells.evaluation.results import (
     about,
     open_tensorboard,
     progress_header,
@@ -42,8 +40,11 @@ from elcells.report import (
     write_results,
     write_tensorboard,
 )
-from elcells.synthetic import SyntheticDefects
-from elcells.weights import describe_weights, load_initial_weights, read_network, restore_norms
+from elcells.files import InputError, atomic_path, move_aside, print_any_name, sole_writer
+from elcells.training.checkpoints import read_checkpoint, with_todays_names
+from elcells.training.recipes import RECIPES, kept_share
+from elcells.training.synthetic import SyntheticDefects
+from elcells.training.weights import describe_weights, load_initial_weights, read_network, restore_norms
 from model import DEFAULT, NETWORKS, WIDTH, build_model, load_model
 from trainer import Trainer
 
@@ -220,9 +221,9 @@ def resumed(parser, args, argv):
 # ---------------------------------------------------------------- predictions and reports
 
 
-def measure(args, model, checkpoint, rows, pictures, by, prefix=""):
+def measure(args, model, checkpoint, rows, images, by, prefix=""):
     """Evaluate a model on test rows; write report, predictions and plots, print the table."""
-    dataset = CellDataset(rows, pictures, model.classes)
+    dataset = CellDataset(rows, images, model.classes)
     predicted = predict(model, rows, dataset, args.operating_point, args.tta)
     if rank() > 0:
         return
@@ -235,7 +236,7 @@ def measure(args, model, checkpoint, rows, pictures, by, prefix=""):
 
 
 def load_table(args):
-    """The table of args, its missing pictures filled in, with a `picture` column; and the pictures' array."""
+    """The table of args, its missing images filled in, with a `image` column; and the images' array."""
     table = data.read_tables(args.data, args.classes, args.images)
     for name in args.classes:
         if table[name].nunique() < 2 and not args.evaluate:
@@ -247,10 +248,10 @@ def load_table(args):
         table = data.limit_cells(table, args.limit, args.classes)
     filled = data.fill_images(table)
     if filled:
-        print(f"{filled} pictures copied from elpv-dataset into {table['path'][0].parent}")
-    pictures, table["picture"] = load_sources(table, args.image_size, print)
+        print(f"{filled} images copied from elpv-dataset into {table['path'][0].parent}")
+    images, table["image"] = load_sources(table, args.image_size, print)
     table["weight"] = data.source_weights(table, dict(args.weight), balanced=args.recipe == "adapt")
-    return table, pictures
+    return table, images
 
 
 def parts_of(table, args, fold=0):
@@ -270,14 +271,14 @@ def run_evaluate(args):
     keep_freed_memory()
     model, checkpoint = load_model(args.evaluate, pick_device(args.device))
     args.classes, args.image_size = list(model.classes), model.config["image_size"]
-    table, pictures = load_table(args)
+    table, images = load_table(args)
     split = checkpoint.get("split")
     if not split:
         print(f"{args.evaluate} does not say which cells it was trained on: some of these may be among them.\n")
         _, val, test = data.split_parts(table, args.split, args.test_size, args.val_size, classes=args.classes)
         split = data.record_split(val, test, args.split)
     rows = data.recorded_part(table, split, "test")
-    measure(args, model, checkpoint, rows, pictures, split["by"], f"{Path(args.evaluate).stem}_")
+    measure(args, model, checkpoint, rows, images, split["by"], f"{Path(args.evaluate).stem}_")
     return 0
 
 
@@ -296,29 +297,29 @@ def run_training(args):
         if rank() == 0:
             stack.enter_context(sole_writer(out))
         if world() * 2 > args.batch_size:
-            raise InputError(f"--batch-size {args.batch_size}: too small for {world()} processes, 2 pictures each")
+            raise InputError(f"--batch-size {args.batch_size}: too small for {world()} processes, 2 images each")
         if not args.resume:  # before anything is written
             load_initial_weights(build_model(args.model, args.classes, args.width), args.weights)
         with contextlib.redirect_stdout(sys.stdout if rank() == 0 else io.StringIO()):
             if rank() == 0:
-                table, pictures = load_table(args)  # the first process fills images/ and the cache for the others
+                table, images = load_table(args)  # the first process fills images/ and the cache for the others
             barrier()
             if rank() > 0:
-                table, pictures = load_table(args)
+                table, images = load_table(args)
             if not args.resume and rank() == 0:
                 move_aside(out)
             if args.folds:
-                return cross_validate(args, table, pictures, device, precision)
+                return cross_validate(args, table, images, device, precision)
             parts = parts_of(table, args)
-            trained = train(args, parts, pictures, out / "checkpoints", out / "plots", device, precision, args.resume)
+            trained = train(args, parts, images, out / "checkpoints", out / "plots", device, precision, args.resume)
             if trained is None:
                 return 130
             print()
-            measure(args, *trained, parts[2], pictures, args.split)
+            measure(args, *trained, parts[2], images, args.split)
             return 0
 
 
-def cross_validate(args, table, pictures, device, precision):
+def cross_validate(args, table, images, device, precision):
     """`--folds`: train once for every fold, and report on all cells as they were predicted out of fold.
 
     A fold that has its predictions is done; with --resume the others go on where they were.
@@ -337,10 +338,10 @@ def cross_validate(args, table, pictures, device, precision):
             print(f"\nfold {fold + 1} of {args.folds}")
             last = folder / "last.ckp"
             resume = str(last) if last.exists() else None
-            trained = train(args, parts, pictures, folder, out / "plots" / folder.name, device, precision, resume)
+            trained = train(args, parts, images, folder, out / "plots" / folder.name, device, precision, resume)
             if trained is None:
                 return 130
-            dataset = CellDataset(parts[2], pictures, args.classes)
+            dataset = CellDataset(parts[2], images, args.classes)
             predicted = predict(trained[0], parts[2], dataset, args.operating_point, args.tta)
             if rank() == 0:
                 write_predictions(predicted, args.classes, done)
@@ -357,15 +358,15 @@ def cross_validate(args, table, pictures, device, precision):
     model, checkpoint = load_model(checkpoints / "fold_0" / "best.ckp")
     name = f"{args.folds} folds, {describe_weights(model.config['initial_weights'])} at the start"
     print()
-    dataset = CellDataset(predicted, pictures, args.classes)
+    dataset = CellDataset(predicted, images, args.classes)
     write_results(predicted, dataset, args.classes, args.split, out, "", name, about(model, checkpoint))
     return 0
 
 
-def train(args, parts, pictures, folder, plots, device, precision, resume):
+def train(args, parts, images, folder, plots, device, precision, resume):
     """One training run; returns (best model, its checkpoint), or None when it was asked to stop.
 
-    parts: tables of the training, validation and test part. folder, plots: for checkpoints and pictures. resume: path
+    parts: tables of the training, validation and test part. folder, plots: for checkpoints and images. resume: path
     of a checkpoint to go on from, or None.
     """
     first, (train, val, test) = rank() == 0, parts
@@ -379,14 +380,14 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
         if args.weights.endswith(".onnx"):
             model.config["normalise_brightness"] = args.normalise_brightness
             rows = np.linspace(0, len(train) - 1, min(len(train), NORM_CELLS)).astype(int)
-            restore_norms(model, CellDataset(train, pictures, args.classes).batch(rows)[0])
+            restore_norms(model, CellDataset(train, images, args.classes).batch(rows)[0])
 
     recipe = {name: getattr(args, name) for name in RECIPES[args.recipe]}
     own = int((train["source"] != train["source"].iloc[0]).sum()) or len(train)
     trainer = Trainer(
         model,
-        CellDataset(train, pictures, args.classes),
-        CellDataset(val, pictures, args.classes),
+        CellDataset(train, images, args.classes),
+        CellDataset(val, images, args.classes),
         folder,
         **recipe | {"keep_initial": kept_share(args.keep_initial, own)},
         defects=SyntheticDefects(args.classes, args.image_size, args.seed, device) if args.synthetic else None,
@@ -404,7 +405,7 @@ def train(args, parts, pictures, folder, plots, device, precision, resume):
         trainer.epochs = trainer.notes["settings"]["epochs"] = trainer.epochs_within(args.max_time / (args.folds or 1))
     parameters = sum(p.numel() for p in model.parameters())
     print(
-        f"cells     {train['cell'].nunique()} to train ({len(train)} pictures), {val['cell'].nunique()} to validate, "
+        f"cells     {train['cell'].nunique()} to train ({len(train)} images), {val['cell'].nunique()} to validate, "
         f"{test['cell'].nunique()} to test, split by {args.split}\n"
         f"network   {args.model}, {parameters:,} parameters, {args.image_size}x{args.image_size} pixels, "
         f"{describe_weights(model.config['initial_weights'])}\n"

@@ -20,16 +20,17 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from elcells.augment import augment, draw_changes, draw_light, draw_noise, uneven_light
-from elcells.checkpoint import network_state, read_checkpoint
-from elcells.distributed import autocast, barrier, channels_last, quiet, rank, send, synchronised, world
-from elcells.evaluation import calibrate, evaluate
+from elcells.devices import autocast, channels_last, send
+from elcells.distributed import barrier, quiet, rank, synchronised, world
+from elcells.evaluation.evaluate import calibrate, evaluate
+from elcells.evaluation.metrics import calibration, f1_scores, metrics_table
 from elcells.files import InputError, atomic_path, reason
-from elcells.graphs import GraphedStep
-from elcells.metrics import calibration, f1_scores, metrics_table
-from elcells.recipes import MOMENTUM, step_decay, warmup_cosine
-from elcells.synthetic import NUMBERS, SHARE
-from elcells.weights import mixed
+from elcells.training.augmentation import augment, draw_changes, draw_light, draw_noise, uneven_light
+from elcells.training.checkpoints import network_state, read_checkpoint
+from elcells.training.graphs import GraphedStep
+from elcells.training.recipes import MOMENTUM, step_decay, warmup_cosine
+from elcells.training.synthetic import NUMBERS, SHARE
+from elcells.training.weights import mixed
 from model import WithAuxiliaryHead, first_layers, load_model, save_checkpoint
 
 SAVE_SECONDS = 300  # a long epoch leaves last.ckp this often
@@ -42,12 +43,12 @@ class Trainer:
     """Trains a CellClassifier with binary cross entropy, and can stop and go on at any step.
 
     model: CellClassifier. train, val: CellDataset. folder: where checkpoints are written.
-    epochs, batch_size (pictures a step, of all processes together), lr, weight_decay: as in any recipe.
+    epochs, batch_size (images a step, of all processes together), lr, weight_decay: as in any recipe.
     optimizer: "sgd" (with MOMENTUM) or "adamw" (Loshchilov and Hutter 2019).
     schedule: "steps" (`step_decay`) or "cosine" (`warmup_cosine`).
     oversample: how many times more often than a defect-free cell one with a label is drawn (1: every cell once an
         epoch; an epoch's length stays).
-    dihedral: rotations by 90 degrees among the augmentations. scale: pictures are shown larger or smaller by up to this
+    dihedral: rotations by 90 degrees among the augmentations. scale: images are shown larger or smaller by up to this
         share. light: half of them get slopes of brightness of up to this share (`uneven_light`).
     synthetic: share of the epochs, from the first on, in which `defects` (SyntheticDefects) draws into half of the
         defect-free cells; in the others it draws into few (LAST_SHARE). 0: never.
@@ -57,8 +58,8 @@ class Trainer:
     epoch_cells: cells drawn in an epoch (0: as many as there are).
     keep_initial: share of the weights that training began with in those of the finished network, which forgets less so
         (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
-    normalise_brightness: bring pictures to the same brightness first, in the finished network too.
-    noise_std: half of the pictures get normal noise, of up to this standard deviation (gray levels of 255).
+    normalise_brightness: bring images to the same brightness first, in the finished network too.
+    noise_std: half of the images get normal noise, of up to this standard deviation (gray levels of 255).
     device: torch.device or its name. precision: torch.float32 or torch.bfloat16 (autocast).
     seed: order, augmentation and dropout of every step follow from (seed, epoch, step) alone, so a resumed run repeats
         nothing and ends where an uninterrupted one does.
@@ -199,12 +200,12 @@ class Trainer:
         return self.train_step(**batch, share=share) if self.graphs is None else self.graphs[key](batch)
 
     def train_step(self, images, labels, changes, share=1.0, aux_masks=None, aux_weight=None, light=None, noise=None):
-        """One optimiser step; returns the sum of the pictures' losses (0-d tensor).
+        """One optimiser step; returns the sum of the images' losses (0-d tensor).
 
         images: uint8 (B, 1, S, S), labels (B, C) and changes (B, 2, 3) of this process. share: B over the mean B of
         all processes. aux_masks: uint8 (B, C, S, S), where defects were drawn. aux_weight: float (B,), of each cell in
         the auxiliary loss: 0 for one with real defects, which stand who knows where; its mean over all processes is 1.
-        light: float (B, 3), of `uneven_light`. noise: float (B, 1, S, S), added to the pictures of 0..1.
+        light: float (B, 3), of `uneven_light`. noise: float (B, 1, S, S), added to the images of 0..1.
         """
         images, labels = self._changed(images, changes, light, noise), send(labels, self.device)
         with autocast(self.device, self.precision):
@@ -219,7 +220,7 @@ class Trainer:
         return loss.detach() * len(images)
 
     def _changed(self, images, changes, light, noise):
-        """Pictures of a batch as the network sees them: float (B, 1, S, S) in 0..1, on the device."""
+        """Images of a batch as the network sees them: float (B, 1, S, S) in 0..1, on the device."""
         images = augment(images.to(self.device), changes)
         if light is not None:
             images = uneven_light(images, light)
@@ -261,7 +262,7 @@ class Trainer:
         return {"images": images, "labels": labels, "changes": changes[mine], **more}
 
     def examples(self, count=16):
-        """First pictures of the coming epoch, as the network will see them: float (count, 1, S, S) in 0..1, labels."""
+        """First images of the coming epoch, as the network will see them: float (count, 1, S, S) in 0..1, labels."""
         batch = self.batch(self._order()[:count])
         return self._changed(*(batch[k] for k in ("images", "changes", "light", "noise"))), batch["labels"]
 
@@ -453,7 +454,7 @@ class Trainer:
         try:
             if checkpoint["rows"] != len(self.train_set) or checkpoint["seed"] != self.seed:
                 raise InputError(
-                    f"{path}: was training on {checkpoint['rows']} pictures with seed {checkpoint['seed']}, now there "
+                    f"{path}: was training on {checkpoint['rows']} images with seed {checkpoint['seed']}, now there "
                     f"are {len(self.train_set)} with seed {self.seed}; give the same table and options"
                 )
             self.model.network.load_state_dict(network_state(checkpoint))

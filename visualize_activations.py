@@ -1,7 +1,7 @@
 """Show what the layers of a trained network respond to, and where it sees cracks and inactive regions.
 
 $ python visualize_activations.py                      # best checkpoint, one test cell of each kind
-$ python visualize_activations.py 3 --cells cell0398 my/picture.png
+$ python visualize_activations.py 3 --cells cell0398 my/image.png
 $ python visualize_activations.py --cells cell0398 --layers layer1 layer4 --channels layer2
 """
 
@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from torchvision.models.feature_extraction import get_graph_node_names
 
 import data
-from elcells.checkpoint import find_checkpoint
-from elcells.cpu import ReLU
-from elcells.distributed import pick_device
+from elcells.data.images import read_image
+from elcells.devices import pick_device
+from elcells.evaluation.plots import save
 from elcells.files import InputError, print_any_name, printable
-from elcells.pictures import read_picture
-from elcells.plots import save
+from elcells.training.checkpoints import find_checkpoint
+from elcells.training.cpu import ReLU
 from model import TRACER, load_model, map_layers, outputs_of
 
 COLOURS = "plasma"
@@ -48,7 +48,7 @@ def check_layers(network, names):
 
 @torch.inference_mode()
 def activations(model, image, layers):
-    """Outputs of layers for one picture: {name: float (channels, h, w)}. image: uint8 (S, S)."""
+    """Outputs of layers for one image: {name: float (channels, h, w)}. image: uint8 (S, S)."""
     extract = outputs_of(model.network, layers)
     return {n: a[0].cpu() for n, a in extract(model.normalise(as_batch(model, image[None]))).items() if a.ndim == 4}
 
@@ -130,7 +130,7 @@ def probabilities(model, images):
     return torch.cat([model.probabilities(model(part)) for part in parts]).cpu().numpy()
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 
 def grid_of(panels, title, path, columns=7, dpi=100):
@@ -159,7 +159,7 @@ def feature_maps(model, image, name, layers, path, dpi=100):
 
 
 def channel_maps(model, image, name, layer, path, count=16):
-    """The `count` channels of one layer that vary most over the picture, strongest first."""
+    """The `count` channels of one layer that vary most over the image, strongest first."""
     a = activations(model, image, [layer])
     if layer not in a:
         raise InputError(f"--channels {layer}: its output is no map; take a convolution or a stage")
@@ -199,15 +199,15 @@ def class_maps(model, image, name, path):
 
 
 def cell_image(given, table, model):
-    """(name, uint8 (S, S)) of a picture's path or a cell of the table. Raises InputError for neither."""
+    """(name, uint8 (S, S)) of an image's path or a cell of the table. Raises InputError for neither."""
     size = model.config["image_size"]
     if Path(given).is_file():
-        return printable(Path(given).stem), read_picture(given, size)
+        return printable(Path(given).stem), read_image(given, size)
     rows = table[[given in (p.stem, c, f) for p, c, f in zip(table["path"], table["cell"], table["filename"])]]
     if rows.empty:
-        raise InputError(f"{given}: neither a picture file nor a cell of the table")
+        raise InputError(f"{given}: neither an image file nor a cell of the table")
     data.fill_images(rows)
-    return printable(rows["path"].iloc[0].stem), read_picture(rows["path"].iloc[0], size)
+    return printable(rows["path"].iloc[0].stem), read_image(rows["path"].iloc[0], size)
 
 
 def part_of(table, checkpoint, model, part):
@@ -226,7 +226,7 @@ def telling_cells(table, checkpoint, model, candidates=12):
     for _, rows in test.groupby(data.combination(test, model.classes).values):
         rows = rows.head(candidates)
         data.fill_images(rows)
-        images = np.stack([read_picture(p, model.config["image_size"]) for p in rows["path"]])
+        images = np.stack([read_image(p, model.config["image_size"]) for p in rows["path"]])
         y, p = rows[list(model.classes)].to_numpy(), probabilities(model, images)
         cells.append(str(rows["path"].iloc[np.where(y == 1, p, 1 - p).min(1).argmax()]))
     return cells
@@ -238,13 +238,13 @@ def options():
     parser.add_argument(
         "checkpoint", nargs="?", default="best", help="best, last, an epoch's number or a path (%(default)s)"
     )
-    group = parser.add_argument_group("pictures")
+    group = parser.add_argument_group("images")
     group.add_argument(
-        "--cells", nargs="+", metavar="CELL", help="cells of the table or picture files (a test cell of each kind)"
+        "--cells", nargs="+", metavar="CELL", help="cells of the table or image files (a test cell of each kind)"
     )
     group.add_argument("--layers", nargs="+", metavar="LAYER", help="layers of the grid (every convolution)")
     group.add_argument("--channels", metavar="LAYER", help="also show the 16 strongest channels of this layer")
-    group.add_argument("--out", default="plots", metavar="DIR", help="folder of the pictures (%(default)s)")
+    group.add_argument("--out", default="plots", metavar="DIR", help="folder of the images (%(default)s)")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
     group = parser.add_argument_group("table")
     group.add_argument("--data", default="data.csv", metavar="CSV", help="table with the cells (%(default)s)")

@@ -21,10 +21,11 @@ import pandas as pd
 import data
 import train
 from benchmarks.foreign import predict
+from elcells.data.images import read_image
+from elcells.data.tables import CLASSES
+from elcells.evaluation.metrics import metrics_table
+from elcells.evaluation.results import number
 from elcells.files import InputError
-from elcells.metrics import metrics_table
-from elcells.pictures import CLASSES, read_picture
-from elcells.report import number
 from predict import SHIPPED, open_network
 
 COLUMNS = ["own", "cells", "draw", "judged", "n", "seconds", "f1_crack", "f1_inactive", "f1", "ap_crack", "ap_inactive"]
@@ -43,7 +44,7 @@ def figures(labels, probabilities, thresholds):
 def judge(path, table):
     """`figures` of a network's file on the cells of a table."""
     engine = open_network(path)
-    images = np.stack([read_picture(p, engine.image_size) for p in table["path"]])[:, None]
+    images = np.stack([read_image(p, engine.image_size) for p in table["path"]])[:, None]
     return figures(table[list(CLASSES)].to_numpy(), predict(engine, images, np.arange(len(images))), engine.thresholds)
 
 

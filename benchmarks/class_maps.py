@@ -18,11 +18,11 @@ from skimage.morphology import dilation, disk
 from tqdm import tqdm
 
 import data
-from elcells.cache import load_pictures
-from elcells.checkpoint import find_checkpoint
-from elcells.distributed import pick_device
+from elcells.data.cache import load_images
+from elcells.data.images import IMAGE_SIZE
+from elcells.devices import pick_device
 from elcells.files import InputError, atomic_path
-from elcells.pictures import IMAGE_SIZE
+from elcells.training.checkpoints import find_checkpoint
 from model import load_model
 from visualize_activations import METHODS, class_map, part_of, probabilities
 
@@ -141,8 +141,8 @@ def main(argv=None):
         model, checkpoint = load_model(find_checkpoint(args.checkpoint), pick_device(args.device))
         cells = part_of(data.read_table(args.data, model.classes, args.images), checkpoint, model, args.part)
         data.fill_images(cells)
-        pictures, index = load_pictures(cells, model.config["image_size"])
-        lines = check(model, np.array(pictures[index, 0]), cells[list(model.classes)].to_numpy(), METHODS)
+        images, index = load_images(cells, model.config["image_size"])
+        lines = check(model, np.array(images[index, 0]), cells[list(model.classes)].to_numpy(), METHODS)
         with atomic_path(Path(args.out) / f"class_maps_{args.part}.json") as temporary:
             temporary.write_text(json.dumps(lines, indent=1))
     except (InputError, OSError) as error:

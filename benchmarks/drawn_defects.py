@@ -10,25 +10,25 @@ import torch
 from matplotlib.figure import Figure
 
 import data
-from elcells.cache import load_pictures
+from elcells.data.cache import load_images
+from elcells.evaluation.plots import save
 from elcells.files import InputError
-from elcells.plots import save
-from elcells.synthetic import COUNTS, NUMBERS, SyntheticDefects
+from elcells.training.synthetic import COUNTS, NUMBERS, SyntheticDefects
 
 
 def main(argv=None):
     """Command line of this file; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data.add_table_options(parser)
-    parser.add_argument("--out", default="plots/drawn_defects.png", metavar="FILE", help="picture (%(default)s)")
+    parser.add_argument("--out", default="plots/drawn_defects.png", metavar="FILE", help="image (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of cells and drawings (%(default)s)")
     args = parser.parse_args(argv)
     try:
         table = data.read_table(args.data, args.classes, args.images)
         table = table[table[args.classes].sum(axis=1) == 0].sample(24, random_state=args.seed).reset_index(drop=True)
         data.fill_images(table)
-        pictures, table["picture"] = load_pictures(table)
-        images, labels = data.CellDataset(table, pictures, args.classes).batch(range(24))
+        pixels, table["image"] = load_images(table)
+        images, labels = data.CellDataset(table, pixels, args.classes).batch(range(24))
         defects = SyntheticDefects(args.classes, counts={k: 200 for k in COUNTS}, seed=args.seed)
         u = torch.rand(NUMBERS, 24, generator=torch.Generator().manual_seed(args.seed))
         images, labels, _ = defects.draw(images, labels, u)

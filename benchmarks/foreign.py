@@ -20,13 +20,13 @@ import numpy as np
 from tqdm import tqdm
 
 import data
-from elcells.cache import load_pictures
+from elcells.data.cache import load_images
+from elcells.data.images import symmetries
+from elcells.evaluation.metrics import bootstrap_mean_f1, metrics_table
+from elcells.evaluation.plots import plot_errors
+from elcells.evaluation.results import number
 from elcells.files import InputError, atomic_path
-from elcells.metrics import bootstrap_mean_f1, metrics_table
-from elcells.page import UNSURE, doubt
-from elcells.pictures import symmetries
-from elcells.plots import plot_errors
-from elcells.report import number
+from elcells.pages.page import UNSURE, doubt
 from predict import SHIPPED, open_network
 
 BATCH = 16
@@ -97,21 +97,21 @@ def as_text(found, classes):
     return lines
 
 
-def predict(engine, pictures, index):
-    """Probabilities (N, C) of the pictures uint8 (P, 1, S, S) at `index` (N,)."""
+def predict(engine, images, index):
+    """Probabilities (N, C) of the images uint8 (P, 1, S, S) at `index` (N,)."""
     parts = [index[i : i + BATCH] for i in range(0, len(index), BATCH)]
     bar = tqdm(parts, "judging", unit="batch", leave=False, disable=None)
-    return np.concatenate([engine(np.ascontiguousarray(pictures[part])) for part in bar])
+    return np.concatenate([engine(np.ascontiguousarray(images[part])) for part in bar])
 
 
-def in_orientations(engine, pictures, table, upright):
+def in_orientations(engine, images, table, upright):
     """Figures of single predictions in each of the eight orientations of all cells: {name: [8 numbers]}.
 
     upright: the probabilities (N, C) of the cells as they come, the first of the eight.
     Their mean tells networks apart better than one orientation, in which a network may be lucky by 0.02.
     """
-    labels, index = table[list(engine.classes)].to_numpy(), table["picture"].to_numpy()
-    predicted = [upright, *(predict(engine, turned, index) for turned in islice(symmetries(pictures), 1, None))]
+    labels, index = table[list(engine.classes)].to_numpy(), table["image"].to_numpy()
+    predicted = [upright, *(predict(engine, turned, index) for turned in islice(symmetries(images), 1, None))]
     means = [metrics_table(labels, p, engine.thresholds, engine.classes)["mean"] for p in predicted]
     found = {name: [mean[name] for mean in means] for name in ("f1", "average_precision")}
     crosses = kinds(table).get(CROSSES)
@@ -130,7 +130,7 @@ def main(argv=None):
     group = parser.add_mutually_exclusive_group()  # the mean over the symmetries is the same in all orientations
     group.add_argument("--tta", action="store_true", help="mean over a cell's eight symmetries (checkpoints)")
     group.add_argument("--orientations", action="store_true", help="also the mean of eight orientations of all cells")
-    parser.add_argument("--errors", metavar="FILE", help="picture of the last network's surest errors")
+    parser.add_argument("--errors", metavar="FILE", help="image of the last network's surest errors")
     parser.add_argument("--json", metavar="FILE", help="all figures")
     args = parser.parse_intermixed_args(argv)
     try:
@@ -138,9 +138,9 @@ def main(argv=None):
         for path in args.networks:
             engine = open_network(path, tta=args.tta)
             table = data.read_table(args.table, engine.classes, args.images)
-            pictures, table["picture"] = load_pictures(table, engine.image_size, print)
+            images, table["image"] = load_images(table, engine.image_size, print)
             labels = table[list(engine.classes)].to_numpy()
-            p = predict(engine, pictures, table["picture"].to_numpy())
+            p = predict(engine, images, table["image"].to_numpy())
             found = judge(table, labels, p, engine.thresholds, engine.classes)
             print(
                 f"\n{path}{' over the symmetries' * args.tta}, {engine.name}", *as_text(found, engine.classes), sep="\n"
@@ -152,7 +152,7 @@ def main(argv=None):
             )
             report.append({"network": str(path), "tta": args.tta, "parts": found, "doubtful": counts})
             if args.orientations:
-                report[-1]["orientations"] = turned = in_orientations(engine, pictures, table, p)
+                report[-1]["orientations"] = turned = in_orientations(engine, images, table, p)
                 shown = {
                     "f1": ("mean F1", ".3f"),
                     "average_precision": ("AP", ".3f"),
@@ -171,7 +171,7 @@ def main(argv=None):
             with atomic_path(Path(args.json)) as temporary:
                 temporary.write_text(json.dumps(report, indent=1))
         if args.errors:
-            dataset = data.CellDataset(table.assign(transform=""), pictures, engine.classes)
+            dataset = data.CellDataset(table.assign(transform=""), images, engine.classes)
             plot_errors(labels, p, engine.thresholds, dataset, engine.classes, Path(args.errors))
     except (InputError, OSError, ValueError) as error:
         print(f"foreign.py: {error}", file=sys.stderr)

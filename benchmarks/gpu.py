@@ -27,15 +27,14 @@ from torch import nn
 
 import data
 from data import CellDataset
-from elcells.cache import load_pictures
-from elcells.cpu import keep_freed_memory
-from elcells.distributed import autocast, pick_device, send
-from elcells.evaluation import evaluate
+from elcells.data.cache import load_images
+from elcells.data.images import IMAGE_SIZE
+from elcells.devices import autocast, keep_freed_memory, pick_device, send
+from elcells.evaluation.evaluate import evaluate
 from elcells.files import InputError, atomic_path
-from elcells.pictures import IMAGE_SIZE
-from elcells.recipes import RECIPES
-from elcells.synthetic import SyntheticDefects
-from elcells.weights import load_initial_weights
+from elcells.training.recipes import RECIPES
+from elcells.training.synthetic import SyntheticDefects
+from elcells.training.weights import load_initial_weights
 from model import NETWORKS, build_model, first_layers, load_model
 from trainer import Trainer
 
@@ -55,12 +54,12 @@ class Bench:
         table = data.read_table(ROOT / "data.csv")
         table = data.limit_cells(table, 48) if args.tiny else table
         data.fill_images(table)
-        self.pictures, table["picture"] = load_pictures(table, self.size)
+        self.images, table["image"] = load_images(table, self.size)
         train, val, self.test_rows = data.split_parts(table)
         self.parts = data.originals(train), val
-        self.on = {"cpu": self.pictures}
+        self.on = {"cpu": self.images}
         if self.device.type != "cpu":
-            self.on[str(self.device)] = torch.from_numpy(np.array(self.pictures)).to(self.device)
+            self.on[str(self.device)] = torch.from_numpy(np.array(self.images)).to(self.device)
         counts = {"crack": 40, "inactive": 40, "distractor": 40} if args.tiny else {}
         self.defects = {
             d: SyntheticDefects(size=self.size, device=d, **({"counts": counts} if counts else {}))
@@ -266,7 +265,7 @@ def evaluation(bench):
 
 def commands(bench):
     """predict.py, export_onnx.py and visualize_activations.py with --device: seconds of each whole process."""
-    picture = str(bench.test_rows["path"].iloc[0])
+    image = str(bench.test_rows["path"].iloc[0])
     seconds, device = {}, ["--device", bench.device.type]
     table, out = ["--data", ROOT / "data.csv"], bench.folder / "out"
     folder = bench.test_rows["path"].iloc[0].parent
@@ -276,7 +275,7 @@ def commands(bench):
     )
     seconds["export"] = bench.command(ROOT / "export_onnx.py", bench.best, "--out", out, *table, *device)
     seconds["visualize"] = bench.command(
-        ROOT / "visualize_activations.py", bench.best, "--cells", picture, "--out", out, *table, *device
+        ROOT / "visualize_activations.py", bench.best, "--cells", image, "--out", out, *table, *device
     )
     return seconds
 
@@ -422,7 +421,7 @@ def inference(bench):
     trainer = bench.trainer()
     found = {"gflop_per_cell": operations(trainer)[0] / 1e9}
     for size in (1, *bench.batches):
-        images = torch.from_numpy(np.resize(test_pictures(bench), (size, 1, bench.size, bench.size)))
+        images = torch.from_numpy(np.resize(test_images(bench), (size, 1, bench.size, bench.size)))
         for name, precision in PRECISIONS.items():
 
             def run(images=images, precision=precision):
@@ -435,19 +434,19 @@ def inference(bench):
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        from elcells.engine import open_model
+        from elcells.inference.engines import open_model
 
         engine = open_model(bench.folder / "out" / "best.onnx", "onnxruntime", device="cuda")
-        images = np.resize(test_pictures(bench), (bench.batches[1], 1, bench.size, bench.size))
+        images = np.resize(test_images(bench), (bench.batches[1], 1, bench.size, bench.size))
         found[f"onnxruntime, batch {len(images)}"] = len(images) * bench.rate(lambda: engine(images))
     else:
         found["onnxruntime"] = "its CUDA provider is not installed"
     return found
 
 
-def test_pictures(bench):
+def test_images(bench):
     """Test cells as one array, uint8 (N, 1, S, S)."""
-    return bench.pictures[bench.test_rows["picture"].to_numpy()]
+    return bench.images[bench.test_rows["image"].to_numpy()]
 
 
 PARTS = {

@@ -25,10 +25,10 @@ import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 import data
-from elcells.checkpoint import find_checkpoint
-from elcells.engine import open_model
+from elcells.data.images import read_image
 from elcells.files import InputError, atomic_path
-from elcells.pictures import read_picture
+from elcells.inference.engines import open_model
+from elcells.training.checkpoints import find_checkpoint
 from model import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,7 +97,7 @@ def speed(run, batch, seconds):
 
 
 def end_to_end(model, engine, paths, repeats):
-    """Pictures a second of the whole `predict.py` on PNG files, start-up left out, beside the bare network's speed."""
+    """Images a second of the whole `predict.py` on PNG files, start-up left out, beside the bare network's speed."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "list").write_text("\n".join(map(str, paths)))
         rates = []
@@ -108,7 +108,7 @@ def end_to_end(model, engine, paths, repeats):
                 capture_output=True,
                 text=True,
             )
-            rates.append(float(result.stderr.split(" pictures/s")[0].split()[-1]))
+            rates.append(float(result.stderr.split(" images/s")[0].split()[-1]))
     return float(np.median(rates))
 
 
@@ -134,7 +134,7 @@ def main(argv=None):
                     print(error, file=sys.stderr)
         table = data.read_table(ROOT / "data.csv")
         data.fill_images(table)
-        images = np.stack([read_picture(p, model.config["image_size"]) for p in table["path"][:16]])[:, None]
+        images = np.stack([read_image(p, model.config["image_size"]) for p in table["path"][:16]])[:, None]
     except InputError as error:
         print(f"inference.py: {error}", file=sys.stderr)
         return 2
@@ -163,7 +163,7 @@ def main(argv=None):
             bare = speed(ways[name], images, args.seconds)
             whole = end_to_end(getattr(args, kind), engine, list(table["path"])[: args.end_to_end], 2)
             bare = (bare + speed(ways[name], images, args.seconds)) / 2
-            print(f"predict.py, {name:20} {whole:7.1f} pictures/s, {whole / bare:.0%} of the bare network's {bare:.1f}")
+            print(f"predict.py, {name:20} {whole:7.1f} images/s, {whole / bare:.0%} of the bare network's {bare:.1f}")
             figures["end_to_end"][name] = {"predict": whole, "bare": bare}
     with atomic_path(args.out) as temporary:
         temporary.write_text(json.dumps(figures, indent=1))

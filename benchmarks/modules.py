@@ -24,13 +24,13 @@ from sklearn.metrics import f1_score
 from tqdm import tqdm
 
 import data
-from elcells.cutting import LENS_PICTURES
-from elcells.engine import open_model
+from elcells.data.images import read_image, to_square
 from elcells.files import atomic_path
-from elcells.grid import Grid
-from elcells.modules import cut_cells, doubts
-from elcells.outline import FOUND, find_grid
-from elcells.pictures import read_picture, to_square
+from elcells.inference.engines import open_model
+from elcells.modules.cutting import cut_cells, doubts
+from elcells.modules.grid import Grid
+from elcells.modules.outline import FOUND, find_grid
+from elcells.modules.parallel import LENS_IMAGES
 
 REPORTED = 10_000  # the first seed that nothing was tuned on
 KNOBS = ("turn", "keystone", "lens", "beside", "dead", "light", "noise", "blur")  # degrees, shares, cells, gray levels
@@ -42,14 +42,14 @@ LEVELS = {
 LEVELS["string"] = {**LEVELS["medium"], "dead": 0}  # and a dead third
 LEVELS["dim"] = {**LEVELS["medium"], "dead": 0}  # and a border row at 15 to 60 % of the light
 LEVELS["layouts"] = LEVELS["medium"]  # other than 6x10
-LEVELS["filled"] = {**LEVELS["easy"], "turn": 0.7, "keystone": 0.01}  # up to the picture's edge
+LEVELS["filled"] = {**LEVELS["easy"], "turn": 0.7, "keystone": 0.01}  # up to the image's edge
 LAYOUTS = ((6, 12, False), (8, 16, False), (6, 20, True), (6, 24, True), (1, 10, False), (4, 9, False))  # half-cut?
 SIZES = (100, 120, 140, 160, 200, 240, 300)
 RESOLUTIONS = (100, 150, 200, 300)  # pixels a cell, for --calls
 
 
 class Cells:
-    """ELPV's cells by module: pictures and labels; modules: those of at least `least` cells."""
+    """ELPV's cells by module: images and labels; modules: those of at least `least` cells."""
 
     def __init__(self, path="data.csv", least=60):
         table = data.read_table(path)
@@ -58,7 +58,7 @@ class Cells:
         self.modules = [m for m, rows in self.table.groupby("module") if len(rows) >= least]
 
     def of(self, module, count, side):
-        """Pictures float32 (count, side, side) of a module, busbars level, and their rows in the table."""
+        """Images float32 (count, side, side) of a module, busbars level, and their rows in the table."""
         rows = np.resize(np.flatnonzero(self.table["module"] == module), count)
         opened = {
             r: Image.open(self.table["path"][r]).resize((side, side), Image.Resampling.BILINEAR) for r in set(rows)
@@ -67,7 +67,7 @@ class Cells:
 
 
 def tiles_of(cells, module, columns, rows, half, side):
-    """Pictures of a portrait module's cells, row by row, busbars upright; halves of cells where half."""
+    """Images of a portrait module's cells, row by row, busbars upright; halves of cells where half."""
     whole, index = cells.of(module, columns * rows // (1 + half), side)
     whole = np.rot90(whole, axes=(1, 2))
     if not half:
@@ -107,7 +107,7 @@ def lay(canvas, rng, y0, x0, tiles, xs, ys, gain, gap_level, edge, dark):
 
 
 def compose(cells, seed, level, side=None, lens=None):
-    """A picture of a module, uint8 (H, W), and what is true of it, a dict.
+    """An image of a module, uint8 (H, W), and what is true of it, a dict.
 
     nodes: corners of its cells, (rows + 1, columns + 1, 2) pixels x, y, in the gaps' middle; grid: (columns, rows);
     side: pixels of a cell before perspective; rows: of the table, for each cell; dark: cells that were made dark.
@@ -164,7 +164,7 @@ def compose(cells, seed, level, side=None, lens=None):
         canvas, width, height = np.rot90(canvas), height, width
         flipped = np.stack([nodes[..., 1], canvas.shape[0] - 1 - nodes[..., 0]], -1)
         nodes, order = np.rot90(flipped), np.rot90(order)
-    picture, to = photograph(canvas, (width, height), around, rng, p, side, lens, level == "filled")
+    image, to = photograph(canvas, (width, height), around, rng, p, side, lens, level == "filled")
     truth = {
         "nodes": to(nodes),
         "grid": order.shape[::-1],
@@ -172,11 +172,11 @@ def compose(cells, seed, level, side=None, lens=None):
         "rows": index[order.ravel()],
         "dark": np.isin(order.ravel(), list(dark)),
     }
-    return picture, truth
+    return image, truth
 
 
 def photograph(canvas, size, around, rng, p, side, lens, filled):
-    """A flat picture as a camera sees it, uint8, and the function that takes its points (..., 2) there."""
+    """A flat image as a camera sees it, uint8, and the function that takes its points (..., 2) there."""
     width, height = size
     quad = np.array([[0, 0], [width, 0], [width, height], [0, height]], float) + around
     q = quad - quad.mean(0)
@@ -185,11 +185,11 @@ def photograph(canvas, size, around, rng, p, side, lens, filled):
     a = np.deg2rad(rng.uniform(-p["turn"], p["turn"]))
     seen = seen @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
     span = np.ptp(seen, axis=0)
-    picture_size = np.ceil(span / (1.0 if filled else rng.uniform(0.72, 0.92))).astype(int)
+    pixel_size = np.ceil(span / (1.0 if filled else rng.uniform(0.72, 0.92))).astype(int)
     if not filled:
-        picture_size = np.maximum(picture_size, int(picture_size.max() * rng.uniform(0.6, 0.75)))
-    middle, radius = (picture_size - 1) / 2, np.hypot(*picture_size) / 2
-    seen = seen - (seen.max(0) + seen.min(0)) / 2 + middle + rng.uniform(-0.3, 0.3, 2) * (picture_size - span) / 2
+        pixel_size = np.maximum(pixel_size, int(pixel_size.max() * rng.uniform(0.6, 0.75)))
+    middle, radius = (pixel_size - 1) / 2, np.hypot(*pixel_size) / 2
+    seen = seen - (seen.max(0) + seen.min(0)) / 2 + middle + rng.uniform(-0.3, 0.3, 2) * (pixel_size - span) / 2
     bend = -rng.uniform(0, p["lens"]) if lens is None else lens
     there = ProjectiveTransform.from_estimate(quad, seen)
 
@@ -197,22 +197,22 @@ def photograph(canvas, size, around, rng, p, side, lens, filled):
         d = (there(points.reshape(-1, 2)) - middle) / radius
         return (middle + radius * d * (1 + bend * (d**2).sum(-1, keepdims=True))).reshape(points.shape)
 
-    grid = np.stack(np.meshgrid(np.arange(picture_size[0]), np.arange(picture_size[1])), -1)
+    grid = np.stack(np.meshgrid(np.arange(pixel_size[0]), np.arange(pixel_size[1])), -1)
     d = (grid.reshape(-1, 2) - middle) / radius
     flat = d.copy()
     for _ in range(8):
         flat = d / (1 + bend * (flat**2).sum(-1, keepdims=True))
     source = there.inverse(middle + radius * flat)
-    picture = ndimage.map_coordinates(
+    image = ndimage.map_coordinates(
         canvas, [source[:, 1], source[:, 0]], order=1, mode="nearest" if filled else "constant", cval=5
     )
-    picture = picture.reshape(picture_size[::-1])
-    d = d.reshape(*picture.shape, 2)
+    image = image.reshape(pixel_size[::-1])
+    d = d.reshape(*image.shape, 2)
     light = 1 - p["light"] * rng.uniform(0, 1) * (d**2).sum(-1)
     light = light * np.clip(1 + d @ rng.uniform(-0.7, 0.7, 2) * p["light"], 0.2, 2)
-    picture = ndimage.gaussian_filter(picture * light, rng.uniform(0.2, 1) * p["blur"] / 100 * side)
-    picture = picture * rng.uniform(0.6, 1.2) + rng.normal(0, rng.uniform(0.3, 1) * p["noise"], picture.shape)
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8), to
+    image = ndimage.gaussian_filter(image * light, rng.uniform(0.2, 1) * p["blur"] / 100 * side)
+    image = image * rng.uniform(0.6, 1.2) + rng.normal(0, rng.uniform(0.3, 1) * p["noise"], image.shape)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8), to
 
 
 # ---------------------------------------------------------------- cutting
@@ -224,8 +224,8 @@ def measure(job):
     job: (level, seed, lens or None for one by chance, the lens that the fit is told or None).
     """
     level, seed, lens, known = job
-    picture, true = compose(measure.cells, seed, level, lens=lens)
-    image = picture.astype(np.float32)
+    composed, true = compose(measure.cells, seed, level, lens=lens)
+    image = composed.astype(np.float32)
     started = time.process_time()
     grid, score, lead = find_grid(image, *true["grid"], bend=known)
     seconds = time.process_time() - started
@@ -283,8 +283,8 @@ def cut_all(args):
         print_table(rows, args.levels)
         if args.lens is not None:
             sure = {level: [r["bend"] for r in rows if r["level"] == level and r["sure"]] for level in args.levels}
-            lens = {level: float(np.median(bends[:LENS_PICTURES])) for level, bends in sure.items()}
-            print(f"\nThe lens known: the median of the first {LENS_PICTURES} sure ones")
+            lens = {level: float(np.median(bends[:LENS_IMAGES])) for level, bends in sure.items()}
+            print(f"\nThe lens known: the median of the first {LENS_IMAGES} sure ones")
             print_table(list(pool.map(measure, [(*job[:3], lens[job[0]]) for job in jobs])), args.levels)
     if args.out:
         with atomic_path(args.out) as temporary, open(temporary, "w", newline="") as file:
@@ -308,15 +308,15 @@ def judge_calls(args):
     engine, cells = open_model(args.calls, "onnxruntime", args.jobs), Cells()
     classes = list(engine.classes)
     print(f"mean F1 of {args.count} medium modules each, live cells, {args.calls}")
-    print("pixels a cell   cells   cut by the program   at true corners   same calls   ELPV's own pictures")
+    print("pixels a cell   cells   cut by the program   at true corners   same calls   ELPV's own images")
     for side in RESOLUTIONS:
         labels, calls = [], {"cut": [], "true": [], "own": []}
         for k in tqdm(range(args.count), unit="module", leave=False):
-            picture, true = compose(cells, args.seed + k, "medium", side)
-            image, live = picture.astype(np.float32), ~true["dark"]
+            composed, true = compose(cells, args.seed + k, "medium", side)
+            image, live = composed.astype(np.float32), ~true["dark"]
             rows = true["rows"][live]
             labels.append(cells.table.loc[rows, classes].to_numpy())
-            own = np.stack([read_picture(p, engine.image_size) for p in cells.table["path"][rows]])
+            own = np.stack([read_image(p, engine.image_size) for p in cells.table["path"][rows]])
             for name, grid in (("cut", find_grid(image, *true["grid"])[0]), ("true", TrueGrid(true["nodes"]))):
                 cut = cut_cells(image, grid)
                 squares = np.stack(

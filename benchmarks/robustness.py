@@ -1,10 +1,10 @@
-"""Measure how much a network loses on pictures that were taken or cut otherwise than those that it learnt from.
+"""Measure how much a network loses on images that were taken or cut otherwise than those that it learnt from.
 
 $ python -m benchmarks.robustness                                       # checkpoints/best.ckp, its validation part
 $ python -m benchmarks.robustness checkpoints/fold_*/best.ckp           # all folds of a cross-validation together
 $ python -m benchmarks.robustness --part test --only "as they are" "blur"
 
-Each change is made to whole pictures of 300x300 pixels, labels stay; so a part of a loss by cutting is that a defect
+Each change is made to whole images of 300x300 pixels, labels stay; so a part of a loss by cutting is that a defect
 at the cell's edge is no longer there.
 """
 
@@ -22,14 +22,13 @@ from torchvision.transforms import functional as tv
 from tqdm import tqdm
 
 import data
-from elcells.align import align_cell
-from elcells.cache import load_pictures
-from elcells.checkpoint import find_checkpoint
-from elcells.cpu import keep_freed_memory
-from elcells.distributed import pick_precision
-from elcells.evaluation import evaluate
+from elcells.data.cache import load_images
+from elcells.devices import keep_freed_memory, pick_precision
+from elcells.evaluation.evaluate import evaluate
+from elcells.evaluation.metrics import metrics_table
 from elcells.files import InputError, atomic_path
-from elcells.metrics import metrics_table
+from elcells.modules.align import align_cell
+from elcells.training.checkpoints import find_checkpoint
 from model import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,11 +94,11 @@ CHANGES = {
 
 
 def aligned(images):
-    """Pictures uint8 (N, 1, S, S), turned upright and cut tightly as `predict.py --align` does."""
+    """Images uint8 (N, 1, S, S), turned upright and cut tightly as `predict.py --align` does."""
     return torch.from_numpy(np.stack([align_cell(image)[0] for image in images[:, 0].numpy()]))[:, None]
 
 
-def predict(checkpoints, table, pictures, part, changes, precision, align=False):
+def predict(checkpoints, table, pixels, part, changes, precision, align=False):
     """Labels, probabilities and thresholds, each (cells, classes), of all checkpoints together, for each change."""
     predicted = {name: [] for name in changes}
     bar = tqdm(total=len(checkpoints) * len(changes), unit="change", leave=False, disable=None)
@@ -108,8 +107,8 @@ def predict(checkpoints, table, pictures, part, changes, precision, align=False)
         if "split" not in checkpoint:
             raise InputError(f"{path}: has no record of its parts; take the best.ckp of a finished run")
         rows = data.recorded_part(table, checkpoint["split"], part)
-        images = data.CellDataset(rows, pictures, model.classes).batch(np.arange(len(rows)))[0]
-        rows = rows.assign(picture=np.arange(len(rows)), transform="")
+        images = data.CellDataset(rows, pixels, model.classes).batch(np.arange(len(rows)))[0]
+        rows = rows.assign(image=np.arange(len(rows)), transform="")
         for name in changes:
             changed = CHANGES[name](images)
             changed = aligned(changed) if align else changed
@@ -127,7 +126,7 @@ def main(argv=None):
     parser.add_argument("checkpoints", nargs="*", default=["best"], help="best, last or paths (best)")
     parser.add_argument("--part", choices=("val", "test"), default="val", help="of each checkpoint (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=CHANGES, metavar="CHANGE", help=f"{'; '.join(CHANGES)} (all)")
-    parser.add_argument("--align", action="store_true", help="align the changed pictures, as predict.py --align does")
+    parser.add_argument("--align", action="store_true", help="align the changed images, as predict.py --align does")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic (%(default)s)")
     parser.add_argument("--out", default="robustness.json", metavar="FILE", help="figures (%(default)s)")
     data.add_table_options(parser)
@@ -136,18 +135,18 @@ def main(argv=None):
     try:
         table = data.read_table(args.data, args.classes, args.images)
         data.fill_images(table)
-        pictures, table["picture"] = load_pictures(table)
+        images, table["image"] = load_images(table)
         checkpoints = [find_checkpoint(c) for c in args.checkpoints]
         precision = pick_precision(args.precision, torch.device("cpu"))
         predicted, classes = predict(
-            checkpoints, table, pictures, args.part, args.only or list(CHANGES), precision, args.align
+            checkpoints, table, images, args.part, args.only or list(CHANGES), precision, args.align
         )
     except InputError as error:
         print(f"robustness.py: {error}", file=sys.stderr)
         return 2
     count = len(next(iter(predicted.values()))[0])
     print(f"{count} cells of the {args.part} part of {len(checkpoints)} networks; F1 at their thresholds\n")
-    print(f"{'pictures':36}" + "".join(f"{f'{k} {c}':>13}" for k in ("F1", "AP") for c in (*classes, "mean")))
+    print(f"{'images':36}" + "".join(f"{f'{k} {c}':>13}" for k in ("F1", "AP") for c in (*classes, "mean")))
     figures = {}
     for name, (labels, p, thresholds) in predicted.items():
         figures[name] = m = metrics_table(labels, p, thresholds, classes)

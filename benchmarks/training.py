@@ -1,6 +1,6 @@
 """Measure training against the classic recipe: pipeline, step, evaluation, time to a score, scale.
 
-$ python -m benchmarks.training                              # pictures/s and cells/s of both
+$ python -m benchmarks.training                              # images/s and cells/s of both
 $ python -m benchmarks.training --to-f1 0.7 --seeds 0 1 2    # wall time until validation is so good
 $ python -m benchmarks.training --scale 1 10 50              # time and memory with more cells
 
@@ -29,17 +29,17 @@ from torchvision.models import resnet34
 
 import data
 from data import CellDataset
-from elcells.augment import augment, draw_changes
-from elcells.cache import load_pictures
-from elcells.cpu import keep_freed_memory
-from elcells.distributed import autocast, pick_precision
+from elcells.data.cache import load_images
+from elcells.data.images import IMAGE_SIZE
+from elcells.data.tables import CLASSES
+from elcells.devices import autocast, keep_freed_memory, pick_precision
+from elcells.evaluation.metrics import f1_scores
 from elcells.files import InputError, atomic_path
-from elcells.metrics import f1_scores
-from elcells.pictures import CLASSES, IMAGE_SIZE, MEAN, STD
-from elcells.recipes import RECIPES
-from elcells.synthetic import NUMBERS, SyntheticDefects
-from elcells.weights import load_initial_weights
-from model import NETWORKS, build_model
+from elcells.training.augmentation import augment, draw_changes
+from elcells.training.recipes import RECIPES
+from elcells.training.synthetic import NUMBERS, SyntheticDefects
+from elcells.training.weights import load_initial_weights
+from model import MEAN, NETWORKS, STD, build_model
 from trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +58,7 @@ CLASSIC_AUGMENTATION = [
 
 
 class ClassicDataset(Dataset):
-    """Picture files, read and changed one at a time: float (3, 300, 300), and labels (2,)."""
+    """Image files, read and changed one at a time: float (3, 300, 300), and labels (2,)."""
 
     def __init__(self, table, augmentation=()):
         self.paths, self.labels = list(table["path"]), table[list(CLASSES)].to_numpy(np.float32)
@@ -100,8 +100,8 @@ class Classic:
 
 
 class CheapClassic(Classic):
-    """The same recipe on our pictures in memory, in our precision and layout: the same course of training (but for
-    rounding) in a third of the time, to learn how many pictures it needs."""
+    """The same recipe on our images in memory, in our precision and layout: the same course of training (but for
+    rounding) in a third of the time, to learn how many images it needs."""
 
     def __init__(self, start, precision):
         super().__init__(start)
@@ -135,7 +135,7 @@ class CheapClassic(Classic):
 
 
 def rate(run, count, seconds):
-    """Pictures a second of run(), which works on `count` of them, from its median time within `seconds`."""
+    """Images a second of run(), which works on `count` of them, from its median time within `seconds`."""
     run()
     times, end = [], time.perf_counter() + seconds
     while len(times) < 2 or time.perf_counter() < end:
@@ -146,7 +146,7 @@ def rate(run, count, seconds):
 
 
 def turns(ways, repeats, seconds):
-    """{name: median rate} of ways {name: (function, pictures)}, which take turns."""
+    """{name: median rate} of ways {name: (function, images)}, which take turns."""
     rates = {name: [] for name in ways}
     for _ in range(repeats):
         for name, (run, count) in ways.items():
@@ -168,24 +168,24 @@ def our_trainer(name, train, val, folder, precision, defects, seed=0, **settings
 
 
 def ways_of(args, table, precision, folder):
-    """What is measured: {part: {name: (function, pictures)}}, the classic way first."""
+    """What is measured: {part: {name: (function, pixels)}}, the classic way first."""
     torch.manual_seed(0)
     classic = Classic(resnet34(num_classes=len(CLASSES)).state_dict())
     handful = data.limit_cells(table, 64)
     data.write_variants(handful, folder)
     files = data.read_table(folder / "data.csv")
     files = files.sample(args.cells, random_state=0).reset_index(drop=True)
-    pictures, handful["picture"] = load_pictures(handful)
-    ours = CellDataset(handful, pictures)
+    pixels, handful["image"] = load_images(handful)
+    ours = CellDataset(handful, pixels)
     b, defects = RECIPES["fast"]["batch_size"], SyntheticDefects()
     trainers = {name: our_trainer(name, ours, ours, folder, precision, defects)[0] for name in args.networks}
     rows = np.resize(np.random.default_rng(0).permutation(len(ours)), args.cells)
 
-    def classic_pictures(augmentation):
+    def classic_images(augmentation):
         for _ in DataLoader(ClassicDataset(files, augmentation), batch_size=16, shuffle=True):
             pass
 
-    def our_pictures(draw):
+    def our_images(draw):
         for start in range(0, args.cells, b):
             images, labels = ours.batch(rows[start : start + b])
             if draw:
@@ -218,11 +218,11 @@ def ways_of(args, table, precision, folder):
 
         steps["timm's resnet34, our precision"] = (timm_step, b)
     return {
-        "data pipeline, pictures/s": {
-            "classic": (lambda: classic_pictures(CLASSIC_AUGMENTATION), args.cells),
-            "classic without augmentation": (lambda: classic_pictures([]), args.cells),
-            "ours": (lambda: our_pictures(False), args.cells),
-            "ours with synthetic defects": (lambda: our_pictures(True), args.cells),
+        "data pipeline, pixels/s": {
+            "classic": (lambda: classic_images(CLASSIC_AUGMENTATION), args.cells),
+            "classic without augmentation": (lambda: classic_images([]), args.cells),
+            "ours": (lambda: our_images(False), args.cells),
+            "ours with synthetic defects": (lambda: our_images(True), args.cells),
         },
         "training step, cells/s": steps,
         "evaluation, cells/s": {
@@ -244,7 +244,7 @@ def measure_rates(args, table, precision):
             figures[part] = turns(ways, args.repeats, args.seconds)
             for name, value in figures[part].items():
                 print(f"{part:28}{name:36}{value:9.1f}{value / figures[part]['classic']:8.2f} x")
-    steps, pipeline = (figures[part] for part in ("training step, cells/s", "data pipeline, pictures/s"))
+    steps, pipeline = (figures[part] for part in ("training step, cells/s", "data pipeline, images/s"))
     shares = {name: steps[f"ours, {name}"] / pipeline["ours with synthetic defects"] for name in args.networks}
     print("our data pipeline's share of a step: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     return {**figures, "pipeline_share": shares}
@@ -322,8 +322,7 @@ def race_cheap_classic(args, start, six, val, precision, rates, seed):
         return augment(images, draw_changes(len(images))), targets
 
     pipeline, step, evaluation = (
-        rates[part]["classic"]
-        for part in ("data pipeline, pictures/s", "training step, cells/s", "evaluation, cells/s")
+        rates[part]["classic"] for part in ("data pipeline, images/s", "training step, cells/s", "evaluation, cells/s")
     )
     seconds = len(six) / 6 * (1 / step + 1 / pipeline) + len(val) / evaluation
     take = endless(len(six), 16, len(six) // 6, seed, load)
@@ -332,9 +331,9 @@ def race_cheap_classic(args, start, six, val, precision, rates, seed):
 
 def race(args, table, precision, rates):
     """Train both for every seed; prints the wall time until the validation mean F1 (at 0.5) reaches each goal."""
-    pictures, table["picture"] = load_pictures(table)
+    images, table["image"] = load_images(table)
     train, val, _ = data.split_parts(table)
-    ours_train, six, ours_val = (CellDataset(t, pictures) for t in (data.originals(train), train, val))
+    ours_train, six, ours_val = (CellDataset(t, images) for t in (data.originals(train), train, val))
     if not args.cheap_classic and args.sixths:
         data.write_variants(table, args.variants)
         files = data.read_table(Path(args.variants) / "data.csv")
@@ -376,18 +375,18 @@ import os, resource, sys, time
 started = time.monotonic()
 import numpy as np, torch
 import data
-from elcells.augment import draw_changes
+from elcells.training.augmentation import draw_changes
 from elcells.distributed import pick_precision
-from elcells.cache import load_pictures
-from elcells.recipes import RECIPES
+from elcells.data.cache import load_images
+from elcells.training.recipes import RECIPES
 from model import build_model
 from trainer import Trainer
 table = data.read_table({table!r})
 read = time.monotonic()
-pictures, table["picture"] = load_pictures(table, {size})
+images, table["image"] = load_images(table, {size})
 loaded = time.monotonic()
 train, val, test = data.split_parts(table)
-sets = [data.CellDataset(data.originals(t), pictures) for t in (train, val)]
+sets = [data.CellDataset(data.originals(t), images) for t in (train, val)]
 model = build_model("resnet", width=16, image_size={size})
 settings = RECIPES["fast"]
 trainer = Trainer(model, *sets, {folder!r}, precision=pick_precision("auto", torch.device("cpu")), **settings)
@@ -409,7 +408,7 @@ print(read - started, loaded - read, first - started, np.median(times), int(stat
 
 def measure_scale(args, table):
     """Time and memory of a run's start and of 200 steps with 1, 10, ... times the cells, all read from disk."""
-    print("times  cells     cache, s  start with cache, s  step, ms  memory, MB  with mapped pictures")
+    print("times  cells     cache, s  start with cache, s  step, ms  memory, MB  with mapped images")
     figures = []
     for times in args.scale:
         with tempfile.TemporaryDirectory() as folder:
@@ -447,7 +446,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="turns of each way (%(default)s)")
     parser.add_argument("--seconds", type=float, default=2, help="of each turn (%(default)s)")
-    parser.add_argument("--cells", type=int, default=128, help="pictures of the pipeline's turn (%(default)s)")
+    parser.add_argument("--cells", type=int, default=128, help="images of the pipeline's turn (%(default)s)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of ours (%(default)s)")
     parser.add_argument("--to-f1", type=float, nargs="+", metavar="F1", help="also train both, for so good an F1")
     parser.add_argument(
@@ -467,7 +466,7 @@ def main(argv=None):
     )
     parser.add_argument("--variants", default="images/variants", metavar="DIR", help="classic's files (%(default)s)")
     parser.add_argument("--scale", type=int, nargs="+", metavar="N", help="instead: cost with N times the cells")
-    parser.add_argument("--size", type=int, default=IMAGE_SIZE, help="side of --scale's pictures (%(default)s)")
+    parser.add_argument("--size", type=int, default=IMAGE_SIZE, help="side of --scale's images (%(default)s)")
     parser.add_argument("--out", default="training.json", metavar="FILE", help="figures (%(default)s)")
     args = parser.parse_args(argv)
     keep_freed_memory()  # for all ways alike, as they share the process

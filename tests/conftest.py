@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 
 import data
-from elcells.cache import load_pictures
+from elcells.data.cache import load_images
 
 matplotlib.use("Agg")
 SMALL = ["--model", "resnet", "--width", "16", "--image-size", "64", "--batch-size", "8", "--synthetic", "0"]
@@ -34,7 +34,7 @@ def table():
 
 @pytest.fixture(scope="session")
 def elpv(tmp_path_factory):
-    """A folder with data.csv of 48 real cells (all four combinations) and their pictures; returns the csv's path."""
+    """A folder with data.csv of 48 real cells (all four combinations) and their images; returns the csv's path."""
     folder = tmp_path_factory.mktemp("elpv")
     cells = data.limit_cells(data.read_table(ROOT / "data.csv", images=folder), 48)
     data.fill_images(cells)
@@ -46,10 +46,10 @@ def elpv(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small(elpv):
-    """(table, pictures) of these 48 cells at 64x64 pixels, ready for CellDataset."""
+    """(table, images) of these 48 cells at 64x64 pixels, ready for CellDataset."""
     cells = data.read_table(elpv)
-    pictures, cells["picture"] = load_pictures(cells, 64)
-    return cells, pictures
+    images, cells["image"] = load_images(cells, 64)
+    return cells, images
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ import torch.distributed as dist
 
 import data
 import trainer
-from elcells.augment import augment
-from elcells.cache import load_pictures
+from elcells.data.cache import load_images
 from elcells.distributed import processes, rank, world
-from elcells.synthetic import SyntheticDefects
+from elcells.training.augmentation import augment
+from elcells.training.synthetic import SyntheticDefects
 from model import CellClassifier, build_model
 
 single_augment, single_step = augment, trainer.Trainer.train_step
@@ -42,11 +42,11 @@ trainer.WithAuxiliaryHead.forward = in_double
 CellClassifier.forward = lambda self, images: self.network(self.normalise(images))
 with processes(torch.device("cpu")), tempfile.TemporaryDirectory() as folder:
     cells = data.read_table(sys.argv[1]).head(39)  # in batches of 8 and 7: unequal shares
-    pictures, cells["picture"] = load_pictures(cells, 64)
+    images, cells["image"] = load_images(cells, 64)
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
     model = build_model("resnet", width=16, image_size=64)
-    rows = data.CellDataset(cells, pictures)
+    rows = data.CellDataset(cells, images)
     defects = SyntheticDefects(size=64, counts={"crack": 9, "inactive": 9, "distractor": 9})
     options = {
         "batch_size": 8,

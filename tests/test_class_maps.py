@@ -42,7 +42,7 @@ def test_the_command_measures_every_method_for_every_class(elpv, best, tmp_path,
 
 
 def test_a_map_that_marks_what_decides_makes_the_probability_fall():
-    """A network that calls a picture cracked by the darkness of one corner: its map must mark that corner."""
+    """A network that calls an image cracked by the darkness of one corner: its map must mark that corner."""
     torch.manual_seed(0)
     model = build_model("resnet", width=16, image_size=64).eval()
     images = np.full((40, 64, 64), 180, np.uint8)

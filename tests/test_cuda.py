@@ -9,7 +9,7 @@ from conftest import SMALL
 import predict
 import train
 import visualize_activations
-from elcells.checkpoint import read_checkpoint
+from elcells.training.checkpoints import read_checkpoint
 from model import load_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 import data
-from elcells import cache as cache_module
-from elcells import pictures as pictures_module
-from elcells.augment import augment, draw_changes, draw_light, uneven_light
-from elcells.cache import load_pictures
+from elcells.data import cache as cache_module
+from elcells.data import images as images_module
+from elcells.data.cache import load_images
+from elcells.data.images import read_image
 from elcells.files import InputError
-from elcells.pictures import read_picture
+from elcells.training.augmentation import augment, draw_changes, draw_light, uneven_light
 
 
 def write(folder, text, encoding="utf-8"):
@@ -96,7 +96,7 @@ def test_other_classes_are_read_from_their_columns(tmp_path):
     assert data.combination(rows, ["finger"]).tolist() == ["finger=1"]
 
 
-def test_images_folder_may_hold_the_tree_or_just_the_pictures(tmp_path):
+def test_images_folder_may_hold_the_tree_or_just_the_images(tmp_path):
     table = write(tmp_path, "filename;crack;inactive\nimages/a.png;0;0\n")
     (tmp_path / "tree" / "images").mkdir(parents=True)
     (tmp_path / "tree" / "images" / "a.png").touch()
@@ -113,7 +113,7 @@ def test_variants_are_recognised_by_name_and_kept_together(tmp_path):
     assert data.originals(rows)["filename"].tolist() == ["images/cell0001.png", "images/rot_front.png"]
 
 
-def test_pictures_that_are_nowhere_are_named(tmp_path):
+def test_images_that_are_nowhere_are_named(tmp_path):
     rows = data.read_table(write(tmp_path, "filename;crack;inactive\nimages/holiday.png;0;0\n"))
     with pytest.raises(InputError, match=r"holiday.png: no such file, and no cell of the project's own table"):
         data.fill_images(rows)
@@ -153,7 +153,7 @@ def test_the_split_is_stratified(table, by, tolerance):
 
 
 @pytest.mark.parametrize("by", ["cell", "module", "row"])
-def test_every_picture_is_tested_in_one_fold_and_no_group_crosses(table, by):
+def test_every_image_is_tested_in_one_fold_and_no_group_crosses(table, by):
     tested = []
     for fold in range(5):
         train, val, test = data.fold_parts(table, 5, fold, by)
@@ -195,7 +195,7 @@ def test_limit_takes_a_stratified_handful(table):
         data.limit_cells(table, 5)
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 
 EXPECTED = {
@@ -223,9 +223,9 @@ def test_variants_are_bit_exact_in_memory(elpv):
     cells = data.read_table(elpv).head(5)
     as_is = {p.name: np.asarray(Image.open(p)) for p in cells["path"]}
     rows = data.expand_variants(cells)
-    pictures, index = load_pictures(cells)
-    rows["picture"] = np.tile(index, 6)
-    images, labels = data.CellDataset(rows, pictures).batch(range(30))
+    pixels, index = load_images(cells)
+    rows["image"] = np.tile(index, 6)
+    images, labels = data.CellDataset(rows, pixels).batch(range(30))
     for image, transform, path in zip(images, rows["transform"], rows["path"]):
         assert np.array_equal(image[0].numpy(), EXPECTED[transform](as_is[path.name]))
     assert np.array_equal(labels.numpy(), rows[["crack", "inactive"]].to_numpy(np.float32))
@@ -255,7 +255,7 @@ def gray(elpv):
 
 
 @pytest.mark.parametrize("kind", ["L", "RGB", "RGBA", "P", "CMYK", "16", "16 tif", "jpg"])
-def test_any_kind_of_picture_gives_the_same_gray(gray, tmp_path, kind):
+def test_any_kind_of_image_gives_the_same_gray(gray, tmp_path, kind):
     path = tmp_path / {"CMYK": "a.tif", "16 tif": "a.tif", "jpg": "a.jpg"}.get(kind, "a.png")
     if kind.startswith("16"):
         Image.fromarray(gray.astype(np.uint16) * 257).save(path)
@@ -263,47 +263,47 @@ def test_any_kind_of_picture_gives_the_same_gray(gray, tmp_path, kind):
         Image.fromarray(gray).save(path, quality=100)
     else:
         Image.fromarray(gray).convert(kind).save(path)
-    read = read_picture(path)
+    read = read_image(path)
     assert read.shape == (300, 300) and read.dtype == np.uint8
     assert np.abs(read.astype(int) - gray).max() <= (2 if kind == "jpg" else 1 if kind == "CMYK" else 0)
 
 
-def test_a_picture_turned_by_exif_is_upright(gray, tmp_path):
+def test_an_image_turned_by_exif_is_upright(gray, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     Image.fromarray(np.rot90(gray)).save(tmp_path / "turned.png", exif=exif)
-    assert (read_picture(tmp_path / "turned.png") == gray).all()
+    assert (read_image(tmp_path / "turned.png") == gray).all()
 
 
-def test_an_animated_picture_is_its_first_frame(gray, tmp_path):
+def test_an_animated_image_is_its_first_frame(gray, tmp_path):
     frames = [Image.fromarray(gray), Image.fromarray(255 - gray)]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
-    assert np.abs(read_picture(tmp_path / "film.gif").astype(int) - gray).max() <= 1
+    assert np.abs(read_image(tmp_path / "film.gif").astype(int) - gray).max() <= 1
 
 
-def test_a_picture_of_one_pixel_fills_the_cell(tmp_path):
+def test_an_image_of_one_pixel_fills_the_cell(tmp_path):
     Image.new("L", (1, 1), 77).save(tmp_path / "dot.png")
-    assert (read_picture(tmp_path / "dot.png") == 77).all()
+    assert (read_image(tmp_path / "dot.png") == 77).all()
 
 
-def test_a_picture_of_400_million_pixels_is_refused_before_it_is_decoded(tmp_path):
+def test_an_image_of_400_million_pixels_is_refused_before_it_is_decoded(tmp_path):
     path = tmp_path / "large.png"
     Image.new("1", (20_000, 20_000)).save(path)
     with pytest.raises(InputError, match=r"20000x20000 pixels, more than the 100 million allowed"):
-        read_picture(path)
+        read_image(path)
 
 
 def test_other_sizes_are_resized_with_antialiasing(gray, tmp_path):
     path = tmp_path / "big.png"
     Image.fromarray(gray.repeat(3, 0).repeat(3, 1)).save(path)
-    assert np.abs(read_picture(path).astype(int) - gray).mean() < 2
+    assert np.abs(read_image(path).astype(int) - gray).mean() < 2
     checker = np.indices((600, 600)).sum(0) % 2 * 255
     Image.fromarray(checker.astype(np.uint8)).save(path)
-    assert read_picture(path)[5:-5, 5:-5].std() < 3  # without antialiasing: stripes of 0 and 255
+    assert read_image(path)[5:-5, 5:-5].std() < 3  # without antialiasing: stripes of 0 and 255
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "missing", "huge"])
-def test_a_bad_picture_is_named(gray, tmp_path, damage, monkeypatch):
+def test_a_bad_image_is_named(gray, tmp_path, damage, monkeypatch):
     path = tmp_path / "bad.png"
     Image.fromarray(gray).save(path)
     if damage == "truncated":
@@ -311,81 +311,81 @@ def test_a_bad_picture_is_named(gray, tmp_path, damage, monkeypatch):
     elif damage == "missing":
         path.unlink()
     elif damage == "huge":
-        monkeypatch.setattr(pictures_module, "MAX_PIXELS", 1000)
+        monkeypatch.setattr(images_module, "MAX_PIXELS", 1000)
     else:
-        path.write_text("" if damage == "empty" else "not a picture")
-    with pytest.raises(InputError, match=r"bad.png: (no such file|can't be read as a picture|300x300 pixels, more)"):
-        read_picture(path)
+        path.write_text("" if damage == "empty" else "not an image")
+    with pytest.raises(InputError, match=r"bad.png: (no such file|can't be read as an image|300x300 pixels, more)"):
+        read_image(path)
 
 
 @pytest.fixture
 def four(elpv, tmp_path):
-    """Four rows of the table, their pictures copied to tmp_path."""
+    """Four rows of the table, their images copied to tmp_path."""
     cells = data.read_table(elpv).head(4)
     cells["path"] = [Path(shutil.copy(p, tmp_path)) for p in cells["path"]]
     return cells
 
 
 def test_the_cache_is_mapped_for_reading_alone(four):
-    first, _ = load_pictures(four, 64)
+    first, _ = load_images(four, 64)
     assert first.shape == (4, 1, 64, 64) and isinstance(first, np.memmap) and not first.flags.writeable
 
 
 def test_the_cache_is_made_once(four, tmp_path):
-    first, _ = load_pictures(four, 64)
+    first, _ = load_images(four, 64)
     caches = list(tmp_path.glob(".cache_*"))
-    again, _ = load_pictures(four, 64)
+    again, _ = load_images(four, 64)
     assert list(tmp_path.glob(".cache_*")) == caches and np.array_equal(first, again)
 
 
-def test_the_cache_follows_a_changed_picture(four, tmp_path):
-    again, index = load_pictures(four, 64)
+def test_the_cache_follows_a_changed_image(four, tmp_path):
+    again, index = load_images(four, 64)
     changed = four["path"][2]
     Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
     os.utime(changed, ns=(1, 1))
-    new, moved = load_pictures(four, 64)
+    new, moved = load_images(four, 64)
     different = [not np.array_equal(new[moved[i]], again[index[i]]) for i in range(4)]
     assert different == [False, False, True, False]
     assert len(list(tmp_path.glob(".cache_*.npy"))) == 1
 
 
 def test_all_tables_of_a_folder_share_one_cache(four, tmp_path, monkeypatch):
-    load_pictures(four.head(2), 64)
+    load_images(four.head(2), 64)
     decoded, examine = [], cache_module.examine
     monkeypatch.setattr(cache_module, "examine", lambda p, size: decoded.append(p) or examine(p, size))
-    pictures, index = load_pictures(four, 64)
+    images, index = load_images(four, 64)
     assert sorted(map(str, decoded)) == [str(p) for p in four["path"][2:]]
-    part, of_part = load_pictures(four.iloc[[3, 1]], 64)
+    part, of_part = load_images(four.iloc[[3, 1]], 64)
     assert len(decoded) == 2  # all are there
     for path, place in zip(four["path"], index):
-        assert np.array_equal(pictures[place, 0], read_picture(path, 64))
-    assert np.array_equal(part[of_part[0], 0], read_picture(four["path"][3], 64))
+        assert np.array_equal(images[place, 0], read_image(path, 64))
+    assert np.array_equal(part[of_part[0], 0], read_image(four["path"][3], 64))
     assert sorted(p.suffix for p in tmp_path.glob(".cache_*")) == [".json", ".npy"]
 
 
-def test_a_picture_that_is_gone_leaves_the_cache(four, tmp_path):
-    load_pictures(four, 64)
+def test_an_image_that_is_gone_leaves_the_cache(four, tmp_path):
+    load_images(four, 64)
     four["path"][0].unlink()
     os.utime(four["path"][1], ns=(1, 1))
-    pictures, index = load_pictures(four.iloc[1:], 64)
-    assert len(pictures) == 3 and np.array_equal(pictures[index[0], 0], read_picture(four["path"][1], 64))
+    images, index = load_images(four.iloc[1:], 64)
+    assert len(images) == 3 and np.array_equal(images[index[0], 0], read_image(four["path"][1], 64))
 
 
 def test_caches_of_two_sizes_and_of_folders_below_stand_side_by_side(four, tmp_path):
     (tmp_path / "below").mkdir()
     four.at[0, "path"] = four["path"][0].rename(tmp_path / "below" / "cell.png")
     for size in (64, 32, 64):
-        pictures, index = load_pictures(four, size)
-        assert np.array_equal(pictures[index[0], 0], read_picture(four["path"][0], size))
+        images, index = load_images(four, size)
+        assert np.array_equal(images[index[0], 0], read_image(four["path"][0], size))
     assert sorted(p.name for p in tmp_path.glob(".cache_*.json")) == [".cache_32.json", ".cache_64.json"]
 
 
-@pytest.mark.parametrize("damage", ["", "{}", '{"array": "no.npy", "pictures": {}}', "[1]"])
+@pytest.mark.parametrize("damage", ["", "{}", '{"array": "no.npy", "images": {}}', "[1]"])
 def test_a_damaged_cache_is_made_anew(four, tmp_path, damage):
-    first, index = load_pictures(four, 64)
+    first, index = load_images(four, 64)
     expected = np.array(first[index])
     (tmp_path / ".cache_64.json").write_text(damage)
-    again, index = load_pictures(four, 64)
+    again, index = load_images(four, 64)
     assert np.array_equal(again[index], expected) and len(list(tmp_path.glob(".cache_*.npy"))) == 1
 
 
@@ -398,8 +398,8 @@ def test_augmentation_follows_from_its_generator():
 
 
 def test_augmentation_is_small(small):
-    cells, pictures = small
-    images, _ = data.CellDataset(cells, pictures).batch(range(16))
+    cells, pixels = small
+    images, _ = data.CellDataset(cells, pixels).batch(range(16))
     one = augment(images, draw_changes(16, torch.Generator().manual_seed(1)))
     assert one.shape == images.shape and one.dtype == torch.float32 and 0 <= one.min() and one.max() <= 1
     flips = [images / 255, images.flip(-1) / 255, images.flip(-2) / 255, images.flip(-1, -2) / 255]
@@ -408,8 +408,8 @@ def test_augmentation_is_small(small):
 
 
 def test_with_turns_all_eight_symmetries_come_equally_often_and_exactly(small):
-    _, pictures = small
-    image = torch.from_numpy(pictures[:1].copy())
+    _, images = small
+    image = torch.from_numpy(images[:1].copy())
     changes = draw_changes(800, torch.Generator().manual_seed(0), dihedral=True)
     exact = changes.clone()
     exact[:, :, :2] = exact[:, :, :2].round()
@@ -431,7 +431,7 @@ def test_cells_are_shown_larger_and_smaller_by_up_to_scale():
     assert 0.9 < factor.min() < 0.92 and 1.08 < factor.max() < 1.11
 
 
-def test_half_of_the_pictures_stand_in_uneven_light():
+def test_half_of_the_images_stand_in_uneven_light():
     light = draw_light(400, 0.2, torch.Generator().manual_seed(0))
     assert torch.equal(light, draw_light(400, 0.2, torch.Generator().manual_seed(0))) and light.abs().max() <= 0.2
     even = (light == 0).all(1)
@@ -444,24 +444,24 @@ def test_half_of_the_pictures_stand_in_uneven_light():
     )
 
 
-def test_pictures_on_a_device_are_served_like_those_on_disk(small):
-    cells, pictures = small
+def test_images_on_a_device_are_served_like_those_on_disk(small):
+    cells, images = small
     turned = data.expand_variants(cells.head(4))
-    there = data.CellDataset(turned, torch.from_numpy(pictures.copy()))
+    there = data.CellDataset(turned, torch.from_numpy(images.copy()))
     rows = np.arange(24)[::-1].copy()
-    for a, b in zip(data.CellDataset(turned, pictures).batch(rows), there.batch(rows)):
+    for a, b in zip(data.CellDataset(turned, images).batch(rows), there.batch(rows)):
         assert torch.equal(a, b)
-    rotated = np.rot90(pictures[turned["picture"][4], 0], 1)
+    rotated = np.rot90(images[turned["image"][4], 0], 1)
     assert np.array_equal(there.batch([4])[0][0, 0].numpy(), rotated) and turned["transform"][4] == "rot_"
 
 
 def test_a_dataset_on_another_device_leaves_the_first_one_where_it_was(elpv):
     cells = data.read_table(elpv).head(6).assign(transform="")
-    pictures, cells["picture"] = load_pictures(cells, 64)
-    dataset = data.CellDataset(cells, pictures)
+    images, cells["image"] = load_images(cells, 64)
+    dataset = data.CellDataset(cells, images)
     moved = dataset.to("meta")
-    assert moved.pictures.device.type == "meta" and len(moved.pictures) == 6
-    assert dataset.pictures is pictures and dataset.to("cpu") is dataset
+    assert moved.images.device.type == "meta" and len(moved.images) == 6
+    assert dataset.images is images and dataset.to("cpu") is dataset
 
 
 def test_augmentation_moves_no_more_than_promised():
@@ -484,7 +484,7 @@ def test_augmentation_moves_no_more_than_promised():
 def test_the_command_prints_the_summary(elpv, capsys, tmp_path):
     assert data.main(["--data", str(elpv), "--variants", str(tmp_path / "six")]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("48 cells, 48 pictures") and "288 pictures and data.csv" in out
+    assert out.startswith("48 cells, 48 images") and "288 images and data.csv" in out
 
 
 def test_the_command_names_a_table_that_is_not_there(capsys, tmp_path):
@@ -498,16 +498,16 @@ def test_the_command_names_a_table_that_is_not_there(capsys, tmp_path):
 HEAD = "filename;crack;inactive\n"
 
 
-def written(folder, text, *pictures):
-    """A table in a folder with pictures of these names, each of its own gray; returns its path."""
-    for gray, name in enumerate(pictures):
+def written(folder, text, *images):
+    """A table in a folder with images of these names, each of its own gray; returns its path."""
+    for gray, name in enumerate(images):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), gray).save(folder / name)
     (folder / "table.csv").write_text(text, encoding="utf-8")
     return folder / "table.csv"
 
 
-def test_a_missing_picture_of_somebodys_own_is_never_replaced_by_an_elpv_cell(tmp_path):
+def test_a_missing_image_of_somebodys_own_is_never_replaced_by_an_elpv_cell(tmp_path):
     rows = data.read_table(written(tmp_path, HEAD + "site1/cell0003.png;0;1\nimages/cell0003.png;0;1\n"))
     for row in (rows.head(1), rows.tail(1)):
         with pytest.raises(InputError, match="no such file, and no cell of the project's own table"):
@@ -516,23 +516,23 @@ def test_a_missing_picture_of_somebodys_own_is_never_replaced_by_an_elpv_cell(tm
 
 def test_two_rows_never_end_in_one_file(tmp_path):
     """The folder given is one level off."""
-    path = written(tmp_path, HEAD + "site1/1.png;0;1\nsite2/1.png;1;0\n", "pictures/1.png")
-    paths = data.read_table(path, images=tmp_path / "pictures")["path"]
+    path = written(tmp_path, HEAD + "site1/1.png;0;1\nsite2/1.png;1;0\n", "images/1.png")
+    paths = data.read_table(path, images=tmp_path / "images")["path"]
     assert paths.nunique() == 2
 
 
 def test_the_folder_may_hold_the_files_without_their_folders(tmp_path):
-    names = [f"pictures/{i}.png" for i in (1, 2)]
+    names = [f"images/{i}.png" for i in (1, 2)]
     path = written(tmp_path, HEAD + "a/1.png;0;1\nb/2.png;1;0\n", *names)
-    assert [p.name for p in data.read_table(path, images=tmp_path / "pictures")["path"] if p.exists()] == [
+    assert [p.name for p in data.read_table(path, images=tmp_path / "images")["path"] if p.exists()] == [
         "1.png",
         "2.png",
     ]
 
 
 def test_a_fall_back_is_for_all_rows_or_for_none(tmp_path):
-    path = written(tmp_path, HEAD + "a/1.png;0;1\nb/2.png;1;0\n", "pictures/a/1.png", "pictures/2.png")
-    paths = data.read_table(path, images=tmp_path / "pictures")["path"]
+    path = written(tmp_path, HEAD + "a/1.png;0;1\nb/2.png;1;0\n", "images/a/1.png", "images/2.png")
+    paths = data.read_table(path, images=tmp_path / "images")["path"]
     assert [p.exists() for p in paths] == [True, False]
 
 

@@ -10,8 +10,8 @@ import torchvision
 
 import data
 import export_onnx
-from elcells.cache import load_pictures
-from elcells.engine import open_model
+from elcells.data.cache import load_images
+from elcells.inference.engines import open_model
 from model import build_model, load_model, save_checkpoint
 
 
@@ -191,9 +191,9 @@ def test_calibration_sees_training_cells_only(elpv, best):
     args = export_onnx.options().parse_args(["--data", str(elpv)])
     cells = export_onnx.Cells(args, model, checkpoint)
     table = data.read_table(elpv)
-    pictures, index = load_pictures(table, 64)
+    images, index = load_images(table, 64)
     held_back = table["cell"].isin(checkpoint["split"]["test"] + checkpoint["split"]["val"])
-    held_back = {pictures[i].tobytes() for i in index[held_back]}
+    held_back = {images[i].tobytes() for i in index[held_back]}
     assert len(cells.calibration) > 20 and not any(c.tobytes() in held_back for c in cells.calibration)
     assert {c.tobytes() for c in cells.test} < {c.tobytes() for c in cells.unseen} == held_back
     assert len(cells.labels) == len(cells.unseen) and (cells.unseen[-len(cells.test) :] == cells.test).all()
@@ -219,19 +219,19 @@ def test_the_file_has_the_lowest_ir_version_that_its_opset_allows(exported):
 def test_a_checkpoint_is_exported_where_no_data_set_is(best, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert export_onnx.main([str(best)]) == 0
-    assert "PyTorch's on 64 drawn pictures" in capsys.readouterr().out
+    assert "PyTorch's on 64 drawn images" in capsys.readouterr().out
     assert [p.name for p in tmp_path.iterdir()] == ["onnx"]
     assert metadata(tmp_path / "onnx" / "best.onnx")["largest_difference"] < 1e-4
 
 
-def test_the_check_takes_the_pictures_that_are_there(best, elpv, tmp_path, capsys):
+def test_the_check_takes_the_images_that_are_there(best, elpv, tmp_path, capsys):
     for path in sorted(elpv.parent.glob("images/*.png"))[:5]:
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     names = [p.name for p in tmp_path.iterdir()] + ["missing.png"]
     (tmp_path / "mine.csv").write_text("filename\n" + "\n".join(names) + "\n")
     assert export(tmp_path / "mine.csv", tmp_path / "out", best) == 0
-    assert "5 cells and 59 drawn pictures" in capsys.readouterr().out
+    assert "5 cells and 59 drawn images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("more", [[], ["--int8"]])

@@ -17,9 +17,9 @@ import torch
 from conftest import ROOT, SMALL
 
 import train
-from elcells.checkpoint import read_checkpoint
+from elcells.evaluation.plots import plot_losses
 from elcells.files import sole_writer
-from elcells.plots import plot_losses
+from elcells.training.checkpoints import read_checkpoint
 from model import load_model
 
 

@@ -1,4 +1,4 @@
-"""Nothing let in: random tables, pictures and checkpoints give a result or one sentence, never a traceback.
+"""Nothing let in: random tables, images and checkpoints give a result or one sentence, never a traceback.
 
 `python -m pytest tests/test_fuzz.py --fuzz 5000` tries more of each than the few hundred of a normal run.
 """
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import data
+from elcells.data.images import examine, pages_of, read_image
 from elcells.files import InputError
-from elcells.pictures import examine, pages_of, read_picture
 from model import build_model, load_model, save_checkpoint
 
 
@@ -102,7 +102,7 @@ def test_a_random_table_is_read_or_refused_in_one_sentence(fuzz, tmp_path):
     assert outcomes == {"read", "refused"}
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 
 def encoded(kind):
@@ -151,8 +151,8 @@ def test_every_form_of_a_camera_file_is_read_or_refused_in_one_sentence(fuzz, tm
         tifffile.imwrite(path, pages, photometric=photometric)
         for name in pages_of(str(path)):
             try:
-                picture, notes = examine(name, 32)
-                assert picture.dtype == np.uint8 and picture.shape == (32, 32) and all(map(str, notes))
+                image, notes = examine(name, 32)
+                assert image.dtype == np.uint8 and image.shape == (32, 32) and all(map(str, notes))
                 outcomes.add("read")
             except InputError as error:
                 assert one_sentence(error), error
@@ -162,14 +162,14 @@ def test_every_form_of_a_camera_file_is_read_or_refused_in_one_sentence(fuzz, tm
     assert outcomes == {"read", "refused"}
 
 
-def test_a_damaged_picture_is_read_or_refused_in_one_sentence(fuzz, tmp_path):
+def test_a_damaged_image_is_read_or_refused_in_one_sentence(fuzz, tmp_path):
     path, outcomes = tmp_path / "p.png", set()
 
     def check(raw):
         path.write_bytes(raw)
         try:
-            picture = read_picture(path, 32)
-            assert picture.dtype == np.uint8 and picture.shape == (32, 32)
+            image = read_image(path, 32)
+            assert image.dtype == np.uint8 and image.shape == (32, 32)
             outcomes.add("read")
         except InputError as error:
             assert one_sentence(error) and str(path) in str(error), error

@@ -1,4 +1,4 @@
-"""Imports run down only: scripts, trainer, model and data, the library."""
+"""Imports run down only: scripts, trainer, model and data, the library; and within the library folder by folder."""
 
 import ast
 
@@ -15,17 +15,24 @@ BELOW = {  # what may be imported of the project, from the lowest on
     "export_onnx": {"elcells", "data", "model"},
     "visualize_activations": {"elcells", "data", "model"},
 }
+FOLDERS = ("data", "evaluation", "inference", "training", "modules", "pages")  # of the library, from the lowest on
 
 
 def imported(path):
     """Modules that a file imports, also inside its functions."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module)
-    return found
+            modules.add(node.module)
+    return modules
+
+
+def files_of_the_library():
+    """{dotted name: path} of every file of the library."""
+    paths = (ROOT / "elcells").rglob("*.py")
+    return {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
 
 
 @pytest.mark.parametrize("name", sorted(BELOW))
@@ -35,7 +42,7 @@ def test_a_file_on_top_imports_only_what_is_below(name):
 
 
 def test_the_library_imports_no_script_and_nothing_in_a_circle():
-    files = {f"elcells.{p.stem}": p for p in (ROOT / "elcells").glob("*.py")}
+    files = files_of_the_library()
     needs = {name: imported(path) for name, path in files.items()}
     assert not set().union(*needs.values()) & BELOW.keys()
     left = {name: modules & files.keys() for name, modules in needs.items()}
@@ -43,3 +50,13 @@ def test_the_library_imports_no_script_and_nothing_in_a_circle():
         free = {name for name, modules in left.items() if not modules & left.keys()}
         assert free, f"a circle among {sorted(left)}"
         left = {name: modules for name, modules in left.items() if name not in free}
+
+
+def test_a_folder_of_the_library_imports_only_folders_below_it():
+    for name, path in files_of_the_library().items():
+        _, *parts = name.split(".")
+        own = FOLDERS.index(parts[0]) if parts and parts[0] in FOLDERS else -1
+        for module in imported(path):
+            top, *inner = (module or "").split(".")
+            if top == "elcells" and inner and inner[0] in FOLDERS:
+                assert FOLDERS.index(inner[0]) <= own, f"{name} imports {module}"

@@ -11,7 +11,7 @@ from PIL import Image
 
 import predict
 from data import CellDataset
-from elcells.engine import open_model
+from elcells.inference.engines import open_model
 from model import build_model
 from trainer import Trainer
 
@@ -45,8 +45,8 @@ def test_ten_thousand_predictions_hold_memory_and_files_flat(exported, small, tm
 
 
 def test_two_hundred_epochs_hold_memory_and_files_flat(small, tmp_path):
-    cells, pictures = small
-    rows = CellDataset(cells.head(16), pictures)
+    cells, images = small
+    rows = CellDataset(cells.head(16), images)
     model = build_model("resnet", width=16, image_size=64)
     trainer = Trainer(model, rows, rows, tmp_path, epochs=200, batch_size=8, keep_checkpoints=1)
     marks = {}

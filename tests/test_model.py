@@ -6,12 +6,12 @@ import pytest
 import torch
 import torchvision
 
-from elcells.checkpoint import read_checkpoint
-from elcells.cpu import DepthwiseConv2d, ReLU
 from elcells.files import InputError
-from elcells.pictures import BRIGHTNESS
-from elcells.weights import LITE0_CONTRAST, imagenet_file, load_initial_weights
+from elcells.training.checkpoints import read_checkpoint
+from elcells.training.cpu import DepthwiseConv2d, ReLU
+from elcells.training.weights import LITE0_CONTRAST, imagenet_file, load_initial_weights
 from model import (
+    BRIGHTNESS,
     NETWORKS,
     LiteConvolution,
     build_model,
@@ -42,7 +42,7 @@ def test_parameter_counts():
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("size", [64, 300])
-def test_networks_give_logits_of_gray_pictures(small, name, size):
+def test_networks_give_logits_of_gray_images(small, name, size):
     torch.manual_seed(0)
     model = build_model(name, classes=("a", "b", "c"), width=16).eval()
     images = torch.nn.functional.interpolate(cells(small).float(), size).to(torch.uint8)
@@ -52,7 +52,7 @@ def test_networks_give_logits_of_gray_pictures(small, name, size):
     assert torch.equal(model.probabilities(logits), 1 / (1 + torch.exp(-logits)))
 
 
-def test_with_normalised_brightness_a_picture_taken_darker_gives_the_same_logits(small):
+def test_with_normalised_brightness_an_image_taken_darker_gives_the_same_logits(small):
     torch.manual_seed(0)
     model, images = build_model("resnet", width=16).eval(), cells(small).float() / 255
     darker = images * torch.tensor([0.5, 0.8])[:, None, None, None]
@@ -135,7 +135,7 @@ def test_the_tensors_of_the_package_are_matched_by_name(lite0, monkeypatch):
     """Whatever their order in the file."""
     model, again = build_model("efficientnet_lite0"), build_model("efficientnet_lite0")
     load_initial_weights(model, "imagenet")
-    monkeypatch.setattr("elcells.weights.read_checkpoint", lambda path: dict(reversed(lite0.items())))
+    monkeypatch.setattr("elcells.training.weights.read_checkpoint", lambda path: dict(reversed(lite0.items())))
     load_initial_weights(again, "imagenet")
     states = [m.network.state_dict() for m in (model, again)]
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0] if not k.startswith("fc."))

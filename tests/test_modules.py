@@ -10,12 +10,12 @@ from PIL import Image
 import cut_module
 import predict
 from benchmarks.modules import Cells, compose
-from elcells.align import align_cell
-from elcells.cutting import MOST_LINES, lens_of, module_names, module_row, warnings_of
+from elcells.data.images import LIKE_MODULE, examine
 from elcells.files import InputError
-from elcells.grid import Grid
-from elcells.modules import cut_picture, doubts, grid_size, read_corners
-from elcells.pictures import LIKE_MODULE, examine
+from elcells.modules.align import align_cell
+from elcells.modules.cutting import cut_image, doubts, grid_size, read_corners
+from elcells.modules.grid import Grid
+from elcells.modules.parallel import MOST_LINES, lens_of, module_names, module_row, warnings_of
 
 MODULES = ("26", "42")
 
@@ -39,9 +39,9 @@ def composed(cells):
 @pytest.fixture
 def folder(composed, tmp_path):
     """A folder with one composed module, m1.png, and what is true of it."""
-    picture, true = composed(4)
+    image, true = composed(4)
     (tmp_path / "in").mkdir()
-    Image.fromarray(picture).save(tmp_path / "in" / "m1.png")
+    Image.fromarray(image).save(tmp_path / "in" / "m1.png")
     return tmp_path / "in", true
 
 
@@ -61,45 +61,45 @@ def worst(about, true):
 
 @pytest.mark.parametrize("level, seed", [("easy", 1), ("medium", 3), ("hard", 5), ("layouts", 0), ("layouts", 2)])
 def test_a_composed_module_is_cut_at_its_true_corners(composed, tmp_path, level, seed):
-    picture, true = composed(seed, level)
-    Image.fromarray(picture).save(tmp_path / "m.png")
-    about = cut_picture(tmp_path / "m.png", *true["grid"])
+    image, true = composed(seed, level)
+    Image.fromarray(image).save(tmp_path / "m.png")
+    about = cut_image(tmp_path / "m.png", *true["grid"])
     assert about["error"] == "" and worst(about, true) < 0.05
     assert len(about["cells"]) == np.prod(true["grid"])
 
 
 @pytest.mark.parametrize("turn", [np.rot90, lambda a: a[::-1, ::-1], lambda a: np.repeat(a[..., None] * 1, 3, -1)])
-def test_turned_and_coloured_pictures_give_the_same_cells(composed, tmp_path, turn):
-    picture, true = composed(1, "easy")
+def test_turned_and_coloured_images_give_the_same_cells(composed, tmp_path, turn):
+    image, true = composed(1, "easy")
     plain, other = tmp_path / "plain.png", tmp_path / "other.png"
-    Image.fromarray(picture).save(plain)
-    Image.fromarray(np.ascontiguousarray(turn(picture))).save(other)
+    Image.fromarray(image).save(plain)
+    Image.fromarray(np.ascontiguousarray(turn(image))).save(other)
     grid = true["grid"][::-1] if turn is np.rot90 else true["grid"]
-    expected, found = cut_picture(plain, *true["grid"]), cut_picture(other, *grid)
+    expected, found = cut_image(plain, *true["grid"]), cut_image(other, *grid)
     back = turn(np.arange(np.prod(true["grid"])).reshape(true["grid"][::-1]))
     order = back[..., 0].ravel() if back.ndim == 3 else back.ravel()
     for k, source in enumerate(order):
         assert abs(found["cells"][k].mean() - expected["cells"][source].mean()) < 3
 
 
-def test_deep_pictures_are_cut_alike(composed, tmp_path):
-    picture, true = composed(1, "easy")
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    Image.fromarray(picture.astype(np.uint16) * 257).save(tmp_path / "b.png")
-    first, deep = (cut_picture(tmp_path / name, *true["grid"]) for name in ("a.png", "b.png"))
+def test_deep_images_are_cut_alike(composed, tmp_path):
+    image, true = composed(1, "easy")
+    Image.fromarray(image).save(tmp_path / "a.png")
+    Image.fromarray(image.astype(np.uint16) * 257).save(tmp_path / "b.png")
+    first, deep = (cut_image(tmp_path / name, *true["grid"]) for name in ("a.png", "b.png"))
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(first["cells"], deep["cells"])) <= 2
 
 
 def test_half_cells_keep_their_shape(composed, tmp_path):
-    picture, true = composed(2, "layouts")
-    Image.fromarray(picture).save(tmp_path / "m.png")
-    shape = cut_picture(tmp_path / "m.png", *true["grid"])["cells"][0].shape
+    image, true = composed(2, "layouts")
+    Image.fromarray(image).save(tmp_path / "m.png")
+    shape = cut_image(tmp_path / "m.png", *true["grid"])["cells"][0].shape
     assert max(shape) // min(shape) == 2
 
 
 def test_modules_in_verdicts_out(folder, exported, tmp_path):
-    pictures, true = folder
-    given = [str(pictures), "--grid", size_text(true), "--model", str(exported)]
+    images, true = folder
+    given = [str(images), "--grid", size_text(true), "--model", str(exported)]
     assert predict.main([*given, "--csv", str(tmp_path / "c.csv"), "--report", str(tmp_path / "c.html")]) == 0
     rows, (module,) = rows_of(tmp_path / "c.csv"), rows_of(tmp_path / "c_modules" / "modules.csv")
     assert len(rows) == 60 and {(r["row"], r["column"]) for r in rows} == {
@@ -118,8 +118,8 @@ def test_modules_in_verdicts_out(folder, exported, tmp_path):
 
 def test_black_cells_are_named_and_not_judged(cells, exported, tmp_path):
     seed = next(s for s in range(50) if 0 < compose(cells, s, "medium", 40)[1]["dark"].sum() < 6)
-    picture, true = compose(cells, seed, "medium", 80)
-    Image.fromarray(picture).save(tmp_path / "m.png")
+    image, true = compose(cells, seed, "medium", 80)
+    Image.fromarray(image).save(tmp_path / "m.png")
     given = [str(tmp_path / "m.png"), "--grid", size_text(true), "--model", str(exported)]
     predict.main([*given, "--csv", str(tmp_path / "c.csv")])
     black = [r for r in rows_of(tmp_path / "c.csv") if r["error"]]
@@ -128,15 +128,15 @@ def test_black_cells_are_named_and_not_judged(cells, exported, tmp_path):
 
 
 def test_small_cells_and_pixels_are_told(folder, exported, tmp_path, capsys):
-    pictures, true = folder
-    given = [str(pictures), "--grid", size_text(true), "--model", str(exported)]
+    images, true = folder
+    given = [str(images), "--grid", size_text(true), "--model", str(exported)]
     predict.main([*given, "--csv", str(tmp_path / "c.csv")])
     assert "fine cracks will be missed" in capsys.readouterr().err
 
 
 def test_resuming_judges_no_cell_twice(folder, exported, tmp_path):
-    pictures, true = folder
-    given = [str(pictures), "--grid", size_text(true), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
+    images, true = folder
+    given = [str(images), "--grid", size_text(true), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
     assert predict.main(given) == 0
     table = tmp_path / "c.csv"
     whole = table.read_text().splitlines()
@@ -151,10 +151,10 @@ def test_resuming_judges_no_cell_twice(folder, exported, tmp_path):
 def test_cells_alone_are_cut_by_several_processes(composed, tmp_path, capsys):
     (tmp_path / "in" / "a").mkdir(parents=True)
     for k, name in enumerate(("m1.png", "a/m1.png", "m2.png")):
-        picture, true = composed((1, 2, 4)[k], "easy", 50)
+        image, true = composed((1, 2, 4)[k], "easy", 50)
         if true["grid"] != (6, 10):
-            picture = np.rot90(picture)
-        Image.fromarray(np.ascontiguousarray(picture)).save(tmp_path / "in" / name)
+            image = np.rot90(image)
+        Image.fromarray(np.ascontiguousarray(image)).save(tmp_path / "in" / name)
     given = [str(tmp_path / "in"), "--grid", "6x10", "--out", str(tmp_path / "out")]
     assert cut_module.main(given) == 0
     assert len(list((tmp_path / "out" / "a" / "m1").glob("r??_c??.png"))) == 60
@@ -175,7 +175,7 @@ NO_MODULES = {
 def test_what_is_no_module_gives_no_verdicts(what, elpv, exported, tmp_path, capsys):
     path = tmp_path / "in.png"
     if what == "broken":
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     else:
         first = sorted((elpv.parent / "images").glob("*.png"))[0]
         pixels = np.asarray(Image.open(first)) if what == "cell" else NO_MODULES[what].astype(np.uint8)
@@ -190,18 +190,18 @@ def test_what_is_no_module_gives_no_verdicts(what, elpv, exported, tmp_path, cap
 
 @pytest.mark.parametrize("more", [(-1, 0), (0, 1), (2, 0)])
 def test_a_wrong_grid_is_not_sure(folder, more, exported, tmp_path, capsys):
-    pictures, true = folder
+    images, true = folder
     wrong = f"{true['grid'][0] + more[0]}x{true['grid'][1] + more[1]}"
-    given = [str(pictures), "--grid", wrong, "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
+    given = [str(images), "--grid", wrong, "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
     assert predict.main(given) == 3
     assert {r["sure"] for r in rows_of(tmp_path / "c.csv")} <= {"0"}
 
 
 def test_a_dead_border_string_is_flagged(composed, tmp_path):
     for seed in range(2):
-        picture, true = composed(seed, "string", 40)
-        Image.fromarray(picture).save(tmp_path / "m.png")
-        about = cut_picture(tmp_path / "m.png", *true["grid"])
+        image, true = composed(seed, "string", 40)
+        Image.fromarray(image).save(tmp_path / "m.png")
+        about = cut_image(tmp_path / "m.png", *true["grid"])
         assert not about["sure"]
 
 
@@ -215,15 +215,15 @@ def test_a_dim_border_line_is_flagged(line):
         assert doubts(grid, (1020, 620), 0.9, 0.2, cells) == why
 
 
-def test_rough_corners_find_what_the_picture_alone_does_not(composed, tmp_path):
-    picture, true = composed(5, "string")
-    Image.fromarray(picture).save(tmp_path / "m.png")
+def test_rough_corners_find_what_the_image_alone_does_not(composed, tmp_path):
+    image, true = composed(5, "string")
+    Image.fromarray(image).save(tmp_path / "m.png")
     nodes = true["nodes"]
     rough = nodes[[0, 0, -1, -1], [0, -1, -1, 0]] + np.random.default_rng(0).uniform(-6, 6, (4, 2))
     header = "filename;x1;y1;x2;y2;x3;y3;x4;y4\n"
     (tmp_path / "k.csv").write_text(header + "m.png;" + ";".join(f"{v:.1f}" for v in rough.ravel()) + "\n")
     corners = read_corners(tmp_path / "k.csv")
-    about = cut_picture(tmp_path / "m.png", *true["grid"], corners["m.png"])
+    about = cut_image(tmp_path / "m.png", *true["grid"], corners["m.png"])
     assert worst(about, true) < 0.25
     given = [str(tmp_path / "m.png"), "--grid", size_text(true), "--out", str(tmp_path / "o")]
     assert cut_module.main([*given, "--corners", str(tmp_path / "k.csv")]) in (0, 3)
@@ -250,10 +250,10 @@ def test_grid_needs_a_place_for_the_cells(exported, capsys):
 
 
 def test_a_module_given_as_a_cell_is_told_and_its_grid_guessed(folder, exported, tmp_path, capsys):
-    pictures, true = folder
-    assert predict.main([str(pictures), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]) == 0
+    images, true = folder
+    assert predict.main([str(images), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]) == 0
     err = capsys.readouterr().err
-    assert "1 picture look like whole modules" in err and f"--grid {size_text(true)}" in err
+    assert "1 image look like whole modules" in err and f"--grid {size_text(true)}" in err
 
 
 def test_cells_do_not_look_like_modules(elpv, tmp_path):
@@ -283,10 +283,10 @@ def test_many_doubtful_modules_are_told_in_a_few_lines():
 def test_the_lens_of_one_camera_is_a_median(cells, tmp_path):
     paths = []
     for seed in range(5):
-        picture, true = compose(cells, 2 * seed, "medium", 40, -0.03)
-        picture = picture if true["grid"] == (6, 10) else np.rot90(picture)
+        image, true = compose(cells, 2 * seed, "medium", 40, -0.03)
+        image = image if true["grid"] == (6, 10) else np.rot90(image)
         paths.append(tmp_path / f"{seed}.png")
-        Image.fromarray(np.ascontiguousarray(picture)).save(paths[-1])
+        Image.fromarray(np.ascontiguousarray(image)).save(paths[-1])
     found = lens_of(paths, 6, 10)
     assert found is None or abs(found + 0.03) < 0.01
     assert lens_of(paths[:4], 6, 10) is None

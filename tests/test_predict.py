@@ -16,9 +16,9 @@ from PIL import Image
 
 import data
 import predict
-from elcells.engine import open_model
+from elcells.data.images import NEARLY_BLACK, read_image
 from elcells.files import InputError, atomic_path, reason
-from elcells.pictures import NEARLY_BLACK, read_picture
+from elcells.inference.engines import open_model
 
 PROBABILITIES = {  # of cells.onnx, taken with the version that exported it
     "cell0004": (0.33849, 0.55645),
@@ -46,7 +46,7 @@ def folder(elpv, tmp_path):
             image.resize((451, 450)).save(root / "b" / "c" / "large.jpg", quality=95)
         else:
             image.save(root / ("b" if i > 11 else "") / source.name)
-    (root / "notes.txt").write_text("no picture")
+    (root / "notes.txt").write_text("no image")
     return root
 
 
@@ -60,15 +60,15 @@ def rows(path):
         return list(csv.DictReader(file, delimiter=";"))
 
 
-def test_every_picture_gets_its_row(exported, folder, tmp_path, capsys):
+def test_every_image_gets_its_row(exported, folder, tmp_path, capsys):
     assert run(exported, folder, "--csv", tmp_path / "out.csv") == 0
     table, engine = rows(tmp_path / "out.csv"), open_model(exported, "onnxruntime")
     assert len(table) == 20 == len({r["filename"] for r in table})
     for row in table:
-        p = engine(read_picture(row["filename"], 64)[None, None])[0]
+        p = engine(read_image(row["filename"], 64)[None, None])[0]
         assert [float(row["p_crack"]), float(row["p_inactive"])] == pytest.approx(p.tolist(), abs=6e-5)
         assert [int(row["crack"]), int(row["inactive"])] == (p >= engine.thresholds).astype(int).tolist()
-    assert "20 pictures: " in capsys.readouterr().err
+    assert "20 images: " in capsys.readouterr().err
 
 
 def test_the_checkpoint_predicts_what_its_onnx_file_does(exported, best, folder, tmp_path):
@@ -100,7 +100,7 @@ def test_an_operating_point_changes_the_labels_but_no_probability(exported, best
     assert "no operating point 'best', the model has f1, recall" in capsys.readouterr().err
 
 
-def test_an_unreadable_picture_gets_a_row_and_the_run_goes_on(exported, folder, tmp_path, capsys):
+def test_an_unreadable_image_gets_a_row_and_the_run_goes_on(exported, folder, tmp_path, capsys):
     names = sorted(p.name for p in folder.glob("*.png"))
     (folder / names[0]).write_bytes(b"")
     (folder / names[5]).write_bytes((folder / names[5]).read_bytes()[:5000])
@@ -118,7 +118,7 @@ def held(path):
     return json.loads(found[1])
 
 
-def test_a_nearly_black_picture_is_told_of(exported, folder, tmp_path, capsys):
+def test_a_nearly_black_image_is_told_of(exported, folder, tmp_path, capsys):
     cell = sorted(folder.glob("*.png"))[2]
     Image.fromarray((np.asarray(Image.open(cell)) * 0.08).astype(np.uint8)).save(folder / "<i>dead.png")
     assert run(exported, folder, "--report", tmp_path / "out.html") == 0
@@ -173,7 +173,7 @@ def test_an_onnx_model_needs_no_torch(exported, folder):
     assert result.returncode == 0, result.stderr
 
 
-def test_no_more_pictures_are_held_than_a_few_batches(folder):
+def test_no_more_images_are_held_than_a_few_batches(folder):
     paths = [str(p) for p in folder.glob("*.png")] * 20
     taken = []
     stream = predict.batches((taken.append(p) or p for p in paths), 64, 4, 2)
@@ -238,7 +238,7 @@ def test_files_that_are_no_model_are_named(exported, tmp_path):
 
 
 def test_an_engine_that_is_not_installed_is_named(exported, monkeypatch):
-    from elcells import engine
+    from elcells.inference import engines as engine
 
     monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
     assert open_model(exported, "auto").name == "onnxruntime"
@@ -257,7 +257,7 @@ def test_openvino_gives_the_same_answers_where_it_is_installed(exported, small):
     "options, complaint",
     [
         (["nowhere/"], "nowhere/: no such file or folder"),
-        (["tests"], "tests: no pictures there"),
+        (["tests"], "tests: no images there"),
         (["nowhere/", "--tta"], "can't be changed; export it with `python export_onnx.py --tta`"),
         (["data.csv", "--resume"], "--resume: needs --csv"),
         (["data.csv", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
@@ -285,11 +285,11 @@ def test_the_network_that_comes_along_predicts_as_ever(table):
     """Probabilities of crack and inactive that it gave when it was exported."""
     data.fill_images(table[table["filename"].isin([f"images/{c}.png" for c in PROBABILITIES])])
     engine = open_model(predict.SHIPPED, "onnxruntime", device="cpu")
-    images = np.stack([read_picture(ROOT / "images" / f"{c}.png") for c in PROBABILITIES])[:, None]
+    images = np.stack([read_image(ROOT / "images" / f"{c}.png") for c in PROBABILITIES])[:, None]
     assert engine(images) == pytest.approx(np.array(list(PROBABILITIES.values())), abs=1e-4)
 
 
-def test_shards_share_the_pictures(exported, folder, tmp_path):
+def test_shards_share_the_images(exported, folder, tmp_path):
     assert run(exported, folder, "--csv", tmp_path / "all.csv") == 0
     for k in (1, 2, 3):
         assert run(exported, folder, "--csv", tmp_path / f"{k}.csv", "--shard", f"{k}/3") == 0
@@ -298,7 +298,7 @@ def test_shards_share_the_pictures(exported, folder, tmp_path):
     assert [parts[i % 3][i // 3] for i in range(len(whole))] == whole
 
 
-def test_a_resumed_shard_takes_the_same_pictures(exported, folder, tmp_path):
+def test_a_resumed_shard_takes_the_same_images(exported, folder, tmp_path):
     assert run(exported, folder, "--csv", tmp_path / "a.csv", "--shard", "2/3") == 0
     whole = (tmp_path / "a.csv").read_text().splitlines(keepends=True)
     (tmp_path / "b.csv").write_text("".join(whole[:3]) + whole[3][:7])
@@ -324,9 +324,9 @@ def test_a_name_that_is_not_utf8_gets_its_row_again_after_a_resume(exported, fol
 
 
 def test_a_latin_1_terminal_prints_every_name(exported, folder):
-    picture = folder / "zelle_\u4e2d.png"
-    picture.write_bytes(next(folder.glob("*.png")).read_bytes())
-    command = [sys.executable, str(ROOT / "predict.py"), str(picture), "--model", str(exported)]
+    image = folder / "zelle_\u4e2d.png"
+    image.write_bytes(next(folder.glob("*.png")).read_bytes())
+    command = [sys.executable, str(ROOT / "predict.py"), str(image), "--model", str(exported)]
     environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
     done = subprocess.run(command, capture_output=True, env=environment, timeout=120)
     assert done.returncode == 0 and rb"zelle_\u4e2d" in done.stdout, done.stderr
@@ -336,14 +336,14 @@ def test_linked_folders_are_entered_once(exported, folder, tmp_path):
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "linked").symlink_to(folder, target_is_directory=True)
     (tmp_path / "links" / "loop").symlink_to(tmp_path / "links", target_is_directory=True)
-    found = list(predict.find_pictures([str(tmp_path / "links")]))
-    assert len(found) == len(list(predict.find_pictures([str(folder)]))) > 0
+    found = list(predict.find_images([str(tmp_path / "links")]))
+    assert len(found) == len(list(predict.find_images([str(folder)]))) > 0
 
 
 def test_a_name_in_the_other_unicode_form_is_found(folder):
     stored = folder / unicodedata.normalize("NFD", "zelle_ü.png")
     stored.write_bytes(next(folder.glob("*.png")).read_bytes())
-    assert list(predict.find_pictures([unicodedata.normalize("NFC", str(stored))])) == [str(stored)]
+    assert list(predict.find_images([unicodedata.normalize("NFC", str(stored))])) == [str(stored)]
 
 
 def test_the_newer_of_file_and_checkpoint_predicts(exported, best, folder, tmp_path, monkeypatch, capsys):

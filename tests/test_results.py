@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from doc import accuracy
-from elcells.pictures import CLASSES
+from benchmarks import accuracy
+from elcells.data.tables import CLASSES
 
 RESULTS = (ROOT / "doc" / "results.md").read_text()
 FOLDERS = ["doc", "doc/tta", "doc/random_weights"]
@@ -74,7 +74,7 @@ def test_the_table_of_modules_is_that_of_its_file():
     cut = pd.read_csv(ROOT / "doc" / "modules.csv", sep=";")
     text = (ROOT / "doc" / "modules.md").read_text()
     named = {"easy": "easy", "medium": "medium", "hard": "hard", "a dead third": "string"}
-    named |= {"a dim border line": "dim", "other layouts": "layouts", "up to the picture's edge": "filled"}
+    named |= {"a dim border line": "dim", "other layouts": "layouts", "up to the image's edge": "filled"}
     for name, level in named.items():
         rows, said = cut[cut["level"] == level], text.split(f"\n| {name} | ")[1].split("\n")[0].split(" | ")
         wrong, off, sure = rows["error"] > 0.5, rows["error"].between(0.03, 0.5, inclusive="right"), rows["sure"] == 1

@@ -12,13 +12,13 @@ from PIL import Image
 
 import data
 import predict
-from elcells.agreement import compare
-from elcells.class_maps import onnx_class_maps
-from elcells.engine import open_model
-from elcells.html_report import common_folder
-from elcells.page import UNSURE, doubt
-from elcells.pictures import read_picture, symmetries
-from elcells.review import DIFFER, NEAR, RANDOM, write_page
+from elcells.data.images import read_image, symmetries
+from elcells.inference.class_maps import onnx_class_maps
+from elcells.inference.engines import open_model
+from elcells.pages.agreement import compare
+from elcells.pages.page import UNSURE, doubt
+from elcells.pages.report import common_folder
+from elcells.pages.review import DIFFER, NEAR, RANDOM, write_page
 
 STRANGE = "<b>Zelle \"1\"; größe & 'x'.png"
 
@@ -56,7 +56,7 @@ def test_a_review_shows_each_cell_once_the_doubtful_ones_first(page, tmp_path):
     assert near == sorted(near) and all(d < UNSURE + 0.01 for d in near)
 
 
-def test_names_in_a_review_are_those_of_a_table_beside_the_pictures(page, folder):
+def test_names_in_a_review_are_those_of_a_table_beside_the_images(page, folder):
     assert {c["file"] for c in page[1]["cells"]} == {p.name for p in folder.iterdir() if p.suffix == ".png"}
 
 
@@ -65,7 +65,7 @@ def test_what_a_browser_does_not_show_right_is_put_into_the_page(page):
     assert inside.pop("deep.png") and not any(inside.values())
 
 
-def test_embedded_pictures_need_no_files(exported, folder, tmp_path):
+def test_embedded_images_need_no_files(exported, folder, tmp_path):
     target = tmp_path / "embedded.html"
     assert predict.main([str(folder), "--model", str(exported), "--review", str(target), "--embed"]) == 0
     assert all(c["src"].startswith("data:") for c in held(target)["cells"])
@@ -83,7 +83,7 @@ def test_embed_alone_is_refused(exported, folder, capsys):
     assert "--review" in capsys.readouterr().err
 
 
-def test_the_eight_symmetries_are_eight_pictures():
+def test_the_eight_symmetries_are_eight_images():
     image = np.arange(9, dtype=np.uint8).reshape(3, 3)
     eight = [a.tobytes() for a in symmetries(image)]
     assert len(set(eight)) == 8 and eight[0] == image.tobytes()
@@ -92,7 +92,7 @@ def test_the_eight_symmetries_are_eight_pictures():
 def test_class_maps_are_high_where_the_network_sees_a_defect(elpv):
     table = data.read_table(elpv)
     paths = [table["path"][(table["crack"] == label).to_numpy()].iloc[0] for label in (0, 1)]
-    images = np.stack([read_picture(path, 300) for path in paths])[:, None]
+    images = np.stack([read_image(path, 300) for path in paths])[:, None]
     maps = onnx_class_maps(ROOT / "cells.onnx")(images)
     assert maps.shape == (2, 2, 10, 10) and (maps >= 0).all() and maps[1, 0].max() > 2 * maps[0, 0].max()
 
@@ -100,7 +100,7 @@ def test_class_maps_are_high_where_the_network_sees_a_defect(elpv):
 def test_class_maps_of_a_checkpoint_are_those_of_its_onnx_file(best, exported, elpv):
     path = data.read_table(elpv)["path"][0]
     of_file, of_checkpoint = onnx_class_maps(exported), predict.open_network(best).class_maps
-    images = read_picture(path, open_model(exported, "onnxruntime").image_size)[None, None]
+    images = read_image(path, open_model(exported, "onnxruntime").image_size)[None, None]
     assert np.allclose(of_file(images), of_checkpoint(images), atol=1e-3)
 
 

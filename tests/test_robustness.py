@@ -1,4 +1,4 @@
-"""benchmarks/robustness.py changes pictures as it says, and predicts unchanged ones as training did."""
+"""benchmarks/robustness.py changes images as it says, and predicts unchanged ones as training did."""
 
 import json
 
@@ -9,11 +9,12 @@ from torchvision.transforms import functional as tv
 
 import data
 from benchmarks import robustness
-from elcells.cache import load_pictures
-from elcells.evaluation import evaluate
+from elcells.data.cache import load_images
+from elcells.data.images import read_image
+from elcells.data.tables import CLASSES
+from elcells.evaluation.evaluate import evaluate
+from elcells.evaluation.metrics import f1_scores
 from elcells.files import InputError
-from elcells.metrics import f1_scores
-from elcells.pictures import CLASSES, read_picture
 from model import load_model, save_checkpoint
 
 
@@ -21,11 +22,11 @@ from model import load_model, save_checkpoint
 def cells(elpv):
     """uint8 (4, 1, 300, 300), real cells."""
     table = data.read_table(elpv)[:4]
-    return torch.from_numpy(np.stack([read_picture(p) for p in table["path"]]))[:, None]
+    return torch.from_numpy(np.stack([read_image(p) for p in table["path"]]))[:, None]
 
 
 @pytest.mark.parametrize("name", robustness.CHANGES)
-def test_a_change_gives_other_pictures_of_the_same_kind_twice_the_same(cells, name):
+def test_a_change_gives_other_images_of_the_same_kind_twice_the_same(cells, name):
     before = cells.clone()
     changed = robustness.CHANGES[name](cells)
     assert changed.shape == cells.shape and changed.dtype == torch.uint8 and torch.equal(cells, before)
@@ -45,20 +46,20 @@ def test_cuts_and_exposures_are_what_their_names_say(cells):
     assert change["noise"].sub(cells).std() == pytest.approx(15, abs=1.5)
 
 
-def test_aligned_pictures_are_nearer_to_what_they_were(cells):
+def test_aligned_images_are_nearer_to_what_they_were(cells):
     wider = robustness.CHANGES["cut wider, cell 93 %, black around"](cells)
     distance = [(robustness.aligned(images).float() - cells.float()).abs().mean() for images in (wider, cells)]
     assert distance[0] < 0.5 * (wider.float() - cells.float()).abs().mean() and distance[1] < 3
 
 
-def test_unchanged_pictures_are_predicted_as_by_the_training_itself(elpv, best, small, tmp_path, capsys):
+def test_unchanged_images_are_predicted_as_by_the_training_itself(elpv, best, small, tmp_path, capsys):
     out = tmp_path / "robustness.json"
     only = ["--only", "as they are", "blur, sigma 2 pixels"]
     assert robustness.main([str(best), str(best), "--part", "test", *only, "--data", str(elpv), "--out", str(out)]) == 0
     model, checkpoint = load_model(best)
     test = data.recorded_part(data.read_table(elpv), checkpoint["split"], "test")
-    pictures, test["picture"] = load_pictures(test)
-    small = tv.resize(torch.from_numpy(np.array(pictures)), [64], antialias=True).numpy()
+    images, test["image"] = load_images(test)
+    small = tv.resize(torch.from_numpy(np.array(images)), [64], antialias=True).numpy()
     _, labels, p = evaluate(model, data.CellDataset(test, small))
     found = json.loads(out.read_text())
     for c, f1 in zip(CLASSES, f1_scores(labels, p, model.config["thresholds"])):

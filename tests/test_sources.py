@@ -11,13 +11,13 @@ from conftest import ROOT, SMALL
 
 import data
 import train
-from elcells.cache import load_pictures, load_sources
-from elcells.checkpoint import read_checkpoint
-from elcells.engine import open_model
+from elcells.data.cache import load_images, load_sources
+from elcells.data.images import read_image
 from elcells.files import InputError
-from elcells.pictures import read_picture
-from elcells.recipes import kept_share
-from elcells.weights import load_initial_weights, restore_norms
+from elcells.inference.engines import open_model
+from elcells.training.checkpoints import read_checkpoint
+from elcells.training.recipes import kept_share
+from elcells.training.weights import load_initial_weights, restore_norms
 from model import build_model
 
 
@@ -79,14 +79,14 @@ def test_folds_of_adapting_test_each_own_cell_once(elpv, both):
         assert not set(training["filename"][training["source"] != "mine"]) & set(alone)
 
 
-def test_pictures_of_several_sources_are_one_array(both):
-    pictures, index = load_sources(both, 64)
+def test_images_of_several_sources_are_one_array(both):
+    images, index = load_sources(both, 64)
     for row in (0, len(both) - 1, len(both) // 2):
-        assert (pictures[index[[row]]][0, 0] == read_picture(both["path"][row], 64)).all()
+        assert (images[index[[row]]][0, 0] == read_image(both["path"][row], 64)).all()
     assert not (both["path"][0].parents[2] / ".cache_64.json").exists()
     alone = data.read_table(both["path"][len(both) - 1].parents[1] / "labels.csv")
-    array, places = load_pictures(alone, 64)
-    assert (pictures[index[len(both) - 24 :]] == array[places]).all()
+    array, places = load_images(alone, 64)
+    assert (images[index[len(both) - 24 :]] == array[places]).all()
 
 
 def test_tables_of_folders_of_one_name_need_a_source_column(mine, tmp_path):
@@ -124,12 +124,12 @@ def test_what_can_not_be_weighted_or_adapted_is_told(elpv, mine, tmp_path, capsy
 
 
 def test_heavier_cells_are_drawn_more_often(finished, both, tmp_path):
-    from elcells.recipes import RECIPES
+    from elcells.training.recipes import RECIPES
     from trainer import Trainer
 
-    pictures, both["picture"] = load_sources(both, 64)
+    images, both["image"] = load_sources(both, 64)
     both["weight"] = np.where(both["source"] == "mine", 5, 1)
-    dataset = data.CellDataset(both, pictures)
+    dataset = data.CellDataset(both, images)
     recipe = {**RECIPES["adapt"], "oversample": 1, "freeze_stages": 0, "epoch_cells": 40}
     trainer = Trainer(build_model("resnet", width=16, image_size=64), dataset, dataset, tmp_path, **recipe)
     share = []
@@ -165,7 +165,7 @@ def test_the_network_that_comes_along_is_a_starting_point(lite0, elpv):
     model = build_model()
     load_initial_weights(model, ROOT / "cells.onnx")
     model.config["normalise_brightness"] = True
-    images = np.stack([read_picture(p, 300) for p in data.read_table(elpv)["path"][:12]])[:, None]
+    images = np.stack([read_image(p, 300) for p in data.read_table(elpv)["path"][:12]])[:, None]
     probabilities = open_model(ROOT / "cells.onnx", "onnxruntime")(images)
     with torch.no_grad():
         logits = model.eval()(torch.from_numpy(images)).numpy()

@@ -4,11 +4,11 @@ import torch
 
 import data
 from benchmarks import drawn_defects
-from elcells import drawings
-from elcells.cache import load_pictures
-from elcells.drawings import DRAWINGS
+from elcells.data.cache import load_images
 from elcells.files import InputError
-from elcells.synthetic import NUMBERS, SMOOTH, SyntheticDefects, texture
+from elcells.training import drawings
+from elcells.training.drawings import DRAWINGS
+from elcells.training.synthetic import NUMBERS, SMOOTH, SyntheticDefects, texture
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,8 @@ def clean(elpv):
     """Real defect-free cells many times over: images uint8 (240, 1, 64, 64), labels all zero."""
     cells = data.read_table(elpv)
     cells = cells[(cells["crack"] == 0) & (cells["inactive"] == 0)].head(24).reset_index(drop=True)
-    pictures, cells["picture"] = load_pictures(cells, 64)
-    images, labels = data.CellDataset(cells, pictures).batch(np.arange(240) % len(cells))
+    pixels, cells["image"] = load_images(cells, 64)
+    images, labels = data.CellDataset(cells, pixels).batch(np.arange(240) % len(cells))
     return images, labels
 
 
@@ -134,8 +134,8 @@ def test_crosses_are_small_and_clouds_cover_more(defects):
 
 def test_mono_cells_are_smooth_and_poly_cells_are_not(elpv):
     cells = data.read_table(elpv)
-    pictures, index = load_pictures(cells, 300)
-    smooth = texture(torch.from_numpy(pictures[index])).numpy() < SMOOTH
+    images, index = load_images(cells, 300)
+    smooth = texture(torch.from_numpy(images[index])).numpy() < SMOOTH
     assert (smooth == (cells["type"] == "mono")).mean() > 0.85
 
 
@@ -147,7 +147,8 @@ def test_crosses_are_drawn_into_smooth_cells_and_clouds_into_textured_ones(monke
         for kind, drawn in DRAWINGS.items()
     }
     monkeypatch.setattr(
-        "elcells.synthetic.DRAWINGS", {k: tuple(d._replace(low=1, high=1) for d in v) for k, v in marked.items()}
+        "elcells.training.synthetic.DRAWINGS",
+        {k: tuple(d._replace(low=1, high=1) for d in v) for k, v in marked.items()},
     )
     defects = SyntheticDefects(size=64, counts={"crack": 20, "inactive": 4, "distractor": 20})
     smooth = torch.full((300, 1, 64, 64), 250, dtype=torch.uint8)

@@ -14,12 +14,12 @@ from conftest import ROOT, SMALL
 import data
 import train
 from data import CellDataset
-from elcells.cache import load_pictures
-from elcells.checkpoint import read_checkpoint
-from elcells.evaluation import evaluate
-from elcells.metrics import calibration
-from elcells.pictures import read_picture
-from elcells.weights import imagenet_file
+from elcells.data.cache import load_images
+from elcells.data.images import read_image
+from elcells.evaluation.evaluate import evaluate
+from elcells.evaluation.metrics import calibration
+from elcells.training.checkpoints import read_checkpoint
+from elcells.training.weights import imagenet_file
 from model import build_model, first_layers, load_model
 from trainer import Trainer
 
@@ -69,9 +69,9 @@ def test_tta_judges_by_the_mean_over_the_symmetries(finished, elpv, tmp_path, ca
     assert (with_it["p_crack"] != without["p_crack"]).all()
     model, _ = load_model(best)
     model.average_symmetries()
-    pictures = torch.stack([torch.from_numpy(read_picture(elpv.parent / f, 64)) for f in with_it["filename"]])
+    images = torch.stack([torch.from_numpy(read_image(elpv.parent / f, 64)) for f in with_it["filename"]])
     with torch.no_grad():
-        expected = model.probabilities(model(pictures[:, None])).numpy()
+        expected = model.probabilities(model(images[:, None])).numpy()
     assert abs(with_it[["p_crack", "p_inactive"]].to_numpy() - expected).max() < 1e-4  # float32, whatever the run's
     snapshot = finished / "checkpoints" / "checkpoint_000.ckp"
     assert train.main([*data_option, "--evaluate", str(snapshot), "--tta"]) == 2
@@ -81,8 +81,8 @@ def test_tta_judges_by_the_mean_over_the_symmetries(finished, elpv, tmp_path, ca
 def test_temperatures_and_thresholds_are_those_of_float32(finished, elpv):
     model, checkpoint = load_model(finished / "checkpoints" / "best.ckp")
     table = data.read_table(elpv)
-    pictures, table["picture"] = load_pictures(table, 64)
-    val = data.CellDataset(data.recorded_part(table, checkpoint["split"], "val"), pictures)
+    images, table["image"] = load_images(table, 64)
+    val = data.CellDataset(data.recorded_part(table, checkpoint["split"], "val"), images)
     stored = {k: model.config[k] for k in ("temperatures", "thresholds", "operating_points")}
     assert not model.config["tta"]
     model.config["temperatures"] = [1.0, 1.0]
@@ -152,7 +152,7 @@ def test_the_classic_table_of_six_variants_trains(elpv, tmp_path):
     data.write_variants(data.read_table(elpv), tmp_path / "six")
     assert run(tmp_path / "six" / "data.csv", tmp_path, "--epochs", "1") == 0
     report = json.loads((tmp_path / "checkpoints" / "report.json").read_text())
-    assert report["pictures"] == report["cells"] < 10  # measured on the cells as they are
+    assert report["images"] == report["cells"] < 10  # measured on the cells as they are
 
 
 def test_one_class_of_another_name_trains(elpv, tmp_path):
@@ -289,7 +289,7 @@ def test_a_time_that_is_none_is_refused(text):
     assert stopped.value.code == 2
 
 
-def test_tensorboard_gets_the_course_and_example_pictures(elpv, tmp_path):
+def test_tensorboard_gets_the_course_and_example_images(elpv, tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     assert run(elpv, tmp_path, "--epochs", 2, "--tensorboard") == 0
     found = events.EventAccumulator(str(tmp_path / "plots" / "tensorboard")).Reload()

@@ -5,12 +5,9 @@ import torch
 
 import data
 from data import CellDataset
-from elcells.augment import draw_changes
-from elcells.checkpoint import read_checkpoint
-from elcells.distributed import channels_last, pick_device, pick_precision
-from elcells.evaluation import evaluate
-from elcells.files import InputError
-from elcells.metrics import (
+from elcells.devices import channels_last, pick_device, pick_precision
+from elcells.evaluation.evaluate import evaluate
+from elcells.evaluation.metrics import (
     bootstrap_mean_f1,
     calibrated,
     calibration_error,
@@ -21,18 +18,21 @@ from elcells.metrics import (
     recall_thresholds,
     reliability,
 )
-from elcells.recipes import RECIPES, step_decay, warmup_cosine
-from elcells.synthetic import NUMBERS, SHARE, SyntheticDefects
+from elcells.files import InputError
+from elcells.training.augmentation import draw_changes
+from elcells.training.checkpoints import read_checkpoint
+from elcells.training.recipes import RECIPES, step_decay, warmup_cosine
+from elcells.training.synthetic import NUMBERS, SHARE, SyntheticDefects
 from model import NETWORKS, WithAuxiliaryHead, build_model, load_model
 from trainer import LAST_SHARE, Trainer
 
 
 def make_trainer(small, folder, rows=40, network="resnet", **options):
     """A trainer of a tiny network on real cells at 64x64 pixels."""
-    cells, pictures = small
+    cells, images = small
     torch.manual_seed(options.get("seed", 0))
     model = build_model(network, width=16, image_size=64)
-    train, val = CellDataset(cells.head(rows), pictures), CellDataset(cells.tail(8), pictures)
+    train, val = CellDataset(cells.head(rows), images), CellDataset(cells.tail(8), images)
     return Trainer(model, train, val, folder, **{"batch_size": 8, "epochs": 2, **options})
 
 
@@ -155,9 +155,9 @@ def test_another_seed_gives_other_weights(make, tmp_path):
 
 
 def test_sixteen_cells_can_be_learnt_by_heart(small, tmp_path):
-    cells, pictures = small
+    cells, images = small
     sixteen = data.limit_cells(cells, 16)
-    chosen, variants = (CellDataset(t, pictures) for t in (sixteen, data.expand_variants(sixteen)))
+    chosen, variants = (CellDataset(t, images) for t in (sixteen, data.expand_variants(sixteen)))
     torch.manual_seed(0)
     model = build_model("resnet", width=16, image_size=64)
     trainer = Trainer(model, variants, chosen, tmp_path, epochs=9, batch_size=8, keep_checkpoints=0)
@@ -209,7 +209,7 @@ def test_keep_limits_the_snapshots(small, tmp_path):
 
 def test_resume_refuses_another_run(small, tmp_path):
     make_trainer(small, tmp_path, epochs=1).fit()
-    with pytest.raises(InputError, match="was training on 40 pictures with seed 0, now there are 30"):
+    with pytest.raises(InputError, match="was training on 40 images with seed 0, now there are 30"):
         make_trainer(small, tmp_path, rows=30).resume(tmp_path / "last.ckp")
 
 
@@ -313,7 +313,7 @@ def test_cells_with_real_defects_have_no_weight_in_the_auxiliary_loss(small, tmp
     assert 0 < clean.sum() < 8 and batch["aux_weight"].tolist() == pytest.approx(clean * 8 / clean.sum())
 
 
-def test_noise_is_in_half_of_the_pictures_up_to_its_level(small, tmp_path):
+def test_noise_is_in_half_of_the_images_up_to_its_level(small, tmp_path):
     noise = make_trainer(small, tmp_path, noise_std=20.0).batch(np.arange(40))["noise"]
     sigma = 255 * noise.std((1, 2, 3))
     assert noise.shape == (40, 1, 64, 64) and 10 < (sigma == 0).sum() < 30

@@ -9,7 +9,7 @@ from PIL import Image
 
 import data
 import visualize_activations as vis
-from elcells.pictures import read_picture
+from elcells.data.images import read_image
 from model import build_model, load_model, map_layers
 
 
@@ -33,7 +33,7 @@ def test_the_default_is_a_cell_of_each_kind_from_the_test_part(elpv, best, tmp_p
 
 def test_named_cells_files_layers_and_channels(elpv, best, tmp_path, capsys):
     path = tmp_path / "mine.png"
-    Image.fromarray(read_picture(data.read_table(elpv)["path"][3], 200)).save(path)
+    Image.fromarray(read_image(data.read_table(elpv)["path"][3], 200)).save(path)
     cell = data.read_table(elpv)["path"][5].stem
     out = tmp_path / "out"
     more = ["--layers", "stem", "blocks.7", "--channels", "blocks.2"]
@@ -117,7 +117,7 @@ def test_a_map_leaves_the_model_as_it_was(small, best):
     [
         (["--layers", "layer9"], "no layer 'layer9'; there are: stem"),
         (["--channels", "fc", "--cells", "cell0001"], "--channels fc: its output is no map"),
-        (["--cells", "cell9999"], "cell9999: neither a picture file nor a cell of the table"),
+        (["--cells", "cell9999"], "cell9999: neither an image file nor a cell of the table"),
     ],
 )
 def test_bad_options_get_one_sentence(elpv, best, tmp_path, capsys, options, complaint):

@@ -1,0 +1,1 @@
+"""Image files, tables and splits."""

@@ -1,0 +1,1 @@
+"""Networks as functions from images to probabilities, without the training code."""

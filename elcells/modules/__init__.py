@@ -1,0 +1,1 @@
+"""Images of whole modules, cut into their cells."""
