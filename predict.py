@@ -9,26 +9,25 @@ $ python predict.py modules/ --grid 10x6 --csv cells.csv --report cells.html    
 
 import argparse
 import contextlib
-import csv
 import hashlib
-import io
 import itertools
-import json
 import re
 import sys
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from elcells.data.images import LIKE_MODULE, NEARLY_BLACK, SUFFIXES, THREADS, as_lines, examine, find_images, to_square
-from elcells.files import ANY_NAME, InputError, atomic_path, print_any_name
+from elcells.data.images import LIKE_MODULE, SUFFIXES, THREADS, as_lines, examine, find_images, to_square
+from elcells.files import InputError, print_any_name
 from elcells.inference.class_maps import onnx_class_maps, weighted
 from elcells.inference.engines import ENGINES, PRECISIONS, Engine, open_model
+from elcells.inference.output import TOO_DARK, CellResult, OutputTable, Place
 from elcells.modules.align import align_cell
 from elcells.modules.cutting import grid_size, guess_grid, read_corners
 from elcells.modules.overlay import draw_module, verdict
@@ -36,376 +35,397 @@ from elcells.modules.parallel import ModulesTable, cell_name, cut_modules, folde
 from elcells.pages.report import write_report
 from elcells.pages.review import write_review
 
-NOTHING = {"grid": "", "align": False}  # what earlier versions, which had them not, did
 BATCHES_AHEAD = 4  # decoded while the network works; bounds the memory
 SHIPPED = Path(__file__).resolve().parent / "cells.onnx"
 
 
-# ---------------------------------------------------------------- input and output
+def say(*lines):
+    """Print lines where they do not mix with the rows."""
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
-def columns(classes, of_modules=False):
-    """Header of the output: a table that `train.py --data` could read, with probabilities, brightness and errors.
-
-    of_modules: with each cell's place in its module, and whether that is sure.
-    """
-    place = ["module", "row", "column", "sure"] if of_modules else []
-    return ["filename", *classes, *(f"p_{c}" for c in classes), *place, "brightness", "error"]
+def counts_text(counts, classes):
+    """Text such as "3 crack, 1 inactive"."""
+    return ", ".join(f"{counts[c]} {c}" for c in classes)
 
 
-def read_done(path, header_wanted):
-    """File names whose rows are in an output table, which is cut behind its last complete row.
+@dataclass(frozen=True)
+class NetworkChoice:
+    """Which network predicts (an ONNX file or a checkpoint), and how it is run."""
 
-    Raises InputError when it is the output of another program or of other classes.
-    """
-    with open(path, "rb+") as file:
-        raw = file.read()
-        file.truncate(raw.rfind(b"\n") + 1)
-    rows = csv.reader(io.StringIO(raw[: raw.rfind(b"\n") + 1].decode("utf-8", ANY_NAME)), delimiter=";")
-    header = next(rows, None)
-    if header is not None and header != header_wanted:
-        raise InputError(f"{path}: is no output of this model (its columns are others); give another --csv")
-    return {row[0] for row in rows}, header is not None
+    path: Path
+    operating_point: str = "f1"
+    tta: bool = False  # the mean over an image's eight symmetries; only for checkpoints
+    device: str = "auto"
+    engine: str = "auto"  # this and the next two are only for ONNX files (`open_model`)
+    precision: str = "float32"
+    threads: int = 0
 
 
-def read_or_error(path, size, align=False):
-    """(uint8 (size, size), "", what was assumed) or (None, what is wrong with the file, [])."""
-    try:
-        pixels, notes = examine(path, size)
-        if align:
-            pixels, moved = align_cell(pixels)
-            notes += ["were turned upright or cut tighter"] * moved
-        return pixels, "", notes
-    except InputError as error:
-        return None, " ".join(str(error).split()), []
+@dataclass(frozen=True)
+class ModuleLayout:
+    """What images of whole modules show: columns x rows of cells, and rough corners of some (`read_corners`)."""
+
+    columns: int
+    rows: int
+    corners: dict
 
 
-def batches(paths, size, batch_size, threads, align=False):
-    """Yield (paths, images, errors, notes), `batch_size` files each, decoded in threads a few batches ahead."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = deque()
-        paths = iter(paths)
-        try:
-            while True:
-                while len(waiting) < BATCHES_AHEAD and (part := list(itertools.islice(paths, batch_size))):
-                    waiting.append((part, [pool.submit(read_or_error, p, size, align) for p in part]))
-                if not waiting:
-                    return
-                part, futures = waiting.popleft()
-                results = [f.result() for f in futures]
-                yield part, *zip(*results)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+@dataclass(frozen=True)
+class Images:
+    """Which images are judged, and how they are taken."""
+
+    inputs: list  # folders, files, globs, or -
+    shard: tuple = (1, 1)  # (K, N): every N-th of them from the K-th on
+    layout: ModuleLayout | None = None  # of whole modules
+    align: bool = False
+    batch_size: int = 16
 
 
-def predict(engine, paths, write, batch_size=16, threads=THREADS, align=False):
-    """Run an Engine over image files.
+@dataclass(frozen=True)
+class Output:
+    """Where results go: the table (None: the screen) and the pages that are asked for."""
 
-    write(row) gets one list an image: [path, 0/1 of each class, probability of each class, brightness (mean pixel in
-    0..1), error], the values empty where the file can't be read. Returns (count, errors, how many of them are
-    NEARLY_BLACK, count of positives per class, Counter of what was assumed of count, the first image of each).
-    """
-    count, failed, black, notes, first = 0, 0, 0, Counter(), {}
-    positives = np.zeros(len(engine.classes), int)
-    for part, images, errors, assumed in batches(paths, engine.image_size, batch_size, threads, align):
-        for path, note in ((path, note) for path, said in zip(part, assumed) for note in said):
-            notes[note] += 1
-            first.setdefault(note, path)
-        good = [i for i, image in enumerate(images) if image is not None]
-        p = engine(np.stack([images[i] for i in good])[:, None]) if good else None
-        place = {i: k for k, i in enumerate(good)}
-        for i, path in enumerate(part):
-            if i in place:
-                found = (p[place[i]] >= engine.thresholds).astype(int)
-                positives += found
-                brightness = images[i].mean() / 255
-                black += brightness < NEARLY_BLACK
-                write([path, *found, *(f"{v:.4f}" for v in p[place[i]]), f"{brightness:.3f}", ""])
-            else:
-                write([path, *[""] * (2 * len(engine.classes) + 1), errors[i]])
-        count, failed = count + len(part), failed + len(part) - len(good)
-    return count, failed, black, positives, notes, first
+    table: Path | None
+    report: Path | None
+    review: Path | None
+    embed: bool
 
 
-def predict_modules(engine, images, args, done, write, flush):
-    """Cut whole modules and run an Engine over their cells, while others cut the next.
-
-    images: list of (path, name), those of a resumed run too. done: file names of the cells that have their rows.
-    write(row): as in predict, with the cell's place. flush(): brings the rows to the file, before their module is noted
-    as done. Returns (modules, failed or not sure, positives per class, lines to tell).
-    """
-    wide, high, corners = args.grid_size
-    folder, about = folders_of(Path(args.csv).with_suffix(""))
-    notes, positives = Counter(), np.zeros(len(engine.classes), int)
-    with (
-        ModulesTable(about / "modules.csv", [*engine.classes, "nearly_black"]) as table,
-        ThreadPoolExecutor(1) as drawing,
-        contextlib.closing(
-            cut_modules([p for p in images if p[1] not in table.done], folder, wide, high, corners)
-        ) as made,
-    ):
-        drawn = None
-        for name, module in made:
-            notes.update(module["notes"])
-            counts = [""] * (len(engine.classes) + 1)
-            if "cells" in module:
-                black = module["black"]
-                live, p = np.flatnonzero(~black), np.zeros((len(black), len(engine.classes)))
-                for i in range(0, len(live), args.batch_size):
-                    part = live[i : i + args.batch_size]
-                    squares = [to_square(Image.fromarray(module["cells"][k]), engine.image_size) for k in part]
-                    p[part] = engine(np.stack(squares)[:, None])
-                found = (p >= engine.thresholds) & ~black[:, None]
-                for k, cell in enumerate(module["cells"]):
-                    path = Path(folder) / cell_name(name, k, wide)
-                    if str(path) not in done:
-                        judged = [*found[k].astype(int), *(f"{v:.4f}" for v in p[k])]
-                        judged = [""] * len(judged) if black[k] else judged
-                        place = [name, k // wide + 1, k % wide + 1, module["sure"]]
-                        error = "nearly black: not judged" if black[k] else ""
-                        write([path, *judged, *place, f"{cell.mean() / 255:.3f}", error])
-                positives += found.sum(0)
-                counts = [*found.sum(0), int(black.sum())]
-                shown = ["nearly black" if b else verdict(f, engine.classes) for f, b in zip(found, black)]
-                said = [" ".join(f"{v:.2f}" for v, f in zip(*pair) if f) for pair in zip(p, found)]
-                if drawn:
-                    drawn.result()
-                drawn = drawing.submit(draw_module, module, about / f"{name}.png", shown, said)
-            flush()
-            table.add(module, name, counts)
-        if drawn:
-            drawn.result()
-    lines, sure = warnings_of(table.rows)
-    return len(table.rows), not sure, positives, [*lines, *as_lines(notes)]
+# ---------------------------------------------------------------- networks
 
 
-# ---------------------------------------------------------------- command
-
-
-def open_network(path, engine="auto", threads=0, tta=False, device="auto", precision="float32"):
-    """Open an ONNX file (`elcells.inference.engines.open_model`) or a checkpoint, which needs PyTorch, as an Engine.
-
-    tta: the mean over the eight symmetries of an image, for checkpoints.
-    """
-    if Path(path).suffix == ".onnx":
-        if tta:
+def open_network(choice):
+    """Open an ONNX file or a checkpoint, which needs PyTorch, as an Engine."""
+    path = Path(choice.path)
+    if path.suffix == ".onnx":
+        if choice.tta:
             raise InputError(f"--tta: {path} can't be changed; export it with `python export_onnx.py --tta`")
-        return open_model(path, engine, threads, device, precision)
-    if engine != "auto" or threads or precision != "float32":
+        return open_model(path, choice.engine, choice.threads, choice.device, choice.precision)
+    if choice.engine != "auto" or choice.threads or choice.precision != "float32":
         raise InputError(f"{path}: PyTorch runs a checkpoint; engine, its precision and threads are for ONNX files")
+    return open_checkpoint(path, choice.tta, choice.device)
+
+
+def open_checkpoint(path, tta=False, device="auto"):
+    """Open a checkpoint as an Engine; tta: predict by the mean over an image's eight symmetries."""
     import torch
 
     from elcells.devices import keep_freed_memory, pick_device
-    from model import load_model, map_layers
+    from model import load_model
 
     keep_freed_memory()
     device = pick_device(device)
     model, _ = load_model(path, device)
     model = model.to(memory_format=torch.channels_last)
-    if tta:
-        model.average_symmetries()
+    operating_points = model.calibrated(tta).operating_points
+    map_layer = model.network.get_submodule(model.kind.map_layers[-1])
 
     @torch.inference_mode()
     def run(images):
-        return model.probabilities(model(torch.from_numpy(images).to(device))).cpu().numpy()
-
-    config = model.config
-    points = config["operating_points"]
+        logits = model(torch.from_numpy(images).to(device), tta=tta)
+        return model.probabilities(logits, tta=tta).cpu().numpy()
 
     @torch.inference_mode()
     def class_maps(images):
-        seen = []
-        layer = model.network.get_submodule(map_layers(model.network)[-1])
-        with layer.register_forward_hook(lambda *arguments: seen.append(arguments[-1])):
-            model.network(model.normalise(torch.from_numpy(images).to(device)))
-        return weighted(seen[0].float().cpu().numpy(), model.network.fc.weight.float().cpu().numpy())
+        features = []
+        with map_layer.register_forward_hook(lambda layer, inputs, output: features.append(output)):
+            model(torch.from_numpy(images).to(device))
+        return weighted(features[0].float().cpu().numpy(), model.network.fc.weight.float().cpu().numpy())
 
     name = f"pytorch on {device.type}"
-    return Engine(run, model.classes, config["thresholds"], config["image_size"], name, points, class_maps)
+    return Engine(run, model.classes, model.metadata.image_size, name, operating_points, class_maps)
 
 
 def default_model():
-    """The newer of onnx/best.onnx and checkpoints/best.ckp, else the trained network that comes along; said if there
-    was a choice."""
-    there = [p for p in (Path("onnx/best.onnx"), Path("checkpoints/best.ckp")) if p.exists()]
-    if not there:
-        print(
-            f"No onnx/best.onnx nor checkpoints/best.ckp here: taking {SHIPPED.name} (doc/model_card.md).",
-            file=sys.stderr,
-        )
+    """The newer of onnx/best.onnx and checkpoints/best.ckp, else the shipped network; prints the choice."""
+    models = [path for path in (Path("onnx/best.onnx"), Path("checkpoints/best.ckp")) if path.exists()]
+    if not models:
+        say(f"No onnx/best.onnx nor checkpoints/best.ckp here: taking {SHIPPED.name} (doc/model_card.md).")
         return SHIPPED
-    newest = max(there, key=lambda p: p.stat().st_mtime_ns)
-    if len(there) == 2:
-        older = min(there, key=lambda p: p.stat().st_mtime_ns)
-        print(f"Taking {newest}, which is newer than {older}.", file=sys.stderr)
-    return newest
+    models.sort(key=lambda path: path.stat().st_mtime_ns)
+    if len(models) == 2:
+        say(f"Taking {models[1]}, which is newer than {models[0]}.")
+    return models[-1]
 
 
-def begun_by(table, identity):
-    """Note beside an output table what it is made by, or raise InputError where another one began it.
+# ---------------------------------------------------------------- images of cells
 
-    identity: dict of the network's hash and all that changes rows. A table without a note is taken as it is.
+
+def read_cell(path, size, align=False):
+    """An image file as (pixels uint8 (size, size), CellResult to be judged), or (None, CellResult with the error).
+
+    align: turn the cell upright and cut it tightly.
     """
-    note = Path(f"{table}.run.json")
-    if Path(table).exists() and note.exists():
-        before = json.loads(note.read_text())
-        other = [k for k in identity if before.get(k, NOTHING.get(k)) != identity[k]]
-        if other:
-            raise InputError(
-                f"{table}: was begun with another {' and '.join(other)}; go on with that, or give another --csv"
-            )
-        return
-    with atomic_path(note) as temporary:
-        temporary.write_text(json.dumps(identity, indent=1))
+    try:
+        pixels, notes = examine(path, size)
+        if align:
+            pixels, moved = align_cell(pixels)
+            if moved:
+                notes.append("were turned upright or cut tighter")
+    except InputError as error:
+        return None, CellResult(path, error=" ".join(str(error).split()))
+    return pixels, CellResult(path, brightness=pixels.mean() / 255, notes=tuple(notes))
+
+
+def batches(paths, size, batch_size, threads=THREADS, align=False):
+    """Yield lists of `batch_size` results of read_cell, decoded in threads a few batches ahead."""
+    paths = iter(paths)
+    waiting = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            while True:
+                while len(waiting) < BATCHES_AHEAD and (batch := list(itertools.islice(paths, batch_size))):
+                    waiting.append([pool.submit(read_cell, path, size, align) for path in batch])
+                if not waiting:
+                    return
+                yield [future.result() for future in waiting.popleft()]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def judge(engine, thresholds, cells, batch_size):
+    """Run a network over cells, pairs of pixels uint8 (S, S) and CellResult; returns the CellResults with calls.
+
+    Those without pixels (None) stay as they are.
+    """
+    pixels = [array for array, _ in cells if array is not None]
+    parts = [pixels[i : i + batch_size] for i in range(0, len(pixels), batch_size)]
+    predicted = iter([p for part in parts for p in engine(np.stack(part)[:, None])])
+    results = []
+    for array, cell in cells:
+        if array is not None:
+            p = next(predicted)
+            cell = replace(cell, probabilities=tuple(p), calls=tuple((p >= thresholds).astype(int)))
+        results.append(cell)
+    return results
+
+
+def judge_images(engine, thresholds, paths, batch_size=16, align=False):
+    """Yield the CellResult of each image file, in order."""
+    for cells in batches(paths, engine.image_size, batch_size, align=align):
+        yield from judge(engine, thresholds, cells, batch_size)
+
+
+def predict_cells(engine, thresholds, paths, images, table):
+    """Judge image files of cells, write their rows and print a summary; returns whether all could be read."""
+    unreadable = nearly_black = 0
+    defects, notes = Counter(), Counter()
+    examples = {}  # an image for each note
+    started = time.monotonic()
+    results = judge_images(engine, thresholds, paths, images.batch_size, images.align)
+    for cell in tqdm(results, total=len(paths), unit="image", leave=False):
+        table.write(cell)
+        unreadable += not cell.judged
+        nearly_black += cell.nearly_black
+        defects.update(cell.defects(engine.classes))
+        notes.update(cell.notes)
+        examples.update({note: cell.filename for note in cell.notes if note not in examples})
+    seconds = time.monotonic() - started
+    speed = f"{len(paths) / seconds:.1f} images/s with {engine.name}" if paths else "nothing left to do"
+    say(f"{len(paths)} images: {counts_text(defects, engine.classes)}, {unreadable} unreadable; {speed}")
+    if nearly_black:
+        say(f"{nearly_black} of them are nearly black (dead or underexposed): too dark to judge.")
+    say(*as_lines(notes))
+    if LIKE_MODULE in notes:
+        grid = guess_grid(examples[LIKE_MODULE])
+        if grid:
+            say(f"The first of them looks like --grid {grid}.")
+    return not unreadable
+
+
+# ---------------------------------------------------------------- images of whole modules
+
+
+def cells_of_module(module, name, folder, size):
+    """A CutModule's cells, whose files are in `folder`, as pairs that `judge` takes; black ones have no pixels."""
+    cells = []
+    for k, (cell, black) in enumerate(zip(module.cells, module.black)):
+        row, column = divmod(k, module.columns)
+        place = Place(name, row + 1, column + 1, int(module.sure))
+        path = str(folder / cell_name(name, k, module.columns))
+        result = CellResult(path, brightness=cell.mean() / 255, error=TOO_DARK if black else "", place=place)
+        cells.append((None if black else to_square(Image.fromarray(cell), size), result))
+    return cells
+
+
+def draw_results(module, path, results, classes):
+    """Save the image of a module with the verdicts of its cells and the probabilities of their defects."""
+    verdicts = [verdict(cell.calls, classes) if cell.judged else "nearly black" for cell in results]
+    texts = []
+    for cell in results:
+        texts.append(" ".join(f"{p:.2f}" for p, call in zip(cell.probabilities, cell.calls) if call))
+    draw_module(module, path, verdicts, texts)
+
+
+def predict_modules(engine, thresholds, named, images, table):
+    """Cut whole modules and judge their cells while other processes cut the next; write rows, print a summary.
+
+    named: list of (path, name), including those that a resumed run has done. Returns whether all modules are sure.
+    """
+    classes = engine.classes
+    layout = images.layout
+    cells_folder, modules_folder = folders_of(table.path.with_suffix(""))
+    defects, notes = Counter(), Counter()
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        modules = stack.enter_context(ModulesTable(modules_folder / "modules.csv", [*classes, "nearly_black"]))
+        left = [(path, name) for path, name in named if name not in modules.done]
+        cut = cut_modules(left, cells_folder, layout.columns, layout.rows, layout.corners)
+        stack.enter_context(contextlib.closing(cut))
+        bar = stack.enter_context(tqdm(total=len(left) * layout.columns * layout.rows, unit="cell", leave=False))
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        drawing = None  # of the module before
+        for name, module in cut:
+            notes.update(module.notes)
+            counts = [""] * (len(classes) + 1)
+            if module.cells:
+                cells = cells_of_module(module, name, cells_folder, engine.image_size)
+                results = judge(engine, thresholds, cells, images.batch_size)
+                for cell in results:
+                    if cell.filename not in table.done:
+                        table.write(cell)
+                bar.update(len(results))
+                defects_here = Counter(defect for cell in results for defect in cell.defects(classes))
+                defects.update(defects_here)
+                counts = [*(defects_here[c] for c in classes), int(module.black.sum())]
+                if drawing:
+                    drawing.result()
+                drawing = pool.submit(draw_results, module, modules_folder / f"{name}.png", results, classes)
+            table.flush()  # before the module is noted as done
+            modules.add(module, name, counts)
+        if drawing:
+            drawing.result()
+    seconds = time.monotonic() - started
+    count = len(modules.modules)
+    speed = f"{count / seconds:.2f} modules/s with {engine.name}" if count else "nothing left to do"
+    lines, all_sure = warnings_of(modules.modules)
+    say(f"{count} modules: {counts_text(defects, classes)} cells; {speed}")
+    say(*lines, *as_lines(notes), f"{modules_folder} shows the modules.")
+    return all_sure
+
+
+# ---------------------------------------------------------------- command
 
 
 def shard(text):
     """(K, N) of a text K/N: the K-th of N shares."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise argparse.ArgumentTypeError(f"{text!r}: expected K/N with K from 1 to N, such as 2/8")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def options():
     """The parser of this script's command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", metavar="IMAGES", help="folders, files, globs, or - for a list on stdin")
+    text = "turn cells upright and cut them tightly where their border is seen (0.1 s a cell)"
+    parser.add_argument("--align", action="store_true", help=text)
     group = parser.add_argument_group("network")
-    network = "ONNX file or checkpoint (the newer of onnx/best.onnx and checkpoints/best.ckp, else cells.onnx)"
-    group.add_argument("--model", metavar="FILE", help=network)
-    points = "thresholds: f1 (highest F1) or recall (misses 5 %% of each defect) (%(default)s)"
-    group.add_argument("--operating-point", default="f1", metavar="NAME", help=points)
+    text = "ONNX file or checkpoint (the newer of onnx/best.onnx and checkpoints/best.ckp, else cells.onnx)"
+    group.add_argument("--model", metavar="FILE", help=text)
+    text = "thresholds: f1 (highest F1) or recall (misses 5 %% of each defect) (%(default)s)"
+    group.add_argument("--operating-point", default="f1", metavar="NAME", help=text)
     group.add_argument("--tta", action="store_true", help="mean over an image's eight symmetries (checkpoints)")
     group = parser.add_argument_group("results")
     group.add_argument("--csv", metavar="FILE", help="write the rows there (the screen)")
-    group.add_argument("--resume", action="store_true", help="go on with --csv: skip the images that it has")
+    group.add_argument("--resume", action="store_true", help="continue --csv: skip the images that it has")
     group.add_argument("--report", metavar="FILE", help="write an HTML page with counts and the defective cells")
-    review = "write an HTML page on which to label cells, those first on which a look pays most"
-    group.add_argument("--review", metavar="FILE", help=review)
+    text = "write an HTML page on which to label cells, those first on which a look pays most"
+    group.add_argument("--review", metavar="FILE", help=text)
     group.add_argument("--embed", action="store_true", help="put the images into the page of --review")
-    aligned = "turn cells upright and cut them tightly, where their border is seen (0.1 s a cell)"
-    parser.add_argument("--align", action="store_true", help=aligned)
     group = parser.add_argument_group("whole modules")
-    group.add_argument(
-        "--grid", metavar="CxR", help="images show modules: columns x rows of cells, as they stand there"
-    )
-    corners = "rough corners (filename;x1;y1 … x4;y4, as in modules.csv) of modules that are not found"
-    group.add_argument("--corners", metavar="CSV", help=corners)
+    text = "the images show modules of so many columns x rows of cells, such as 10x6"
+    group.add_argument("--grid", metavar="CxR", help=text)
+    text = "rough corners (filename;x1;y1 … x4;y4, as in modules.csv) of modules that are not found"
+    group.add_argument("--corners", metavar="CSV", help=text)
     group = parser.add_argument_group("speed")
-    group.add_argument(
-        "--shard", type=shard, default=(1, 1), metavar="K/N", help="every N-th image, from the K-th on (all)"
-    )
+    text = "every N-th image, from the K-th on (all)"
+    group.add_argument("--shard", type=shard, default=(1, 1), metavar="K/N", help=text)
     group.add_argument("--engine", choices=ENGINES, default="auto", help="what runs an ONNX file (%(default)s)")
-    precision = "of openvino; auto: bfloat16 where it is fast, which moves probabilities (%(default)s)"
-    group.add_argument("--engine-precision", choices=PRECISIONS, default="float32", help=precision)
+    text = "of openvino; auto: bfloat16 where it is fast, which moves probabilities (%(default)s)"
+    group.add_argument("--engine-precision", choices=PRECISIONS, default="float32", help=text)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
     group.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (%(default)s)")
     group.add_argument("--threads", type=int, default=0, metavar="N", help="of the network, 0: all (%(default)s)")
     return parser
 
 
-def write_pages(args, engine, model, about=None):
-    """Write the pages that args ask for; about: folder of the modules' images."""
-    if not args.report and not args.review:
-        return
-    class_maps = onnx_class_maps(model, args.threads) if Path(model).suffix == ".onnx" else engine.class_maps
-    if args.report:
-        write_report(args.csv, args.report, engine, model, about, class_maps)
-        print(f"{args.report} shows them.", file=sys.stderr)
-    if args.review:
-        count = write_review(args.csv, args.review, engine, class_maps, args.embed)
-        print(f"{args.review}: {count} cells to label, the doubtful ones first.", file=sys.stderr)
-
-
-def run(args):
-    """Predict what args ask for; returns the exit code."""
+def images_of(args):
+    """The Images of parsed options; InputError for options that contradict each other."""
     if args.batch_size < 1:
         raise InputError(f"--batch-size {args.batch_size}: must be at least 1")
-    if (args.report or args.review) and not args.csv:
-        args.csv = str(Path(args.report or args.review).with_suffix(".csv"))
+    if args.corners and not args.grid:
+        raise InputError("--corners: needs --grid")
+    if args.align and args.grid:
+        raise InputError("--align: is for single cells; --grid cuts them upright anyway")
+    layout = None
+    if args.grid:
+        layout = ModuleLayout(*grid_size(args.grid), read_corners(args.corners) if args.corners else {})
+    return Images(args.inputs, args.shard, layout, args.align, args.batch_size)
+
+
+def output_of(args):
+    """The Output of parsed options; InputError for options that contradict each other."""
+    page = args.report or args.review
+    table = args.csv or (page and Path(page).with_suffix(".csv"))
     if args.embed and not args.review:
         raise InputError("--embed: needs --review, whose images it puts into the page")
-    model = args.model or default_model()
-    engine = open_network(model, args.engine, args.threads, args.tta, args.device, args.engine_precision)
-    engine.set_operating_point(args.operating_point)
-    if args.grid:
-        if not args.csv:
-            raise InputError("--grid: needs --csv or --report; the cells and the modules' images go beside it")
-        args.grid_size = (*grid_size(args.grid), read_corners(args.corners) if args.corners else {})
-        if args.align:
-            raise InputError("--align: is for single cells; --grid cuts them upright anyway")
-    elif args.corners:
-        raise InputError("--corners: needs --grid")
-    if args.csv and Path(args.csv).exists() and not args.resume:
-        raise InputError(f"{args.csv}: is there already; add --resume to go on with it, or give another --csv")
-    if args.resume and not args.csv:
-        raise InputError("--resume: needs --csv, the file to go on with")
-    found = list(find_images(args.inputs))
-    if not found:
-        raise InputError(f"{' '.join(args.inputs)}: no images there ({' '.join(sorted(SUFFIXES))})")
-    done, has_header, header = set(), False, columns(engine.classes, bool(args.grid))
-    if args.csv:
-        Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256(Path(model).read_bytes()).hexdigest()
-        identity = {"network": digest, "operating point": args.operating_point, "tta": args.tta}
-        begun_by(args.csv, {**identity, "grid": args.grid or "", "align": args.align})
-        if Path(args.csv).exists():
-            done, has_header = read_done(args.csv, header)
-    number, shards = args.shard
-    paths = [p for p in found[number - 1 :: shards] if p not in done]
-    with contextlib.ExitStack() as stack:
-        file = sys.stdout
-        if args.csv:
-            file = stack.enter_context(open(args.csv, "a", encoding="utf-8", errors=ANY_NAME, newline=""))
-        writer = csv.writer(file, delimiter=";", lineterminator="\n")
-        if not has_header:
-            writer.writerow(header)
-        bar = stack.enter_context(tqdm(total=len(paths), unit="image", leave=False))
-        flushed = time.monotonic()
+    if args.grid and not table:
+        raise InputError("--grid: needs --csv or --report; the cells and the modules' images go beside it")
+    if args.resume and not table:
+        raise InputError("--resume: needs --csv, the file to continue")
+    if table and Path(table).exists() and not args.resume:
+        raise InputError(f"{table}: already exists; add --resume to continue it, or give another --csv")
+    return Output(table and Path(table), args.report, args.review, args.embed)
 
-        def write(row):
-            nonlocal flushed
-            writer.writerow(row)
-            bar.update()
-            if time.monotonic() - flushed > 1:
-                file.flush()
-                flushed = time.monotonic()
 
-        started = time.monotonic()
-        if args.grid:
-            names = dict(zip(found, module_names(found)))
-            bar.total, bar.unit = len(paths) * args.grid_size[0] * args.grid_size[1], "cell"
-            modules, unsure, positives, lines = predict_modules(
-                engine, [(path, names[path]) for path in paths], args, done, write, file.flush
-            )
+def identity(network, images):
+    """What must be the same for a table to be continued, as the note beside it has it."""
+    return {
+        "network": hashlib.sha256(network.path.read_bytes()).hexdigest(),
+        "operating point": network.operating_point,
+        "tta": network.tta,
+        "grid": f"{images.layout.columns}x{images.layout.rows}" if images.layout else "",
+        "align": images.align,
+    }
+
+
+def write_pages(network, engine, output, modules_folder):
+    """Write the pages that are asked for; modules_folder: of the modules' images, or None."""
+    thresholds = engine.thresholds(network.operating_point)
+    if network.path.suffix == ".onnx":
+        engine = replace(engine, class_maps=onnx_class_maps(network.path, network.threads))
+    if output.report:
+        write_report(output.table, output.report, engine, thresholds, network.path.name, modules_folder)
+        say(f"{output.report} shows them.")
+    if output.review:
+        count = write_review(output.table, output.review, engine, thresholds, output.embed)
+        say(f"{output.review}: {count} cells to label, the doubtful ones first.")
+
+
+def run(network, images, output):
+    """Judge images, write the table and the pages; returns the exit code."""
+    engine = open_network(network)
+    thresholds = engine.thresholds(network.operating_point)
+    paths = list(find_images(images.inputs))
+    if not paths:
+        raise InputError(f"{' '.join(images.inputs)}: no images there ({' '.join(sorted(SUFFIXES))})")
+    number, shares = images.shard
+    share = slice(number - 1, None, shares)
+    with OutputTable(output.table, engine.classes, bool(images.layout), identity(network, images)) as table:
+        if images.layout:
+            named = list(zip(paths, module_names(paths)))
+            complete = predict_modules(engine, thresholds, named[share], images, table)
         else:
-            images, failed, black, positives, notes, first = predict(
-                engine, paths, write, args.batch_size, align=args.align
-            )
-        seconds = time.monotonic() - started
-    if args.grid:
-        counts = ", ".join(f"{n} {c}" for c, n in zip(engine.classes, positives))
-        speed = f"{modules / seconds:.2f} modules/s with {engine.name}" if modules else "nothing left to do"
-        print(f"{modules} modules: {counts} cells; {speed}", file=sys.stderr)
-        for line in lines:
-            print(line, file=sys.stderr)
-        about = folders_of(Path(args.csv).with_suffix(""))[1]
-        print(f"{about} shows the modules.", file=sys.stderr)
-        write_pages(args, engine, model, about)
-        return 3 if unsure else 0
-    speed = f"{images / seconds:.1f} images/s with {engine.name}" if images else "nothing left to do"
-    found = ", ".join(f"{n} {c}" for c, n in zip(engine.classes, positives))
-    print(f"{images} images: {found}, {failed} unreadable; {speed}", file=sys.stderr)
-    if black:
-        print(f"{black} of them are nearly black, dead or underexposed: the probabilities can't tell.", file=sys.stderr)
-    for line in as_lines(notes):
-        print(line, file=sys.stderr)
-    if notes[LIKE_MODULE]:
-        if guess := guess_grid(first[LIKE_MODULE]):
-            print(f"The first of them looks like --grid {guess}.", file=sys.stderr)
-    write_pages(args, engine, model)
-    return 3 if failed else 0
+            left = [path for path in paths[share] if path not in table.done]
+            complete = predict_cells(engine, thresholds, left, images, table)
+    if output.report or output.review:
+        modules_folder = folders_of(output.table.with_suffix(""))[1] if images.layout else None
+        write_pages(network, engine, output, modules_folder)
+    return 0 if complete else 3
 
 
 def main(argv=None):
@@ -414,7 +434,11 @@ def main(argv=None):
     print_any_name()
     args = options().parse_args(argv)
     try:
-        return run(args)
+        images = images_of(args)
+        output = output_of(args)
+        path = Path(args.model) if args.model else default_model()
+        running = (args.device, args.engine, args.engine_precision, args.threads)
+        return run(NetworkChoice(path, args.operating_point, args.tta, *running), images, output)
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
         return 0
@@ -422,7 +446,7 @@ def main(argv=None):
         print(f"predict.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; --resume goes on" if args.csv else "stopped", file=sys.stderr)
+        say("stopped; --resume goes on" if args.csv or args.report or args.review else "stopped")
         return 130
 
 

@@ -1,11 +1,11 @@
-"""What the network that comes along gains from a few labelled cells of one's own, and what it forgets.
+"""What the shipped network gains from a few labelled cells of one's own, and what it forgets.
 
 $ python -m benchmarks.adapt foreign.csv --own 3GC 4GC 2AXI --out adapt.csv
 $ python -m benchmarks.adapt foreign.csv --own 8GC EL ELHn --cells 100 --draws 3 --out adapt.csv
 
-The table is one of `train.py` with a column `series`. Cells of the series that are `--own` are drawn at random as the
-labelled ones; judged are the rest of these series, the other series, and ELPV's test part, which neither network saw.
-Rows are added to --out, those that it has are not run again.
+The table is one of `train.py` with a column `series`. The labelled cells are drawn at random from the series `--own`.
+The network is then judged on the rest of these series, on the other series, and on ELPV's test part, which it has
+never seen. Rows are added to --out; those that it has are not run again.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import contextlib
 import io
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,71 +21,78 @@ import pandas as pd
 
 import data
 import train
-from benchmarks.foreign import predict
+from benchmarks.foreign import probabilities_of
 from elcells.data.images import read_image
 from elcells.data.tables import CLASSES
 from elcells.evaluation.metrics import metrics_table
 from elcells.evaluation.results import number
 from elcells.files import InputError
-from predict import SHIPPED, open_network
+from predict import SHIPPED, NetworkChoice, open_network
 
-COLUMNS = ["own", "cells", "draw", "judged", "n", "seconds", "f1_crack", "f1_inactive", "f1", "ap_crack", "ap_inactive"]
-COLUMNS += ["ap"]
+COLUMNS = "own cells draw judged n seconds f1_crack f1_inactive f1 ap_crack ap_inactive ap".split()
 
 
-def figures(labels, probabilities, thresholds):
-    """F1 at the thresholds and average precision of both classes and their mean, a dict."""
+def scores(labels, probabilities, thresholds):
+    """F1 at the thresholds and average precision of both classes and their mean, a dict of COLUMNS."""
     table = metrics_table(labels, probabilities, thresholds, CLASSES)
-    row = {}
-    for name, short in (("f1", "f1"), ("average_precision", "ap")):
-        row |= {f"{short}_{c}": table[c][name] for c in CLASSES} | {short: table["mean"][name]}
+    row = {"f1": table["mean"]["f1"], "ap": table["mean"]["average_precision"]}
+    for c in CLASSES:
+        row[f"f1_{c}"] = table[c]["f1"]
+        row[f"ap_{c}"] = table[c]["average_precision"]
     return row
 
 
-def judge(path, table):
-    """`figures` of a network's file on the cells of a table."""
-    engine = open_network(path)
+def judge_network(path, table):
+    """`scores` of a network's file on the cells of a table."""
+    engine = open_network(NetworkChoice(path))
     images = np.stack([read_image(p, engine.image_size) for p in table["path"]])[:, None]
-    return figures(table[list(CLASSES)].to_numpy(), predict(engine, images, np.arange(len(images))), engine.thresholds)
+    probabilities = probabilities_of(engine, images, np.arange(len(images)))
+    return scores(table[list(CLASSES)].to_numpy(), probabilities, engine.thresholds())
 
 
-def one(args, table, own, cells, draw):
-    """Rows of one draw: the network after adapting to `cells` of one's own (0: as it is), on the three sets."""
-    pool, others = table[own].reset_index(drop=True), table[~own]
+def adapt(labelled, elpv, folder, seed):
+    """Train the shipped network on from labelled cells (rows of a table) in a folder: (checkpoint, seconds)."""
+    own = folder / "own" / "labels.csv"
+    own.parent.mkdir()
+    names = labelled["path"].map(lambda path: str(path.resolve()))
+    labelled[list(CLASSES)].assign(filename=names).to_csv(own, sep=";", index=False)
+    out = folder / "run"
+    options = ["--data", str(elpv), str(own), "--weights", str(SHIPPED), "--out", str(out)]
+    options += ["--recipe", "adapt", "--seed", str(seed), "--keep-checkpoints", "1"]
+    started = time.monotonic()
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = train.main(options)
+    if code:
+        raise InputError(f"{len(labelled)} cells, draw {seed}: train.py failed")
+    return out / "checkpoints" / "best.ckp", time.monotonic() - started
+
+
+def rows_of_draw(table, own, elpv, cells, draw):
+    """Rows of one draw: the network adapted to `cells` of one's own (0: as it is) on the three sets of cells.
+
+    own: which rows of the table are one's own, bool (N,). elpv: path of ELPV's table.
+    """
+    pool = table[own].reset_index(drop=True)
     chosen = np.random.default_rng([cells, draw]).permutation(len(pool))[:cells]
-    sets = {"own, the rest": pool.drop(index=chosen), "other sites": others}
+    _, _, test = data.split_parts(data.read_table(elpv))
+    sets = {"own, the rest": pool.drop(index=chosen), "other sites": table[~own], "ELPV, test part": test}
     with tempfile.TemporaryDirectory() as folder:
-        path, out = Path(folder) / "own" / "labels.csv", Path(folder) / "run"
-        path.parent.mkdir()
-        mine = pool.iloc[chosen]
-        mine = mine[list(CLASSES)].assign(filename=mine["path"].map(lambda p: str(p.resolve())))
-        mine.to_csv(path, sep=";", index=False)
-        given = ["--data", args.data, *[str(path)] * bool(cells), "--weights", str(SHIPPED), "--out", str(out)]
-        seconds, network = 0.0, SHIPPED
+        network, seconds = SHIPPED, 0.0
         if cells:
-            with contextlib.redirect_stdout(io.StringIO()):
-                started = pd.Timestamp.now()
-                if train.main([*given, "--recipe", "adapt", "--seed", str(draw), "--keep-checkpoints", "1"]):
-                    raise InputError(f"{cells} cells, draw {draw}: train.py failed")
-                seconds = (pd.Timestamp.now() - started).total_seconds()
-            network = out / "checkpoints" / "best.ckp"
-        rows = [{"judged": name, "n": len(part), **judge(network, part)} for name, part in sets.items()]
-        elpv = data.split_parts(data.read_table(args.data))[2]
-        rows.append({"judged": "ELPV, test part", "n": len(elpv), **judge(network, elpv)})
-    about = {"own": " ".join(args.own), "cells": cells, "draw": draw, "seconds": seconds}
-    return [{**about, **row} for row in rows]
+            network, seconds = adapt(pool.iloc[chosen], elpv, Path(folder), draw)
+        common = {"cells": cells, "draw": draw, "seconds": seconds}
+        return [{**common, "judged": k, "n": len(part), **judge_network(network, part)} for k, part in sets.items()]
 
 
 def summary(rows):
     """Mean over the draws, and their standard deviation, as text."""
-    found = rows.groupby(["own", "judged", "cells"])[["f1", "ap", "seconds"]].agg(["mean", "std", "count"])
-    found = found.astype(object).where(found.notna(), None)  # of one draw there is no deviation
+    figures = rows.groupby(["own", "judged", "cells"])[["f1", "ap", "seconds"]].agg(["mean", "std", "count"])
+    figures = figures.astype(object).where(figures.notna(), None)  # one draw has no deviation
     lines = [f"{'own':16}{'judged':18}cells  draws   F1 (std)         AP (std)        seconds"]
-    for (own, judged, cells), row in found.iterrows():
+    for (own, judged, cells), row in figures.iterrows():
         f1, ap = (f"{row[k, 'mean']:.3f} ({number(row[k, 'std'], 5).strip()})" for k in ("f1", "ap"))
-        lines.append(
-            f"{own:16}{judged:18}{cells:5}{row['f1', 'count']:7.0f}   {f1}   {ap}{row['seconds', 'mean']:9.0f}"
-        )
+        draws = row["f1", "count"]
+        lines.append(f"{own:16}{judged:18}{cells:5}{draws:7.0f}   {f1}   {ap}{row['seconds', 'mean']:9.0f}")
     return "\n".join(lines)
 
 
@@ -106,15 +114,17 @@ def main(argv=None):
         if not own.any() or own.all():
             raise InputError(f"{args.table}: the series {' '.join(args.own)} must be some, not all, of the table's")
         out = Path(args.out)
+        name = " ".join(args.own)
         rows = pd.read_csv(out, sep=";") if out.exists() else pd.DataFrame(columns=COLUMNS)
         for cells in args.cells:
             for draw in range(args.draws if cells else 1):
-                same = (rows["own"] == " ".join(args.own)) & (rows["cells"] == cells) & (rows["draw"] == draw)
-                if not same.any():
-                    new = pd.DataFrame(one(args, table, own, cells, draw))
-                    rows = pd.concat([rows, new], ignore_index=True) if len(rows) else new
-                    rows.reindex(columns=COLUMNS).to_csv(out, sep=";", index=False, float_format="%.4f")
-                    print(new[["cells", "draw", "judged", "f1", "ap"]].to_string(index=False, header=False), flush=True)
+                done = (rows["own"] == name) & (rows["cells"] == cells) & (rows["draw"] == draw)
+                if done.any():
+                    continue
+                new = pd.DataFrame(rows_of_draw(table, own, args.data, cells, draw)).assign(own=name)
+                rows = pd.concat([rows, new], ignore_index=True) if len(rows) else new
+                rows.reindex(columns=COLUMNS).to_csv(out, sep=";", index=False, float_format="%.4f")
+                print(new[["cells", "draw", "judged", "f1", "ap"]].to_string(index=False, header=False), flush=True)
         print(summary(rows))
     except (InputError, OSError) as error:
         print(f"adapt.py: {error}", file=sys.stderr)

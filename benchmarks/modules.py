@@ -5,16 +5,19 @@ $ python -m benchmarks.modules --levels hard --count 500 --jobs 2 --out doc/modu
 $ python -m benchmarks.modules --calls cells.onnx    # F1 of the calls by cells' resolution, against perfect corners
 $ python -m benchmarks.modules --levels hard --lens -0.03    # one camera: each alone, and with the median lens of 15
 
-Composed are perspective, turn, lens (barrel), gaps, frame, neighbouring modules, dead cells, a dead third ("string"),
-dim border rows, vignetting, noise and blur. Seeds below 10,000 are for trying things out, those above for reporting.
+They have perspective, turn, lens (barrel), gaps, frame, neighbouring modules, dead cells, a dead third, dim border lines,
+vignetting, noise and blur. Seeds below 10,000 are for trying things out, those above for reporting.
 """
 
 import argparse
 import csv
 import itertools
+import multiprocessing
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -29,23 +32,50 @@ from elcells.files import atomic_path
 from elcells.inference.engines import open_model
 from elcells.modules.cutting import cut_cells, doubts
 from elcells.modules.grid import Grid
-from elcells.modules.outline import FOUND, find_grid
-from elcells.modules.parallel import LENS_IMAGES
+from elcells.modules.lens import LENS_IMAGES
+from elcells.modules.search import FOUND, find_grid
 
 REPORTED = 10_000  # the first seed that nothing was tuned on
-KNOBS = ("turn", "keystone", "lens", "beside", "dead", "light", "noise", "blur")  # degrees, shares, cells, gray levels
+PORTRAIT = (6, 10, False)  # columns, rows, half-cut?
+OTHER_LAYOUTS = ((6, 12, False), (8, 16, False), (6, 20, True), (6, 24, True), (1, 10, False), (4, 9, False))
+SIDES = (100, 120, 140, 160, 200, 240, 300)  # pixels of a cell
+SIDE_SHARES = (0.2, 0.2, 0.2, 0.15, 0.12, 0.08, 0.05)
+RESOLUTIONS = (100, 150, 200, 300)  # pixels of a cell, for --calls
+
+
+@dataclass(frozen=True)
+class Level:
+    """The most of each difficulty that modules have."""
+
+    turn: float  # degrees
+    keystone: float  # share of a side
+    lens: float  # relative displacement at the corners
+    beside: float  # share of modules with others beside them
+    dead: int  # cells
+    light: float  # loss of brightness towards the corners
+    noise: float  # gray levels
+    blur: float  # % of a cell
+    dead_corner: bool = False  # in half of the modules
+    dead_third: bool = False
+    dim_border: bool = False  # a border line at 15 to 60 % of the light
+    filled: bool = False  # up to the image's edge
+    layouts: tuple = (PORTRAIT,)
+
+
+EASY = Level(turn=3, keystone=0.05, lens=0, beside=0, dead=0, light=0.15, noise=3, blur=0.5)
+MEDIUM = Level(turn=8, keystone=0.1, lens=0.02, beside=0.5, dead=2, light=0.35, noise=5, blur=0.8)
 LEVELS = {
-    "easy": dict(zip(KNOBS, (3, 0.05, 0, 0, 0, 0.15, 3, 0.5))),
-    "medium": dict(zip(KNOBS, (8, 0.1, 0.02, 0.5, 2, 0.35, 5, 0.8))),
-    "hard": dict(zip(KNOBS, (15, 0.15, 0.04, 0.85, 5, 0.55, 8, 1.1))),
+    "easy": EASY,
+    "medium": MEDIUM,
+    "hard": Level(15, 0.15, 0.04, beside=0.85, dead=5, light=0.55, noise=8, blur=1.1, dead_corner=True),
+    "string": replace(MEDIUM, dead=0, dead_third=True),
+    "dim": replace(MEDIUM, dead=0, dim_border=True),
+    "layouts": replace(MEDIUM, layouts=OTHER_LAYOUTS),
+    "filled": replace(EASY, turn=0.7, keystone=0.01, filled=True),
 }
-LEVELS["string"] = {**LEVELS["medium"], "dead": 0}  # and a dead third
-LEVELS["dim"] = {**LEVELS["medium"], "dead": 0}  # and a border row at 15 to 60 % of the light
-LEVELS["layouts"] = LEVELS["medium"]  # other than 6x10
-LEVELS["filled"] = {**LEVELS["easy"], "turn": 0.7, "keystone": 0.01}  # up to the image's edge
-LAYOUTS = ((6, 12, False), (8, 16, False), (6, 20, True), (6, 24, True), (1, 10, False), (4, 9, False))  # half-cut?
-SIZES = (100, 120, 140, 160, 200, 240, 300)
-RESOLUTIONS = (100, 150, 200, 300)  # pixels a cell, for --calls
+
+
+# ---------------------------------------------------------------- composing
 
 
 class Cells:
@@ -55,191 +85,300 @@ class Cells:
         table = data.read_table(path)
         data.fill_images(table)
         self.table = table.reset_index(drop=True)
-        self.modules = [m for m, rows in self.table.groupby("module") if len(rows) >= least]
+        self.modules = [module for module, rows in self.table.groupby("module") if len(rows) >= least]
 
     def of(self, module, count, side):
-        """Images float32 (count, side, side) of a module, busbars level, and their rows in the table."""
+        """Images float32 (count, side, side) of a module, busbars upright, and their rows in the table."""
         rows = np.resize(np.flatnonzero(self.table["module"] == module), count)
-        opened = {
-            r: Image.open(self.table["path"][r]).resize((side, side), Image.Resampling.BILINEAR) for r in set(rows)
-        }
-        return np.stack([np.asarray(opened[r], np.float32) for r in rows]), rows
+        images = {}
+        for row in set(rows):
+            image = Image.open(self.table["path"][row]).resize((side, side), Image.Resampling.BILINEAR)
+            images[row] = np.rot90(np.asarray(image, np.float32))
+        return np.stack([images[row] for row in rows]), rows
 
 
-def tiles_of(cells, module, columns, rows, half, side):
-    """Images of a portrait module's cells, row by row, busbars upright; halves of cells where half."""
-    whole, index = cells.of(module, columns * rows // (1 + half), side)
-    whole = np.rot90(whole, axes=(1, 2))
-    if not half:
-        return list(whole), index
-    tiles = [None] * (columns * rows)
+@dataclass(frozen=True)
+class Layout:
+    """Where the cells of a portrait module lie, in pixels from its corner."""
+
+    columns: int
+    rows: int
+    half: bool  # half-cut
+    side: int  # of a cell
+    x: np.ndarray  # int (columns,), left sides
+    y: np.ndarray  # int (rows,), upper sides
+    gap_x: int
+    gap_y: int
+    edge: int  # backsheet around the cells
+    frame: int
+
+    @property
+    def cell_height(self):
+        return self.side // 2 if self.half else self.side
+
+    @property
+    def width(self):
+        return int(self.x[-1] + self.side)
+
+    @property
+    def height(self):
+        return int(self.y[-1] + self.cell_height)
+
+    def nodes(self):
+        """Corners of the cells, in the middle of the gaps: (rows + 1, columns + 1, 2) pixels."""
+        x = np.append(self.x, self.width + self.gap_x) - self.gap_x / 2
+        y = np.append(self.y, self.height + self.gap_y) - self.gap_y / 2
+        middle = self.rows // 2
+        if self.half:  # the middle gap is wider
+            y[middle] = (self.y[middle] + self.y[middle - 1] + self.cell_height + self.gap_y) / 2 - self.gap_y / 2
+        return np.stack(np.meshgrid(x, y), -1)
+
+
+def draw_layout(rng, shape, side=None):
+    """A random Layout; shape: (columns, rows, half)."""
+    columns, rows, half = shape
+    if side is None:
+        side = rng.choice(SIDES, p=SIDE_SHARES) * (0.6 if columns > 6 else 1)
+    side = int(side)
+    side += side % 2
+    no_gaps = rng.random() < 0.25 and not half
+    gap = 0.0 if no_gaps else rng.uniform(0.02, 0.04)
+    gap_x = round(gap * side)
+    gap_y = round(gap * side * rng.uniform(0.8, 1.25))
+    x = np.arange(columns) * (side + gap_x)
+    y = np.arange(rows) * ((side // 2 if half else side) + gap_y)
+    if half:
+        y[rows // 2 :] += int(side * rng.uniform(0.02, 0.12))
+    edge = int(side * rng.uniform(0.06, 0.16))
+    frame = int(side * rng.uniform(0.04, 0.12))
+    return Layout(columns, rows, half, side, x, y, gap_x, gap_y, edge, frame)
+
+
+def tiles_of(cells, module, layout):
+    """Images of a module's cells, row by row, and their rows in the table."""
+    columns, side = layout.columns, layout.side
+    if not layout.half:
+        return cells.of(module, columns * layout.rows, side)
+    whole, rows = cells.of(module, columns * layout.rows // 2, side)
     edge = max(1, round(0.012 * side))
-    for k, cell in enumerate(whole.copy()):
-        cell[side // 2 - edge : side // 2 + edge] *= 0.5  # each half has dark edges of its own
-        pair, column = divmod(k, columns)
-        for part in range(2):
-            tiles[(2 * pair + part) * columns + column] = cell[part * side // 2 : (part + 1) * side // 2]
-    return tiles, np.repeat(index, 2)
+    whole[:, side // 2 - edge : side // 2 + edge] *= 0.5  # each half has dark edges of its own
+    halves = whole.reshape(-1, columns, 2, side // 2, side).swapaxes(1, 2)
+    return halves.reshape(-1, side // 2, side), np.repeat(rows.reshape(-1, 1, columns), 2, axis=1).ravel()
 
 
-def lay(canvas, rng, y0, x0, tiles, xs, ys, gain, gap_level, edge, dark):
-    """Draw a module's backsheet, gaps and cells; xs, ys: starts of columns and rows from its corner."""
-    h, w = tiles[0].shape
+def paste(canvas, y, x, part):
+    """Draw a part (h, w) with its upper left corner at y, x, as far as it lies within the canvas."""
+    top, left = max(-y, 0), max(-x, 0)
+    bottom = min(part.shape[0], canvas.shape[0] - y)
+    right = min(part.shape[1], canvas.shape[1] - x)
+    if bottom > top and right > left:
+        canvas[y + top : y + bottom, x + left : x + right] = part[top:bottom, left:right]
 
-    def put(y, x, part):
-        top, left = max(-y, 0), max(-x, 0)
-        part = part[top : max(min(part.shape[0], canvas.shape[0] - y), top), left:]
-        part = part[:, : max(canvas.shape[1] - max(x, 0), 0)]
-        if part.size:
-            canvas[y + top : y + top + part.shape[0], x + left : x + left + part.shape[1]] = part
 
-    size = int(ys[-1] + h), int(xs[-1] + w)
-    put(y0 - edge, x0 - edge, np.full((size[0] + 2 * edge, size[1] + 2 * edge), rng.uniform(4, 18), np.float32))
-    put(y0, x0, np.full(size, gap_level * gain, np.float32))
-    half_x, half_y = int(xs[min(1, len(xs) - 1)] - w) // 2, int(ys[min(1, len(ys) - 1)] - h) // 2  # of a gap
-    for k, (y, x) in enumerate(itertools.product(ys, xs)):  # what shines in the gaps is the cells' light
-        if k in dark:
-            top, left = max(int(y) - half_y, 0), max(int(x) - half_x, 0)
-            patch = min(int(y) + h + half_y, size[0]) - top, min(int(x) + w + half_x, size[1]) - left
-            put(y0 + top, x0 + left, np.full(patch, gap_level * gain * dark[k], np.float32))
-    for k, (y, x) in enumerate(itertools.product(ys, xs)):
-        put(y0 + int(y), x0 + int(x), tiles[k] * gain * dark.get(k, 1.0))
+def draw_module(canvas, backsheet, y0, x0, tiles, layout, gain, gap_level, dark):
+    """Draw a module's backsheet, gaps and cells; dark: {place of a cell: its share of the light}."""
+    size = layout.height, layout.width
+    around = size[0] + 2 * layout.edge, size[1] + 2 * layout.edge
+    paste(canvas, y0 - layout.edge, x0 - layout.edge, np.full(around, backsheet, np.float32))
+    paste(canvas, y0, x0, np.full(size, gap_level * gain, np.float32))
+    corners = [(int(y), int(x)) for y, x in itertools.product(layout.y, layout.x)]
+    if layout.columns > 1:
+        half_y, half_x = layout.gap_y // 2, layout.gap_x // 2
+        for place, share in sorted(dark.items()):  # the light in the gaps is the cells' light
+            y, x = corners[place]
+            top, left = max(y - half_y, 0), max(x - half_x, 0)
+            bottom = min(y + layout.cell_height + half_y, size[0])
+            right = min(x + layout.side + half_x, size[1])
+            patch = np.full((bottom - top, right - left), gap_level * gain * share, np.float32)
+            paste(canvas, y0 + top, x0 + left, patch)
+    for place, (y, x) in enumerate(corners):
+        paste(canvas, y0 + y, x0 + x, tiles[place] * gain * dark.get(place, 1.0))
+
+
+def draw_neighbours(canvas, rng, around, cells, layout, gap_level):
+    """Draw one to three modules beside the one at `around` pixels from the canvas's corner."""
+    sides = rng.choice(4, rng.integers(1, 4), replace=False)
+    space = 2 * (layout.edge + layout.frame) + int(rng.uniform(0, 0.08) * layout.side)
+    down, right = layout.height + space, layout.width + space
+    places = ((-down, 0), (down, 0), (0, -right), (0, right))
+    for side in sides:
+        y, x = places[side]
+        tiles, _ = tiles_of(cells, rng.choice(cells.modules), layout)
+        gain = rng.uniform(0.7, 1.2)
+        backsheet = rng.uniform(4, 18)
+        draw_module(canvas, backsheet, around + y, around + x, tiles, layout, gain, gap_level, {})
+
+
+def draw_dark_cells(rng, level, layout):
+    """Random dark cells: {place, row by row: share of the light}."""
+    columns, rows = layout.columns, layout.rows
+    count = columns * rows
+    places = np.arange(count)
+    if level.dead_third:
+        third = rng.integers(3)
+        return {place: 0.07 for place in range(count) if place % columns * 3 // columns == third}
+    if level.dim_border:
+        side = rng.integers(4)
+        gain = rng.uniform(0.15, 0.6)
+        row, column = np.divmod(places, columns)
+        lines = (row == 0, row == rows - 1, column == 0, column == columns - 1)
+        return {int(place): gain * rng.uniform(0.8, 1.2) for place in np.flatnonzero(lines[side])}
+    dark = {}
+    if level.dead:
+        dead = rng.choice(count, rng.integers(0, level.dead + 1), replace=False)
+        dark = {int(place): rng.uniform(0.03, 0.2) for place in dead}
+    if level.dead_corner and rng.random() < 0.5:
+        dark[int(rng.choice([0, columns - 1, count - columns, count - 1]))] = 0.05
+    return dark
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is true of a composed module."""
+
+    nodes: np.ndarray  # corners of its cells, float (rows + 1, columns + 1, 2) pixels x, y
+    grid: tuple  # (columns, rows)
+    side: int  # pixels of a cell before perspective
+    rows: np.ndarray  # of the table, int (N,)
+    dark: np.ndarray  # bool (N,), cells that were made dark
 
 
 def compose(cells, seed, level, side=None, lens=None):
-    """An image of a module, uint8 (H, W), and what is true of it, a dict.
-
-    nodes: corners of its cells, (rows + 1, columns + 1, 2) pixels x, y, in the gaps' middle; grid: (columns, rows);
-    side: pixels of a cell before perspective; rows: of the table, for each cell; dark: cells that were made dark.
-    """
-    rng, p = np.random.default_rng(seed), LEVELS[level]
-    module = cells.modules[seed % len(cells.modules)]
-    columns, rows, half = LAYOUTS[seed % len(LAYOUTS)] if level == "layouts" else (6, 10, False)
-    portrait = rng.random() < 0.5
-    side = int(side or rng.choice(SIZES, p=[0.2, 0.2, 0.2, 0.15, 0.12, 0.08, 0.05]) * (0.6 if columns > 6 else 1))
-    side += side % 2
-    tiles, index = tiles_of(cells, module, columns, rows, half, side)
-    typical, extra = np.median(np.stack(tiles)), 0.0 if rng.random() < 0.25 and not half else rng.uniform(0.02, 0.04)
-    gap_x, gap_y = round(extra * side), round(extra * side * rng.uniform(0.8, 1.25))
-    high = side // (1 + half)
-    xs, ys = np.arange(columns) * (side + gap_x), np.arange(rows) * (high + gap_y)
-    if half:
-        ys[rows // 2 :] += int(side * rng.uniform(0.02, 0.12))
-    edge, frame = int(side * rng.uniform(0.06, 0.16)), int(side * rng.uniform(0.04, 0.12))
-    width, height = int(xs[-1] + side), int(ys[-1] + high)
-    pad = 0 if level == "filled" else int(2.2 * side)
-    around = 0 if level == "filled" else edge + frame + pad
-    canvas = np.full((height + 2 * around, width + 2 * around), rng.uniform(0, 10), np.float32)
-    gap_level = rng.uniform(0.3, 0.55) * typical
-    if rng.random() < p["beside"]:
-        chosen = rng.choice(4, rng.integers(1, 4), replace=False)
-        space = 2 * (edge + frame) + int(rng.uniform(0, 0.08) * side)
-        for k in chosen:
-            other, _ = tiles_of(cells, rng.choice(cells.modules), columns, rows, half, side)
-            y, x = ((-space - height, 0), (height + space, 0), (0, -space - width), (0, width + space))[k]
-            lay(canvas, rng, around + y, around + x, other, xs, ys, rng.uniform(0.7, 1.2), gap_level, edge, {})
-    count, dark = columns * rows, {}
-    if level == "string":
-        third = rng.integers(3)
-        dark = {k: 0.07 for k in range(count) if (k % columns) * 3 // columns == third}
-    elif level == "dim":
-        chosen, gain = rng.integers(4), rng.uniform(0.15, 0.6)
-        lines = (np.arange(count) // columns == 0, np.arange(count) // columns == rows - 1)
-        lines += (np.arange(count) % columns == 0, np.arange(count) % columns == columns - 1)
-        dark = {int(k): gain * rng.uniform(0.8, 1.2) for k in np.flatnonzero(lines[chosen])}
-    elif p["dead"]:
-        dark = {
-            int(k): rng.uniform(0.03, 0.2) for k in rng.choice(count, rng.integers(0, p["dead"] + 1), replace=False)
-        }
-        if level == "hard" and rng.random() < 0.5:
-            dark[int(rng.choice([0, columns - 1, count - columns, count - 1]))] = 0.05
-    lay(canvas, rng, around, around, tiles, xs, ys, 1.0, gap_level, edge, dark)
-    ends_x, ends_y = np.append(xs, xs[-1] + side + gap_x), np.append(ys, ys[-1] + high + gap_y)
-    if half:  # the middle line lies in the middle of the wider gap
-        ends_y = ends_y.astype(float)
-        ends_y[rows // 2] = (ys[rows // 2] + ys[rows // 2 - 1] + high + gap_y) / 2
-    nodes = np.stack(np.meshgrid(ends_x - gap_x / 2, ends_y - gap_y / 2), -1) + around - 0.5
-    order = np.arange(count).reshape(rows, columns)
-    if not portrait:  # lie it down: a quarter turn to the left
-        canvas, width, height = np.rot90(canvas), height, width
-        flipped = np.stack([nodes[..., 1], canvas.shape[0] - 1 - nodes[..., 0]], -1)
-        nodes, order = np.rot90(flipped), np.rot90(order)
-    image, to = photograph(canvas, (width, height), around, rng, p, side, lens, level == "filled")
-    truth = {
-        "nodes": to(nodes),
-        "grid": order.shape[::-1],
-        "side": side,
-        "rows": index[order.ravel()],
-        "dark": np.isin(order.ravel(), list(dark)),
-    }
-    return image, truth
+    """A module's image, uint8 (H, W), and its Truth. lens: fixed bend; None for a random one."""
+    rng = np.random.default_rng(seed)
+    level = LEVELS[level]
+    shape = level.layouts[seed % len(level.layouts)]
+    landscape = rng.random() >= 0.5
+    layout = draw_layout(rng, shape, side)
+    tiles, table_rows = tiles_of(cells, cells.modules[seed % len(cells.modules)], layout)
+    around = 0 if level.filled else layout.edge + layout.frame + int(2.2 * layout.side)
+    size = layout.height + 2 * around, layout.width + 2 * around
+    canvas = np.full(size, rng.uniform(0, 10), np.float32)
+    gap_level = rng.uniform(0.3, 0.55) * np.median(tiles)
+    if rng.random() < level.beside:
+        draw_neighbours(canvas, rng, around, cells, layout, gap_level)
+    dark = draw_dark_cells(rng, level, layout)
+    backsheet = rng.uniform(4, 18)
+    draw_module(canvas, backsheet, around, around, tiles, layout, 1.0, gap_level, dark)
+    nodes = layout.nodes() + around - 0.5
+    order = np.arange(layout.columns * layout.rows).reshape(layout.rows, layout.columns)
+    size = layout.width, layout.height
+    if landscape:  # a quarter turn to the left
+        canvas = np.rot90(canvas)
+        size = layout.height, layout.width
+        nodes = np.rot90(np.stack([nodes[..., 1], canvas.shape[0] - 1 - nodes[..., 0]], -1))
+        order = np.rot90(order)
+    camera = draw_camera(rng, level, size, around, lens)
+    image = photograph(canvas, camera, rng, level, layout.side)
+    grid = order.shape[::-1]
+    order = order.ravel()
+    return image, Truth(camera.to_image(nodes), grid, layout.side, table_rows[order], np.isin(order, list(dark)))
 
 
-def photograph(canvas, size, around, rng, p, side, lens, filled):
-    """A flat image as a camera sees it, uint8, and the function that takes its points (..., 2) there."""
+@dataclass(frozen=True)
+class Camera:
+    """How the pixels of an image show a flat canvas."""
+
+    perspective: ProjectiveTransform  # from the canvas to the image, before distortion
+    size: np.ndarray  # int (2,), width and height of the image
+    bend: float
+
+    @property
+    def middle(self):
+        return (self.size - 1) / 2
+
+    @property
+    def radius(self):
+        return np.hypot(*self.size) / 2
+
+    def to_image(self, points):
+        """Pixels (..., 2) of points (..., 2) of the canvas."""
+        flat = (self.perspective(points.reshape(-1, 2)) - self.middle) / self.radius
+        bent = self.radius * flat * (1 + self.bend * (flat**2).sum(-1, keepdims=True))
+        return (self.middle + bent).reshape(points.shape)
+
+    def to_canvas(self, relative):
+        """Points (N, 2) of the canvas for points (N, 2) of the image, from its middle in units of its radius."""
+        flat = relative.copy()
+        for _ in range(8):
+            flat = relative / (1 + self.bend * (flat**2).sum(-1, keepdims=True))
+        return self.perspective.inverse(self.middle + self.radius * flat)
+
+
+def draw_camera(rng, level, size, around, lens=None):
+    """A random Camera that shows a module of `size` (width, height), `around` pixels from the canvas's edges."""
     width, height = size
     quad = np.array([[0, 0], [width, 0], [width, height], [0, height]], float) + around
-    q = quad - quad.mean(0)
-    kx, ky = rng.uniform(-p["keystone"], p["keystone"], 2)
-    seen = q * np.stack([1 + kx * q[:, 1] / height, 1 + ky * q[:, 0] / width], 1)
-    a = np.deg2rad(rng.uniform(-p["turn"], p["turn"]))
-    seen = seen @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
+    centred = quad - quad.mean(0)
+    keystone_x, keystone_y = rng.uniform(-level.keystone, level.keystone, 2)
+    stretch = np.stack([1 + keystone_x * centred[:, 1] / height, 1 + keystone_y * centred[:, 0] / width], 1)
+    turn = np.deg2rad(rng.uniform(-level.turn, level.turn))
+    seen = (centred * stretch) @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     span = np.ptp(seen, axis=0)
-    pixel_size = np.ceil(span / (1.0 if filled else rng.uniform(0.72, 0.92))).astype(int)
-    if not filled:
-        pixel_size = np.maximum(pixel_size, int(pixel_size.max() * rng.uniform(0.6, 0.75)))
-    middle, radius = (pixel_size - 1) / 2, np.hypot(*pixel_size) / 2
-    seen = seen - (seen.max(0) + seen.min(0)) / 2 + middle + rng.uniform(-0.3, 0.3, 2) * (pixel_size - span) / 2
-    bend = -rng.uniform(0, p["lens"]) if lens is None else lens
-    there = ProjectiveTransform.from_estimate(quad, seen)
+    share = 1.0 if level.filled else rng.uniform(0.72, 0.92)  # of the image
+    pixels = np.ceil(span / share).astype(int)
+    if not level.filled:
+        pixels = np.maximum(pixels, int(pixels.max() * rng.uniform(0.6, 0.75)))
+    shift = rng.uniform(-0.3, 0.3, 2) * (pixels - span) / 2
+    seen = seen - (seen.max(0) + seen.min(0)) / 2 + (pixels - 1) / 2 + shift
+    bend = -rng.uniform(0, level.lens) if lens is None else lens
+    return Camera(ProjectiveTransform.from_estimate(quad, seen), pixels, bend)
 
-    def to(points):
-        d = (there(points.reshape(-1, 2)) - middle) / radius
-        return (middle + radius * d * (1 + bend * (d**2).sum(-1, keepdims=True))).reshape(points.shape)
 
-    grid = np.stack(np.meshgrid(np.arange(pixel_size[0]), np.arange(pixel_size[1])), -1)
-    d = (grid.reshape(-1, 2) - middle) / radius
-    flat = d.copy()
-    for _ in range(8):
-        flat = d / (1 + bend * (flat**2).sum(-1, keepdims=True))
-    source = there.inverse(middle + radius * flat)
-    image = ndimage.map_coordinates(
-        canvas, [source[:, 1], source[:, 0]], order=1, mode="nearest" if filled else "constant", cval=5
-    )
-    image = image.reshape(pixel_size[::-1])
-    d = d.reshape(*image.shape, 2)
-    light = 1 - p["light"] * rng.uniform(0, 1) * (d**2).sum(-1)
-    light = light * np.clip(1 + d @ rng.uniform(-0.7, 0.7, 2) * p["light"], 0.2, 2)
-    image = ndimage.gaussian_filter(image * light, rng.uniform(0.2, 1) * p["blur"] / 100 * side)
-    image = image * rng.uniform(0.6, 1.2) + rng.normal(0, rng.uniform(0.3, 1) * p["noise"], image.shape)
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8), to
+def photograph(canvas, camera, rng, level, side):
+    """The canvas as a camera sees it, uint8 (H, W), with vignetting, blur and noise; side: pixels of a cell."""
+    width, height = camera.size
+    pixels = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)
+    relative = (pixels.reshape(-1, 2) - camera.middle) / camera.radius
+    source = camera.to_canvas(relative)
+    mode = "nearest" if level.filled else "constant"
+    image = ndimage.map_coordinates(canvas, [source[:, 1], source[:, 0]], order=1, mode=mode, cval=5)
+    image = image.reshape(height, width)
+    relative = relative.reshape(height, width, 2)
+    light = 1 - level.light * rng.uniform(0, 1) * (relative**2).sum(-1)
+    light = light * np.clip(1 + relative @ rng.uniform(-0.7, 0.7, 2) * level.light, 0.2, 2)
+    image = ndimage.gaussian_filter(image * light, rng.uniform(0.2, 1) * level.blur / 100 * side)
+    image = image * rng.uniform(0.6, 1.2) + rng.normal(0, rng.uniform(0.3, 1) * level.noise, image.shape)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
 # ---------------------------------------------------------------- cutting
 
 
-def measure(job):
-    """One module cut: dict of level, seed, cell, error (largest and mean, in cells), score, lead, sure, bend, seconds.
+@cache
+def all_cells():
+    """ELPV's Cells; each process opens the table once."""
+    return Cells()
 
-    job: (level, seed, lens or None for one by chance, the lens that the fit is told or None).
-    """
-    level, seed, lens, known = job
-    composed, true = compose(measure.cells, seed, level, lens=lens)
+
+@dataclass(frozen=True)
+class Job:
+    """A module to compose and cut."""
+
+    level: str
+    seed: int
+    lens: float | None  # of the camera; None: a random one
+    known_lens: float | None = None  # that the fit is given
+
+
+def cut_composed(job):
+    """The row of a module in the results: errors are in units of a cell's side, seconds are CPU time."""
+    composed, truth = compose(all_cells(), job.seed, job.level, lens=job.lens)
     image = composed.astype(np.float32)
     started = time.process_time()
-    grid, score, lead = find_grid(image, *true["grid"], bend=known)
+    grid, score, lead = find_grid(image, *truth.grid, bend=job.known_lens)
     seconds = time.process_time() - started
     sure = score >= FOUND and not doubts(grid, image.shape, score, lead, cut_cells(image, grid))
-    off = np.linalg.norm(grid.nodes() - true["nodes"], axis=-1) / np.sqrt(grid.cell_size().prod())
+    error = np.linalg.norm(grid.nodes() - truth.nodes, axis=-1) / grid.cell_side()
     return {
-        "level": level,
-        "seed": seed,
-        "grid": "x".join(map(str, true["grid"])),
+        "level": job.level,
+        "seed": job.seed,
+        "grid": "x".join(map(str, truth.grid)),
         "width": image.shape[1],
         "height": image.shape[0],
-        "side": true["side"],
-        "error": off.max(),
-        "mean_error": off.mean(),
+        "side": truth.side,
+        "error": error.max(),
+        "mean_error": error.mean(),
         "score": score,
         "lead": lead,
         "sure": int(sure),
@@ -248,86 +387,104 @@ def measure(job):
     }
 
 
-def start_worker():
-    """Each process opens the table once and computes on one thread."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    measure.cells = Cells()
-
-
 def summary(rows):
     """A level's line of the table."""
-    error, sure = np.array([r["error"] for r in rows]), np.array([r["sure"] for r in rows], bool)
-    wrong, off = error > 0.5, (error > 0.03) & (error <= 0.5)
+    error = np.array([row["error"] for row in rows])
+    sure = np.array([row["sure"] for row in rows], bool)
+    median = np.median([row["mean_error"] for row in rows])
+    seconds = np.mean([row["seconds"] for row in rows])
+    wrong = error > 0.5
+    right = error <= 0.03
+    off = ~wrong & ~right
     return (
-        f"{rows[0]['level']:8}{len(rows):6}{100 * (~wrong).mean():7.1f}{100 * (error <= 0.03).mean():12.1f}"
-        f"{100 * np.median([r['mean_error'] for r in rows]):9.2f}{100 * np.quantile(error, 0.95):11.2f}"
-        f"{100 * (wrong & sure).mean():10.1f}{100 * (off & sure).mean():12.1f}"
-        f"{100 * (~sure & (error <= 0.03)).mean():12.1f}{np.mean([r['seconds'] for r in rows]):10.2f}"
+        f"{rows[0]['level']:8}{len(rows):6}{100 * (~wrong).mean():7.1f}{100 * right.mean():12.1f}"
+        f"{100 * median:9.2f}{100 * np.quantile(error, 0.95):11.2f}{100 * (wrong & sure).mean():10.1f}"
+        f"{100 * (off & sure).mean():12.1f}{100 * (~sure & right).mean():12.1f}{seconds:10.2f}"
     )
 
 
 def print_table(rows, levels):
-    """The table of cut modules, a line a level."""
+    """Print the table of cut modules, a line a level."""
     print("In % of modules; errors in % of a cell; not flagged: called sure all the same.")
     print("                right   all cells   median   95 % of    wrong,   3 to 50 %     flagged   CPU s a")
     print("level    count   grid  within 3 %    error  worst cells not fl. off, not fl. for nothing  module")
     for level in levels:
-        print(summary([r for r in rows if r["level"] == level]))
+        print(summary([row for row in rows if row["level"] == level]))
 
 
-def cut_all(args):
-    """Cut `count` modules of each level and print the table; with --lens also as cut_modules would, the lens known."""
-    jobs = [(level, args.seed + k, args.lens, None) for level in args.levels for k in range(args.count)]
-    with ProcessPoolExecutor(args.jobs, initializer=start_worker) as pool:
-        rows = list(tqdm(pool.map(measure, jobs), total=len(jobs), unit="module", leave=False))
-        print_table(rows, args.levels)
-        if args.lens is not None:
-            sure = {level: [r["bend"] for r in rows if r["level"] == level and r["sure"]] for level in args.levels}
-            lens = {level: float(np.median(bends[:LENS_IMAGES])) for level, bends in sure.items()}
-            print(f"\nThe lens known: the median of the first {LENS_IMAGES} sure ones")
-            print_table(list(pool.map(measure, [(*job[:3], lens[job[0]]) for job in jobs])), args.levels)
-    if args.out:
-        with atomic_path(args.out) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], delimiter=";", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in r.items()} for r in rows)
+def cut_all(levels, seeds, lens, processes):
+    """Cut a module of each level and seed, print the table and return its rows.
+
+    lens: of the one camera that took all; they are cut again with the lens known, as cut_modules would.
+    """
+    jobs = [Job(level, seed, lens) for level in levels for seed in seeds]
+    os.environ["OMP_NUM_THREADS"] = "1"  # in the processes
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        rows = list(tqdm(pool.map(cut_composed, jobs), total=len(jobs), unit="module", leave=False))
+        print_table(rows, levels)
+        if lens is not None:
+            known = {}
+            for level in levels:
+                bends = [row["bend"] for row in rows if row["level"] == level and row["sure"]]
+                known[level] = float(np.median(bends[:LENS_IMAGES]))
+            print(f"\nWith a known lens: the median of the first {LENS_IMAGES} sure ones")
+            jobs = [replace(job, known_lens=known[job.level]) for job in jobs]
+            print_table(list(pool.map(cut_composed, jobs)), levels)
+    return rows
+
+
+def write_rows(rows, path):
+    """Write a row for each module as CSV."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], delimiter=";", lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{value:.4f}" if isinstance(value, float) else value for key, value in row.items()})
+
+
+# ---------------------------------------------------------------- calls
 
 
 class TrueGrid(Grid):
     """The true corners of cells as a grid that cut_cells takes."""
 
     def __init__(self, nodes):
-        self.known = nodes
+        self.true_nodes = nodes
 
     def nodes(self):
-        return self.known
+        return self.true_nodes
 
 
-def judge_calls(args):
-    """F1 of a network's calls on cells cut from `count` medium modules for each resolution, against perfect corners."""
-    engine, cells = open_model(args.calls, "onnxruntime", args.jobs), Cells()
+def judge_calls(network, seeds, processes):
+    """Print F1 of a network's calls on cells cut from medium modules for each resolution, against perfect corners."""
+    engine = open_model(network, "onnxruntime", processes)
     classes = list(engine.classes)
-    print(f"mean F1 of {args.count} medium modules each, live cells, {args.calls}")
+    cells = all_cells()
+
+    def calls(squares):
+        return engine(np.stack(squares)[:, None]) >= engine.thresholds()
+
+    def calls_on(image, grid, live):
+        cut = cut_cells(image, grid)
+        return calls([to_square(Image.fromarray(cut[k]), engine.image_size) for k in np.flatnonzero(live)])
+
+    print(f"mean F1 of {len(seeds)} medium modules each, live cells, {network}")
     print("pixels a cell   cells   cut by the program   at true corners   same calls   ELPV's own images")
     for side in RESOLUTIONS:
-        labels, calls = [], {"cut": [], "true": [], "own": []}
-        for k in tqdm(range(args.count), unit="module", leave=False):
-            composed, true = compose(cells, args.seed + k, "medium", side)
-            image, live = composed.astype(np.float32), ~true["dark"]
-            rows = true["rows"][live]
+        labels, cut, true, original = [], [], [], []
+        for seed in tqdm(seeds, unit="module", leave=False):
+            composed, truth = compose(cells, seed, "medium", side)
+            image = composed.astype(np.float32)
+            live = ~truth.dark
+            rows = truth.rows[live]
             labels.append(cells.table.loc[rows, classes].to_numpy())
-            own = np.stack([read_image(p, engine.image_size) for p in cells.table["path"][rows]])
-            for name, grid in (("cut", find_grid(image, *true["grid"])[0]), ("true", TrueGrid(true["nodes"]))):
-                cut = cut_cells(image, grid)
-                squares = np.stack(
-                    [to_square(Image.fromarray(cut[i]), engine.image_size) for i in np.flatnonzero(live)]
-                )
-                calls[name].append(engine(squares[:, None]) >= engine.thresholds)
-            calls["own"].append(engine(own[:, None]) >= engine.thresholds)
-        y, (cut, true_, own) = np.concatenate(labels), (np.concatenate(calls[k]) for k in ("cut", "true", "own"))
-        f1 = [np.mean([f1_score(y[:, c], p[:, c]) for c in range(len(classes))]) for p in (cut, true_, own)]
-        same = (cut == true_).all(1).mean()
-        print(f"{side:13}{len(y):8}{f1[0]:21.3f}{f1[1]:18.3f}{100 * same:11.1f} %{f1[2]:22.3f}", flush=True)
+            cut.append(calls_on(image, find_grid(image, *truth.grid)[0], live))
+            true.append(calls_on(image, TrueGrid(truth.nodes), live))
+            original.append(calls([read_image(path, engine.image_size) for path in cells.table["path"][rows]]))
+        labels, cut, true, original = (np.concatenate(parts) for parts in (labels, cut, true, original))
+        f1 = [f1_score(labels, predicted, average="macro") for predicted in (cut, true, original)]
+        same = (cut == true).all(1).mean()
+        print(f"{side:13}{len(labels):8}{f1[0]:21.3f}{f1[1]:18.3f}{100 * same:11.1f} %{f1[2]:22.3f}", flush=True)
 
 
 def main(argv=None):
@@ -343,10 +500,13 @@ def main(argv=None):
     calls = "instead: F1 of this network's calls on cut cells of several resolutions"
     parser.add_argument("--calls", metavar="ONNX", help=calls)
     args = parser.parse_args(argv)
+    seeds = range(args.seed, args.seed + args.count)
     if args.calls:
-        judge_calls(args)
-    else:
-        cut_all(args)
+        judge_calls(args.calls, seeds, args.jobs)
+        return 0
+    rows = cut_all(args.levels, seeds, args.lens, args.jobs)
+    if args.out:
+        write_rows(rows, args.out)
     return 0
 
 

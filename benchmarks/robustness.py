@@ -1,11 +1,11 @@
-"""Measure how much a network loses on images that were taken or cut otherwise than those that it learnt from.
+"""Measure how much a network loses on images that were taken or cut in another way than its training images.
 
 $ python -m benchmarks.robustness                                       # checkpoints/best.ckp, its validation part
 $ python -m benchmarks.robustness checkpoints/fold_*/best.ckp           # all folds of a cross-validation together
 $ python -m benchmarks.robustness --part test --only "as they are" "blur"
 
-Each change is made to whole images of 300x300 pixels, labels stay; so a part of a loss by cutting is that a defect
-at the cell's edge is no longer there.
+Whole images of 300x300 pixels are changed and keep their labels, so a part of the loss by cutting comes from defects at
+the cell's edge that are no longer in the image.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import io
 import json
 import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,17 +30,15 @@ from elcells.modules.align import align_cell
 from elcells.training.checkpoints import find_checkpoint
 from model import load_model
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 def zoom(images, factor=1.0, shift=0, degrees=0):
-    """Enlarge about the centre, shift to the right by so many pixels, turn; what was outside is black."""
+    """Enlarge about the centre, shift to the right (pixels) and turn; what lies outside the image is black."""
     smooth = {"interpolation": tv.InterpolationMode.BILINEAR, "fill": 0}
     return tv.affine(images, degrees, [shift, 0], factor, [0.0, 0.0], **smooth)
 
 
 def resolution(images, side):
-    """As from a camera with `side` pixels for a cell."""
+    """Images as from a camera with `side` pixels for a cell."""
     return tv.resize(tv.resize(images, [side], antialias=True), [images.shape[-1]], antialias=True)
 
 
@@ -57,7 +54,7 @@ def noise(images, sigma):
 
 
 def jpeg(images, quality):
-    """Through a JPEG file of that quality."""
+    """Images as they come out of a JPEG file of that quality."""
     read = []
     for image in images[:, 0].numpy():
         file = io.BytesIO()
@@ -98,26 +95,38 @@ def aligned(images):
     return torch.from_numpy(np.stack([align_cell(image)[0] for image in images[:, 0].numpy()]))[:, None]
 
 
-def predict(checkpoints, table, pixels, part, changes, precision, align=False):
-    """Labels, probabilities and thresholds, each (cells, classes), of all checkpoints together, for each change."""
+def probabilities_under_changes(checkpoints, table, pixels, part, changes, precision, align=False):
+    """Labels, probabilities and thresholds, each (cells, classes), of all checkpoints together: {change: the three}."""
     predicted = {name: [] for name in changes}
     bar = tqdm(total=len(checkpoints) * len(changes), unit="change", leave=False, disable=None)
     for path in checkpoints:
         model, checkpoint = load_model(path)
         if "split" not in checkpoint:
             raise InputError(f"{path}: has no record of its parts; take the best.ckp of a finished run")
-        rows = data.recorded_part(table, checkpoint["split"], part)
+        rows = data.part_of_checkpoint(table, checkpoint["split"], part, model.classes)
         images = data.CellDataset(rows, pixels, model.classes).batch(np.arange(len(rows)))[0]
         rows = rows.assign(image=np.arange(len(rows)), transform="")
+        thresholds = np.tile(model.calibrated().thresholds(), (len(rows), 1))
         for name in changes:
             changed = CHANGES[name](images)
-            changed = aligned(changed) if align else changed
-            changed = tv.resize(changed, [model.config["image_size"]], antialias=True)
-            _, labels, p = evaluate(model, data.CellDataset(rows, changed.numpy(), model.classes), precision)
-            predicted[name].append((labels, p, np.tile(model.config["thresholds"], (len(p), 1))))
+            if align:
+                changed = aligned(changed)
+            changed = tv.resize(changed, [model.metadata.image_size], antialias=True)
+            dataset = data.CellDataset(rows, changed.numpy(), model.classes)
+            _, labels, probabilities = evaluate(model, dataset, precision)
+            predicted[name].append((labels, probabilities, thresholds))
             bar.update()
     bar.close()
-    return {name: [np.concatenate(a) for a in zip(*parts)] for name, parts in predicted.items()}, model.classes
+    return {name: [np.concatenate(arrays) for arrays in zip(*parts)] for name, parts in predicted.items()}
+
+
+def print_figures(figures, classes):
+    """F1 and average precision under each change, one line each."""
+    columns = [*classes, "mean"]
+    print(f"{'images':36}" + "".join(f"{f'{name} {c}':>13}" for name in ("F1", "AP") for c in columns))
+    for change, scores in figures.items():
+        values = [scores[c][key] for key in ("f1", "average_precision") for c in columns]
+        print(f"{change:36}" + "".join(f"{v:13.3f}" for v in values))
 
 
 def main(argv=None):
@@ -138,20 +147,15 @@ def main(argv=None):
         images, table["image"] = load_images(table)
         checkpoints = [find_checkpoint(c) for c in args.checkpoints]
         precision = pick_precision(args.precision, torch.device("cpu"))
-        predicted, classes = predict(
-            checkpoints, table, images, args.part, args.only or list(CHANGES), precision, args.align
-        )
+        changes = args.only or list(CHANGES)
+        predicted = probabilities_under_changes(checkpoints, table, images, args.part, changes, precision, args.align)
     except InputError as error:
         print(f"robustness.py: {error}", file=sys.stderr)
         return 2
-    count = len(next(iter(predicted.values()))[0])
+    count = len(predicted[changes[0]][0])
     print(f"{count} cells of the {args.part} part of {len(checkpoints)} networks; F1 at their thresholds\n")
-    print(f"{'images':36}" + "".join(f"{f'{k} {c}':>13}" for k in ("F1", "AP") for c in (*classes, "mean")))
-    figures = {}
-    for name, (labels, p, thresholds) in predicted.items():
-        figures[name] = m = metrics_table(labels, p, thresholds, classes)
-        values = [m[c][k] for k in ("f1", "average_precision") for c in (*classes, "mean")]
-        print(f"{name:36}" + "".join(f"{v:13.3f}" for v in values))
+    figures = {name: metrics_table(*arrays, args.classes) for name, arrays in predicted.items()}
+    print_figures(figures, args.classes)
     with atomic_path(args.out) as temporary:
         temporary.write_text(json.dumps(figures, indent=1))
     return 0

@@ -1,4 +1,4 @@
-"""Where a network runs: device, precision, memory layout, and the processes that train together."""
+"""The processes that train together, one on each GPU."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def rank():
-    """Number of this process, 0 in the only one or the one that writes the files."""
+    """Number of this process: 0 where it is the only one, and in the one that writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -24,7 +24,7 @@ def quiet():
 
 
 def barrier():
-    """Wait until all processes are here."""
+    """Wait until all processes get here."""
     if dist.is_initialized():
         dist.barrier()
 
@@ -33,7 +33,7 @@ def barrier():
 def processes(device):
     """Join the processes that `torchrun` started; yields the device of this one.
 
-    They talk by nccl on GPUs, by gloo elsewhere and where several share a GPU, which nccl refuses.
+    They communicate by nccl on GPUs; by gloo on CPUs, and where several share a GPU, which nccl refuses.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
@@ -51,54 +51,26 @@ def processes(device):
         dist.destroy_process_group()
 
 
-class SumOverProcesses(torch.autograd.Function):
-    """A tensor's sum over all processes, and on the way back its gradient's, as each of them used the sum."""
-
-    @staticmethod
-    def forward(context, value):
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(context, gradient):
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+def sum_over_processes(tensor):
+    """A tensor's sum over the processes, in place; returns it."""
+    if world() > 1:
+        dist.all_reduce(tensor)
+    return tensor
 
 
-class SyncBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes, where PyTorch's own SyncBatchNorm can't run (CPU).
+def synchronise_norms(network):
+    """On GPUs, replace the batch norms of a network by ones over the batches of all processes; returns the network.
 
-    (N, C, H, W) -> the same shape; in evaluation an ordinary batch norm.
+    They are new modules: what is said of single ones (that they are frozen) must be said afterwards. On a CPU, where
+    PyTorch has no such layer, each process keeps the statistics of its own batches until `share_buffers`.
     """
-
-    def forward(self, x):
-        if not self.training:
-            return super().forward(x)
-        x32 = x.to(torch.promote_types(x.dtype, torch.float32))
-        own = torch.tensor(float(x[:, 0].numel()), dtype=x32.dtype)
-        count = SumOverProcesses.apply(own)
-        own_var, own_mean = torch.var_mean(x32, (0, 2, 3), correction=0)
-        mean = SumOverProcesses.apply(own_mean * (own / count))
-        # Not the mean of squares less the squared mean, which loses digits where the mean is large.
-        var = SumOverProcesses.apply((own_var + (own_mean - mean) ** 2) * (own / count))
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        return torch.addcmul((self.bias - mean * scale)[:, None, None], x32, scale[:, None, None]).to(x.dtype)
+    if world() > 1 and next(network.parameters()).device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return network
 
 
-def synchronised(module):
-    """A network's batch norms replaced by ones over the batches of all processes, sharing its weights.
-
-    On CUDA they are new modules: what is said of single ones (that they are frozen) must be said afterwards.
-    """
-    if next(module.parameters()).device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    for child in module.modules():
-        if type(child) is nn.BatchNorm2d:
-            child.__class__ = SyncBatchNorm2d
-    return module
+def share_buffers(network):
+    """Give all processes process 0's buffers, the statistics of batch norms."""
+    if world() > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)

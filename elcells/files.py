@@ -1,7 +1,8 @@
-"""Files that are complete or not there, one run a folder, and the error that users get to read."""
+"""Writing files completely or not at all, locking a run's folder, and the error that users read."""
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import sys
@@ -9,16 +10,16 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-ANY_NAME = "surrogateescape"  # how file names that are not UTF-8 are kept in text, and written as they were
+ANY_NAME = "surrogateescape"  # error handler that keeps file names that are not UTF-8 and writes them back unchanged
 
 
 class InputError(ValueError):
-    """Something the user gave can't be used; its text is one sentence with the culprit and the way out."""
+    """A user's input can't be used; the text is one sentence that names the culprit and the way out."""
 
 
 @contextlib.contextmanager
 def atomic_path(path):
-    """Yield a temporary path beside `path`; rename it to `path` when the block ends well, else remove it."""
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp{os.getpid()}_{path.name}")
@@ -27,7 +28,8 @@ def atomic_path(path):
         os.replace(temporary, path)
     except OSError as error:
         if error.filename is not None and Path(error.filename) == temporary:
-            error.filename, error.filename2 = str(path), None  # the file that the user knows
+            error.filename = str(path)  # the file that the user knows
+            error.filename2 = None
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -35,9 +37,9 @@ def atomic_path(path):
 
 @contextlib.contextmanager
 def sole_writer(out):
-    """Hold the folder `out` against other runs, and clear what a killed one left half-written there.
+    """Lock the folder `out` (Path) against other runs, and remove half-written files that a killed run left there.
 
-    The system itself lets go of the lock when a process dies. Raises InputError where another run holds it.
+    The operating system releases the lock when a process dies. Raises InputError if another run holds it.
     """
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / ".train.lock")
@@ -49,18 +51,19 @@ def sole_writer(out):
         ) from None
     try:
         for folder in ("checkpoints", "plots"):
-            for left in (out / folder).rglob(".tmp*"):
-                left.unlink(missing_ok=True)
+            for leftover in (out / folder).rglob(".tmp*"):
+                leftover.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
 
 
 def move_aside(out):
-    """Rename an earlier run's checkpoints/ and plots/ in `out`, so that a new run overwrites nothing."""
-    if not any((out / "checkpoints" / name).exists() for name in ("last.ckp", "best.ckp", "folds.json")):
+    """Rename the checkpoints/ and plots/ of an earlier run in `out` (Path), so that a new run overwrites nothing."""
+    results = ("last.ckp", "best.ckp", "folds.json")
+    if not any((out / "checkpoints" / name).exists() for name in results):
         return
-    number = next(n for n in range(1, 10**6) if not (out / f"checkpoints_{n}").exists())
+    number = next(n for n in itertools.count(1) if not (out / f"checkpoints_{n}").exists())
     for name in ("checkpoints", "plots"):
         if (out / name).exists():
             (out / name).rename(out / f"{name}_{number}")
@@ -68,21 +71,27 @@ def move_aside(out):
 
 
 def reason(error, most=400):
-    """An exception's message as one line: all of it but colours and numpy's names of its types, `most` characters at
-    most; the name of its kind where it has none."""
+    """An exception's message on one line of at most `most` characters; the exception's class if it has no message.
+
+    Terminal colours and the names of numpy's types are removed.
+    """
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     text = re.sub(r"np\.\w+_?\(([^()]*)\)", r"\1", text)
     text = " ".join(text.split())
-    return (text if len(text) <= most else f"{text[:most]} …") or type(error).__name__
+    if len(text) > most:
+        return f"{text[:most]} …"
+    return text or type(error).__name__
 
 
 def print_any_name():
-    """Let this process print and read every file name, whatever its terminal's encoding has letters for."""
-    for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"), (sys.stdin, ANY_NAME)):
+    """Let this process print and read any file name, including those that the terminal's encoding can't show."""
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)
+            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors=ANY_NAME)
 
 
 def printable(name):
-    """A file name as text that any library can draw or write, with ? for what is no letter."""
+    """A file name as text that any library can draw or write, with ? for bytes that are not UTF-8."""
     return str(name).encode("utf-8", "replace").decode("utf-8")

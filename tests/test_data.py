@@ -19,6 +19,7 @@ from elcells.training.augmentation import augment, draw_changes, draw_light, une
 
 
 def write(folder, text, encoding="utf-8"):
+    """Write a table of this text; returns its path."""
     path = folder / "table.csv"
     path.write_bytes(text.encode(encoding))
     return path
@@ -27,7 +28,7 @@ def write(folder, text, encoding="utf-8"):
 # ---------------------------------------------------------------- table
 
 
-def test_the_table_is_the_whole_of_elpv(table):
+def test_the_table_holds_all_of_elpv(table):
     assert len(table) == table["cell"].nunique() == 2624
     assert table["module"].nunique() == 44
     counts = data.combination(table).value_counts()
@@ -48,7 +49,7 @@ def test_the_table_is_the_whole_of_elpv(table):
         ("filename,crack,inactive\na.png,0,1\n", "line 1: columns are separated by ','"),
         ("filename\tcrack\tinactive\n", r"separated by '\\t'"),
         ("filename;crack\na.png;0\n", "line 1: no column 'inactive'"),
-        ("filename;crack;crack;inactive\na.png;0;0;0\n", "line 1: column 'crack' stands there twice"),
+        ("filename;crack;crack;inactive\na.png;0;0;0\n", "line 1: column 'crack' appears twice"),
         ("filename;crack;inactive\n", "no rows"),
         ("filename;crack;inactive\na.png;0;1\nb.png;2;1\n", "line 3: crack is '2', expected 0 or 1"),
         ("filename;crack;inactive\na.png;0;yes\n", "line 2: inactive is 'yes', expected 0 or 1"),
@@ -57,8 +58,8 @@ def test_the_table_is_the_whole_of_elpv(table):
         ("filename;crack;inactive\n;0;1\n", "line 2: filename is empty"),
         ("filename;crack;inactive\na.png;0;1;7\n", "line 2: 4 fields, but the header has 3"),
         ('filename;crack;inactive\n"a\nb.png";0;1\nc.png;2;1\n', "line 4: crack is '2'"),
-        ("filename;crack;inactive\na.png;0;1\na.png;0;1\n", "line 3: a.png stands there twice"),
-        ("filename;crack;inactive\na.png;0;1\nrot_a.png;1;1\n", "line 3: rot_a.png is labelled unlike"),
+        ("filename;crack;inactive\na.png;0;1\na.png;0;1\n", "line 3: a.png appears twice"),
+        ("filename;crack;inactive\na.png;0;1\nrot_a.png;1;1\n", "line 3: rot_a.png has other labels than"),
     ],
 )
 def test_a_bad_table_gets_one_sentence_with_its_line(tmp_path, text, complaint):
@@ -96,24 +97,24 @@ def test_other_classes_are_read_from_their_columns(tmp_path):
     assert data.combination(rows, ["finger"]).tolist() == ["finger=1"]
 
 
-def test_images_folder_may_hold_the_tree_or_just_the_images(tmp_path):
+def test_the_images_folder_may_be_the_tables_or_the_images_own(tmp_path):
     table = write(tmp_path, "filename;crack;inactive\nimages/a.png;0;0\n")
-    (tmp_path / "tree" / "images").mkdir(parents=True)
-    (tmp_path / "tree" / "images" / "a.png").touch()
-    assert data.read_table(table, images=tmp_path / "tree")["path"][0] == tmp_path / "tree" / "images" / "a.png"
-    inside = tmp_path / "tree" / "images"
-    assert data.read_table(table, images=inside)["path"][0] == inside / "a.png"
+    image = tmp_path / "tree" / "images" / "a.png"
+    image.parent.mkdir(parents=True)
+    image.touch()
+    for folder in (tmp_path / "tree", tmp_path / "tree" / "images"):
+        assert data.read_table(table, images=folder)["path"][0] == image
 
 
 def test_variants_are_recognised_by_name_and_kept_together(tmp_path):
     names = [f"images/{p}cell0001.png" for p in data.VARIANTS] + ["images/rot_front.png"]
     rows = data.read_table(write(tmp_path, "filename;crack;inactive\n" + "".join(f"{n};1;0\n" for n in names)))
     assert rows["cell"][:6].nunique() == 1
-    assert rows["variant"].tolist() == [*data.VARIANTS, ""]  # rot_front has no front.png that it could be turned from
+    assert rows["variant"].tolist() == [*data.VARIANTS, ""]  # there is no front.png
     assert data.originals(rows)["filename"].tolist() == ["images/cell0001.png", "images/rot_front.png"]
 
 
-def test_images_that_are_nowhere_are_named(tmp_path):
+def test_a_missing_image_that_is_no_elpv_cell_is_named(tmp_path):
     rows = data.read_table(write(tmp_path, "filename;crack;inactive\nimages/holiday.png;0;0\n"))
     with pytest.raises(InputError, match=r"holiday.png: no such file, and no cell of the project's own table"):
         data.fill_images(rows)
@@ -157,7 +158,7 @@ def test_every_image_is_tested_in_one_fold_and_no_group_crosses(table, by):
     tested = []
     for fold in range(5):
         train, val, test = data.fold_parts(table, 5, fold, by)
-        keys = [set(data.groups(part, by)) for part in (train, val, test)]
+        keys = [set(data.group_keys(part, by)) for part in (train, val, test)]
         assert not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
         tested += list(test["filename"] + test["transform"])
         assert abs(test["crack"].mean() - table["crack"].mean()) < (0.05 if by == "module" else 0.002)
@@ -165,8 +166,9 @@ def test_every_image_is_tested_in_one_fold_and_no_group_crosses(table, by):
 
 
 def test_the_split_follows_from_its_seed(table):
-    first, again, other = (data.split_cells(table, seed=s)[1]["cell"].tolist() for s in (2, 2, 3))
-    assert first == again != other
+    first = data.split_cells(table, seed=2)[1]["cell"].tolist()
+    assert first == data.split_cells(table, seed=2)[1]["cell"].tolist()
+    assert first != data.split_cells(table, seed=3)[1]["cell"].tolist()
 
 
 def test_too_few_cells_of_a_label_are_named(table):
@@ -250,7 +252,7 @@ def test_a_table_that_has_variants_is_not_expanded_again(table):
 
 @pytest.fixture
 def gray(elpv):
-    """A real cell as uint8 (300, 300)."""
+    """An ELPV cell as uint8 (300, 300)."""
     return np.asarray(Image.open(data.read_table(elpv)["path"][0]))
 
 
@@ -270,7 +272,7 @@ def test_any_kind_of_image_gives_the_same_gray(gray, tmp_path, kind):
 
 def test_an_image_turned_by_exif_is_upright(gray, tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    exif[0x0112] = 6  # show it turned by 90 degrees clockwise
     Image.fromarray(np.rot90(gray)).save(tmp_path / "turned.png", exif=exif)
     assert (read_image(tmp_path / "turned.png") == gray).all()
 
@@ -326,12 +328,12 @@ def four(elpv, tmp_path):
     return cells
 
 
-def test_the_cache_is_mapped_for_reading_alone(four):
+def test_the_cache_is_mapped_read_only(four):
     first, _ = load_images(four, 64)
     assert first.shape == (4, 1, 64, 64) and isinstance(first, np.memmap) and not first.flags.writeable
 
 
-def test_the_cache_is_made_once(four, tmp_path):
+def test_the_cache_is_written_once(four, tmp_path):
     first, _ = load_images(four, 64)
     caches = list(tmp_path.glob(".cache_*"))
     again, _ = load_images(four, 64)
@@ -356,14 +358,14 @@ def test_all_tables_of_a_folder_share_one_cache(four, tmp_path, monkeypatch):
     images, index = load_images(four, 64)
     assert sorted(map(str, decoded)) == [str(p) for p in four["path"][2:]]
     part, of_part = load_images(four.iloc[[3, 1]], 64)
-    assert len(decoded) == 2  # all are there
+    assert len(decoded) == 2  # no more were decoded
     for path, place in zip(four["path"], index):
         assert np.array_equal(images[place, 0], read_image(path, 64))
     assert np.array_equal(part[of_part[0], 0], read_image(four["path"][3], 64))
     assert sorted(p.suffix for p in tmp_path.glob(".cache_*")) == [".json", ".npy"]
 
 
-def test_an_image_that_is_gone_leaves_the_cache(four, tmp_path):
+def test_a_deleted_image_is_dropped_from_the_cache(four, tmp_path):
     load_images(four, 64)
     four["path"][0].unlink()
     os.utime(four["path"][1], ns=(1, 1))
@@ -371,7 +373,7 @@ def test_an_image_that_is_gone_leaves_the_cache(four, tmp_path):
     assert len(images) == 3 and np.array_equal(images[index[0], 0], read_image(four["path"][1], 64))
 
 
-def test_caches_of_two_sizes_and_of_folders_below_stand_side_by_side(four, tmp_path):
+def test_caches_of_two_sizes_lie_side_by_side(four, tmp_path):
     (tmp_path / "below").mkdir()
     four.at[0, "path"] = four["path"][0].rename(tmp_path / "below" / "cell.png")
     for size in (64, 32, 64):
@@ -381,7 +383,7 @@ def test_caches_of_two_sizes_and_of_folders_below_stand_side_by_side(four, tmp_p
 
 
 @pytest.mark.parametrize("damage", ["", "{}", '{"array": "no.npy", "images": {}}', "[1]"])
-def test_a_damaged_cache_is_made_anew(four, tmp_path, damage):
+def test_a_damaged_cache_is_written_anew(four, tmp_path, damage):
     first, index = load_images(four, 64)
     expected = np.array(first[index])
     (tmp_path / ".cache_64.json").write_text(damage)
@@ -407,7 +409,7 @@ def test_augmentation_is_small(small):
     assert nearest.max() < 0.06
 
 
-def test_with_turns_all_eight_symmetries_come_equally_often_and_exactly(small):
+def test_all_eight_symmetries_are_exact_and_equally_frequent(small):
     _, images = small
     image = torch.from_numpy(images[:1].copy())
     changes = draw_changes(800, torch.Generator().manual_seed(0), dihedral=True)
@@ -425,13 +427,13 @@ def test_with_turns_all_eight_symmetries_come_equally_often_and_exactly(small):
     assert (plain[:, 0, 1] == 0).all()
 
 
-def test_cells_are_shown_larger_and_smaller_by_up_to_scale():
+def test_cells_are_zoomed_by_up_to_scale():
     plain, zoomed = (draw_changes(400, torch.Generator().manual_seed(0), scale=s)[:, :, :2] for s in (0.0, 0.1))
     factor = (torch.linalg.det(zoomed) / torch.linalg.det(plain)).sqrt()
     assert 0.9 < factor.min() < 0.92 and 1.08 < factor.max() < 1.11
 
 
-def test_half_of_the_images_stand_in_uneven_light():
+def test_half_of_the_images_get_uneven_light():
     light = draw_light(400, 0.2, torch.Generator().manual_seed(0))
     assert torch.equal(light, draw_light(400, 0.2, torch.Generator().manual_seed(0))) and light.abs().max() <= 0.2
     even = (light == 0).all(1)
@@ -444,7 +446,7 @@ def test_half_of_the_images_stand_in_uneven_light():
     )
 
 
-def test_images_on_a_device_are_served_like_those_on_disk(small):
+def test_images_on_a_device_are_served_like_mapped_ones(small):
     cells, images = small
     turned = data.expand_variants(cells.head(4))
     there = data.CellDataset(turned, torch.from_numpy(images.copy()))
@@ -455,7 +457,7 @@ def test_images_on_a_device_are_served_like_those_on_disk(small):
     assert np.array_equal(there.batch([4])[0][0, 0].numpy(), rotated) and turned["transform"][4] == "rot_"
 
 
-def test_a_dataset_on_another_device_leaves_the_first_one_where_it_was(elpv):
+def test_moving_a_dataset_to_a_device_leaves_the_original_where_it_was(elpv):
     cells = data.read_table(elpv).head(6).assign(transform="")
     images, cells["image"] = load_images(cells, 64)
     dataset = data.CellDataset(cells, images)
@@ -492,7 +494,7 @@ def test_the_command_names_a_table_that_is_not_there(capsys, tmp_path):
     assert capsys.readouterr().err.startswith("data.py: ")
 
 
-# ---------------------------------------------------------------- who is who
+# ---------------------------------------------------------------- identities
 
 
 HEAD = "filename;crack;inactive\n"
@@ -507,30 +509,28 @@ def written(folder, text, *images):
     return folder / "table.csv"
 
 
-def test_a_missing_image_of_somebodys_own_is_never_replaced_by_an_elpv_cell(tmp_path):
+def test_a_users_missing_image_is_never_replaced_by_an_elpv_cell(tmp_path):
     rows = data.read_table(written(tmp_path, HEAD + "site1/cell0003.png;0;1\nimages/cell0003.png;0;1\n"))
     for row in (rows.head(1), rows.tail(1)):
         with pytest.raises(InputError, match="no such file, and no cell of the project's own table"):
             data.fill_images(row)
 
 
-def test_two_rows_never_end_in_one_file(tmp_path):
-    """The folder given is one level off."""
+def test_two_rows_never_share_a_file(tmp_path):
+    """The images folder is one level too deep."""
     path = written(tmp_path, HEAD + "site1/1.png;0;1\nsite2/1.png;1;0\n", "images/1.png")
     paths = data.read_table(path, images=tmp_path / "images")["path"]
     assert paths.nunique() == 2
 
 
-def test_the_folder_may_hold_the_files_without_their_folders(tmp_path):
+def test_the_images_folder_may_hold_the_files_without_their_folders(tmp_path):
     names = [f"images/{i}.png" for i in (1, 2)]
     path = written(tmp_path, HEAD + "a/1.png;0;1\nb/2.png;1;0\n", *names)
-    assert [p.name for p in data.read_table(path, images=tmp_path / "images")["path"] if p.exists()] == [
-        "1.png",
-        "2.png",
-    ]
+    paths = data.read_table(path, images=tmp_path / "images")["path"]
+    assert paths.tolist() == [tmp_path / "images" / "1.png", tmp_path / "images" / "2.png"]
 
 
-def test_a_fall_back_is_for_all_rows_or_for_none(tmp_path):
+def test_folders_of_images_are_ignored_for_all_rows_or_for_none(tmp_path):
     path = written(tmp_path, HEAD + "a/1.png;0;1\nb/2.png;1;0\n", "images/a/1.png", "images/2.png")
     paths = data.read_table(path, images=tmp_path / "images")["path"]
     assert [p.exists() for p in paths] == [True, False]
@@ -538,43 +538,49 @@ def test_a_fall_back_is_for_all_rows_or_for_none(tmp_path):
 
 def test_two_spellings_of_one_file_are_refused(tmp_path):
     path = written(tmp_path, HEAD + "a/1.png;0;1\na/../a/1.png;1;0\n", "a/1.png")
-    with pytest.raises(InputError, match=r"line 3: a/\.\./a/1\.png stands there twice"):
+    with pytest.raises(InputError, match=r"line 3: a/\.\./a/1\.png appears twice"):
         data.read_table(path)
 
 
 @pytest.mark.parametrize("names", [("a.png", "a.tif"), ("M1.2", "M1.3"), ("x.1.png", "x.2.png")])
-def test_files_that_differ_in_their_suffix_are_two_cells(tmp_path, names):
+def test_files_that_differ_only_in_their_suffix_are_two_cells(tmp_path, names):
     path = written(tmp_path, HEAD + f"{names[0]};0;1\n{names[1]};1;0\n")
     assert data.read_table(path)["cell"].nunique() == 2
 
 
-def test_a_cell_is_called_as_ever(table):
-    """Splits in checkpoints of before name cells by their file without its suffix."""
+def test_a_cell_is_named_after_its_file_without_the_suffix(table):
+    """Checkpoints record their splits by these names."""
     assert table["cell"][0] == "images/cell0001"
 
 
 @pytest.mark.parametrize("modules", [("01", "1"), ("7E10", "70E9")])
 def test_modules_are_text(tmp_path, modules):
     path = written(tmp_path, f"filename;crack;inactive;module\na.png;0;1;{modules[0]}\nb.png;1;0;{modules[1]}\n")
-    assert data.groups(data.read_table(path), "module").nunique() == 2
+    assert data.group_keys(data.read_table(path), "module").nunique() == 2
 
 
-def test_a_blank_module_is_named_where_modules_are_split(tmp_path):
+def test_a_blank_module_is_named_when_splitting_by_module(tmp_path):
     rows = data.read_table(written(tmp_path, "filename;crack;inactive;module\na.png;0;1;7\nb.png;1;0;\n"))
     with pytest.raises(InputError, match=r"b\.png and 0 more have no module"):
-        data.groups(rows, "module")
+        data.group_keys(rows, "module")
 
 
 @pytest.mark.parametrize("name", ["cell", "path", "variant", "transform"])
-def test_a_label_of_a_name_of_our_own_is_refused(tmp_path, name):
+def test_a_label_column_with_a_reserved_name_is_refused(tmp_path, name):
     path = written(tmp_path, f"filename;{name}\na.png;0\n")
     with pytest.raises(InputError, match=f"label column '{name}' has a name that the program uses itself"):
         data.read_table(path, [name])
 
 
-def test_a_split_written_on_windows_is_read(table):
+def test_a_split_recorded_on_windows_is_understood(table):
     split = {"by": "cell", "seed": 2, "val": ["images\\cell0001"], "test": ["images\\cell0002"]}
-    assert data.recorded_part(table, split, "test")["cell"].tolist() == ["images/cell0002"]
+    assert data.part_of_checkpoint(table, split, "test")["cell"].tolist() == ["images/cell0002"]
+
+
+def test_the_parts_of_a_checkpoint_without_a_split_are_those_of_the_default_split(table):
+    for name, part in zip(("train", "val", "test"), data.split_parts(table)):
+        rows = data.part_of_checkpoint(table, None, name)
+        assert set(rows["cell"]) == set(part["cell"]) and (rows["transform"] == "").all() and rows["cell"].is_unique
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
@@ -592,8 +598,8 @@ def test_a_name_in_the_other_unicode_form_is_found(tmp_path, stored, asked):
     assert data.read_table(written(tmp_path, text, name))["path"][0].exists()
 
 
-def test_a_combination_of_labels_that_one_cell_has_does_not_stop_the_split(tmp_path):
-    """Eight labels; some combination is always unique."""
+def test_a_combination_of_labels_that_only_one_cell_has_does_not_stop_the_split(tmp_path):
+    """With eight labels, some combination is always unique."""
     rng = np.random.default_rng(0)
     names = [f"label{k}" for k in range(8)]
     labels = (rng.random((200, 8)) < 0.3).astype(int)

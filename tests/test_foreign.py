@@ -58,7 +58,7 @@ def test_the_figures_are_scikit_learns():
     rng = np.random.default_rng(0)
     labels, p = rng.integers(0, 2, (80, 2)), rng.random((80, 2))
     cells = data.pd.DataFrame({"cell": [str(i) for i in range(80)]})
-    found = foreign.judge(cells, labels, p, np.array([0.5, 0.3]), ("crack", "inactive"))["all"]
+    found = foreign.figures_by_part(cells, labels, p, np.array([0.5, 0.3]), ("crack", "inactive"))["all"]
     assert found["inactive"]["f1"] == pytest.approx(f1_score(labels[:, 1], p[:, 1] >= 0.3))
     assert found["crack"]["average_precision"] == pytest.approx(average_precision_score(labels[:, 0], p[:, 0]))
 
@@ -77,15 +77,19 @@ def test_what_can_not_be_judged_is_one_sentence(table, tmp_path, capsys):
 
 
 def test_adapting_is_judged_on_cells_that_were_not_drawn(table, elpv, tmp_path, capsys, monkeypatch):
-    def untrained(given):
-        labelled = data.read_table(given[given.index("--data") + 2])
+    def train_nothing(options):
+        labelled = data.read_table(options[options.index("--data") + 2])
         seen.append(set(labelled["filename"]))
-        (Path(given[given.index("--out") + 1]) / "checkpoints").mkdir(parents=True)
+        (Path(options[options.index("--out") + 1]) / "checkpoints").mkdir(parents=True)
         return 0
 
+    def judge(path, part):
+        judged.append(set(part["filename"]))
+        return {"f1": 0.5, "ap": 1}
+
     seen, judged = [], []
-    monkeypatch.setattr(adapt.train, "main", untrained)
-    monkeypatch.setattr(adapt, "judge", lambda path, part: judged.append(set(part["filename"])) or {"f1": 0.5, "ap": 1})
+    monkeypatch.setattr(adapt.train, "main", train_nothing)
+    monkeypatch.setattr(adapt, "judge_network", judge)
     given = [str(table), "--own", "M", "--cells", "0", "5", "--draws", "2", "--data", str(elpv)]
     assert adapt.main([*given, "--out", str(tmp_path / "a.csv")]) == 0
     assert len(judged) == 9 and [len(s) for s in seen] == [5, 5] and seen[0] != seen[1]

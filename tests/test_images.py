@@ -1,4 +1,4 @@
-"""Camera files are read as what they are, and what had to be assumed is said; on a real ELPV cell."""
+"""Camera files are read correctly, and assumptions about them are reported; on a real ELPV cell."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from elcells.files import InputError
 
 @pytest.fixture(scope="module")
 def gray(elpv):
-    """A cell as uint8 (300, 300)."""
+    """An ELPV cell as uint8 (300, 300)."""
     return np.asarray(Image.open(data.read_table(elpv)["path"][0]))
 
 
@@ -24,7 +24,7 @@ def close(pixels, gray, levels=1):
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("bits", [10, 12, 14])
-def test_the_bits_that_a_camera_uses_are_found(gray, tmp_path, bits, suffix):
+def test_the_bits_that_a_camera_uses_are_detected(gray, tmp_path, bits, suffix):
     Image.fromarray(gray.astype(np.uint16) << bits - 8).save(tmp_path / f"a.{suffix}")
     pixels, notes = examine(tmp_path / f"a.{suffix}", 300)
     assert close(pixels, gray) and notes == [f"use {bits} of 16 bits"]
@@ -36,16 +36,16 @@ def test_full_16_bits_need_no_assumption(gray, tmp_path):
     assert close(pixels, gray) and not notes
 
 
-def test_the_depth_that_a_tiff_gives_is_taken(gray, tmp_path):
+def test_the_depth_that_a_tiff_gives_is_used(gray, tmp_path):
     dim = gray.astype(np.uint16) << 2  # 10 bits would hold it
     tifffile.imwrite(tmp_path / "a.tif", dim, extratags=[(281, "H", 1, 4095, True)])
     assert examine(tmp_path / "a.tif", 300)[1][0] == "use 12 of 16 bits"
 
 
-def test_a_white_is_zero_tiff_is_a_positive(gray, tmp_path):
+def test_a_white_is_zero_tiff_becomes_a_positive(gray, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", 65535 - gray.astype(np.uint16) * 257, photometric="miniswhite")
     pixels, notes = examine(tmp_path / "a.tif", 300)
-    assert close(pixels, gray) and notes == ["are negatives by what the file says (white is zero)"]
+    assert close(pixels, gray) and notes == ["are negatives according to their files (white is zero)"]
 
 
 @pytest.mark.parametrize("kind", [np.uint32, np.int32])
@@ -54,7 +54,7 @@ def test_32_bit_pixels_are_scaled_by_what_they_use(gray, tmp_path, kind):
     assert close(examine(tmp_path / "a.tif", 300)[0], gray)
 
 
-def test_negative_pixels_are_black_and_told(gray, tmp_path):
+def test_negative_pixels_are_black_and_reported(gray, tmp_path):
     signed = gray.astype(np.int16) * 16
     signed[:10] = -50
     tifffile.imwrite(tmp_path / "a.tif", signed)
@@ -71,7 +71,7 @@ def test_an_underexposed_image_of_many_bits_keeps_its_levels(gray, tmp_path):
     assert len(np.unique(pixels)) > 0.8 * len(np.unique(gray)) and notes == ["are underexposed and were brightened"]
 
 
-def test_an_image_without_any_light_is_black(tmp_path):
+def test_an_image_without_light_is_black(tmp_path):
     Image.fromarray(np.zeros((300, 300), np.uint16)).save(tmp_path / "a.png")
     assert not read_image(tmp_path / "a.png").any()
 
@@ -90,7 +90,7 @@ def test_a_half_cut_cell_is_mirrored_and_not_stretched(gray, tmp_path, cut):
     rows, columns = half.shape
     top, left = (300 - rows) // 2, (300 - columns) // 2
     assert np.array_equal(pixels[top : top + rows, left : left + columns], half)
-    assert notes == ["are no squares and were mirrored to one"]
+    assert notes == ["are not square and were mirrored to a square"]
 
 
 def test_each_page_of_a_tiff_is_an_image(gray, tmp_path):
@@ -98,11 +98,12 @@ def test_each_page_of_a_tiff_is_an_image(gray, tmp_path):
     tifffile.imwrite(path, np.stack([gray, 255 - gray, gray // 2]), photometric="minisblack")
     names = pages_of(str(path))
     assert names == [f"{path}#page={n}" for n in (1, 2, 3)]
-    assert [np.array_equal(read_image(n), p) for n, p in zip(names, (gray, 255 - gray, gray // 2))] == [True] * 3
+    for name, page in zip(names, (gray, 255 - gray, gray // 2)):
+        assert np.array_equal(read_image(name), page)
     assert list(find_images([names[1]])) == [names[1]]
 
 
-def test_pages_of_a_tiff_have_labels_of_their_own(gray, tmp_path):
+def test_each_page_of_a_tiff_has_its_own_labels(gray, tmp_path):
     tifffile.imwrite(tmp_path / "stack.tif", np.stack([gray, 255 - gray]), photometric="minisblack")
     (tmp_path / "labels.csv").write_text("filename;crack;inactive\nstack.tif#page=2;1;0\nstack.tif#page=1;0;0\n")
     table = data.read_table(tmp_path / "labels.csv")
@@ -112,26 +113,26 @@ def test_pages_of_a_tiff_have_labels_of_their_own(gray, tmp_path):
         assert np.array_equal(images[index[0], 0], 255 - gray) and np.array_equal(images[index[1], 0], gray)
 
 
-def test_a_preview_is_no_page(gray, tmp_path):
+def test_a_preview_is_not_a_page(gray, tmp_path):
     first = Image.fromarray(gray)
     first.save(tmp_path / "a.tif", save_all=True, append_images=[first.resize((60, 60))])
     assert pages_of(str(tmp_path / "a.tif")) == [str(tmp_path / "a.tif")]
 
 
-def test_a_page_that_is_not_there_is_named(gray, tmp_path):
+def test_a_missing_page_is_named(gray, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.stack([gray, gray]), photometric="minisblack")
     with pytest.raises(InputError, match=r"a\.tif#page=7: can't be read"):
         open_image(f"{tmp_path / 'a.tif'}#page=7")
 
 
-def test_predict_tells_what_it_assumed(gray, exported, tmp_path, capsys):
+def test_predict_reports_what_it_assumed(gray, exported, tmp_path, capsys):
     for name in "ab":
         Image.fromarray(gray.astype(np.uint16) << 4).save(tmp_path / f"{name}.png")
     assert predict.main([str(tmp_path), "--model", str(exported), "--engine", "onnxruntime"]) == 0
     assert "2 images use 12 of 16 bits." in capsys.readouterr().err
 
 
-def test_the_cache_tells_what_was_assumed_too(gray, tmp_path):
+def test_assumptions_are_reported_from_the_cache_too(gray, tmp_path):
     Image.fromarray(gray.astype(np.uint16) << 4).save(tmp_path / "a.png")
     (tmp_path / "data.csv").write_text("filename;crack;inactive\na.png;1;0\n")
     for _ in range(2):  # the second time from the cache

@@ -12,8 +12,9 @@ from PIL import Image
 import predict
 from data import CellDataset
 from elcells.inference.engines import open_model
+from elcells.training.recipes import Recipe
 from model import build_model
-from trainer import Trainer
+from trainer import Run, Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -31,16 +32,13 @@ def test_ten_thousand_predictions_hold_memory_and_files_flat(exported, small, tm
     for i in range(100):
         Image.fromarray(np.array(small[1][i % 48, 0])).save(tmp_path / f"{i:03}.png")
     paths = [str(tmp_path / f"{i % 100:03}.png") for i in range(10_000)]
-    engine, rows = open_model(exported, "onnxruntime", 1), []
-
-    def write(row):
-        if len(rows) in (1000, 9999):
-            marks.append(held())
-        rows.append(None)
-
-    marks = []
-    assert predict.predict(engine, iter(paths), write)[:2] == (10_000, 0)
-    (early, early_files), (late, late_files) = marks
+    engine = open_model(exported, "onnxruntime", 1)
+    marks = {}
+    for number, cell in enumerate(predict.judge_images(engine, engine.thresholds(), iter(paths)), 1):
+        assert cell.judged
+        if number in (1000, 10_000):
+            marks[number] = held()
+    (early, early_files), (late, late_files) = marks[1000], marks[10_000]
     assert late < early * 1.02 + 2 and late_files <= early_files + 2, marks
 
 
@@ -48,7 +46,8 @@ def test_two_hundred_epochs_hold_memory_and_files_flat(small, tmp_path):
     cells, images = small
     rows = CellDataset(cells.head(16), images)
     model = build_model("resnet", width=16, image_size=64)
-    trainer = Trainer(model, rows, rows, tmp_path, epochs=200, batch_size=8, keep_checkpoints=1)
+    recipe = Recipe(epochs=200, batch_size=8)
+    trainer = Trainer(model, rows, rows, recipe, Run(tmp_path, keep_checkpoints=1))
     marks = {}
 
     def mark(trainer):

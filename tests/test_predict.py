@@ -67,7 +67,7 @@ def test_every_image_gets_its_row(exported, folder, tmp_path, capsys):
     for row in table:
         p = engine(read_image(row["filename"], 64)[None, None])[0]
         assert [float(row["p_crack"]), float(row["p_inactive"])] == pytest.approx(p.tolist(), abs=6e-5)
-        assert [int(row["crack"]), int(row["inactive"])] == (p >= engine.thresholds).astype(int).tolist()
+        assert [int(row["crack"]), int(row["inactive"])] == (p >= engine.thresholds()).astype(int).tolist()
     assert "20 images: " in capsys.readouterr().err
 
 
@@ -92,7 +92,7 @@ def test_an_operating_point_changes_the_labels_but_no_probability(exported, best
     engine = open_model(exported, "onnxruntime")
     for point in ("f1", "recall"):
         for row in rows(tmp_path / f"onnx_{point}.csv"):
-            above = float(row["p_crack"]) - engine.operating_points[point][0]
+            above = float(row["p_crack"]) - engine.thresholds(point)[0]
             assert int(row["crack"]) == (above >= 0) or abs(above) <= 5e-5  # the table rounds to four digits
     points = [[r["p_crack"] for r in rows(tmp_path / f"onnx_{p}.csv")] for p in ("f1", "recall")]
     assert points[0] == points[1]
@@ -149,7 +149,7 @@ def test_resume_does_not_touch_a_foreign_table(exported, folder, elpv, capsys):
 def test_an_output_that_is_there_is_not_overwritten(exported, folder, tmp_path, capsys):
     (tmp_path / "part.csv").write_text("mine")
     assert run(exported, folder, "--csv", tmp_path / "part.csv") == 2
-    assert "part.csv: is there already; add --resume" in capsys.readouterr().err
+    assert "part.csv: already exists; add --resume" in capsys.readouterr().err
     assert (tmp_path / "part.csv").read_text() == "mine"
 
 
@@ -178,7 +178,8 @@ def test_no_more_images_are_held_than_a_few_batches(folder):
     taken = []
     stream = predict.batches((taken.append(p) or p for p in paths), 64, 4, 2)
     ahead = []
-    for n, _ in enumerate(stream, 1):
+    for n, batch in enumerate(stream, 1):
+        assert len(batch) == 4
         ahead.append(len(taken) - 4 * n)
     assert n == 60 and max(ahead) == 4 * (predict.BATCHES_AHEAD - 1)
 
@@ -198,7 +199,7 @@ def test_the_report_shows_all_defective_cells_and_what_all_are(exported, folder,
     page, table = held(tmp_path / "out.html"), rows(tmp_path / "out.csv")
     judged = [r for r in table if r["crack"]]
     positive = {os.path.relpath(r["filename"], folder) for r in judged if "1" in (r["crack"], r["inactive"])}
-    shown = {c["file"] for c in page["cells"] if any(c["found"])}
+    shown = {c["file"] for c in page["cells"] if any(c["calls"])}
     assert shown == positive and all(c["thumb"].startswith("data:image/jpeg") for c in page["cells"])
     assert dict(page["counts"])["cells"] == len(table) and page["unreadable_count"] == 1
     assert [sum(bins) for bins in page["histograms"]] == [len(judged)] * 2
@@ -228,7 +229,7 @@ def test_files_that_are_no_model_are_named(exported, tmp_path):
     for name, complaint in {
         "broken.onnx": "damaged or no ONNX file",
         "text.onnx": "damaged or no ONNX file",
-        "four.onnx": "not a file of `python export_onnx.py` \\(inputs or metadata are others",
+        "four.onnx": "not a file of `python export_onnx.py` \\(its inputs or metadata are different",
         "foreign.onnx": "not a file of `python export_onnx.py`",
         "outside.onnx": "refers to data outside the file",
         "none.onnx": "no such model",

@@ -15,10 +15,11 @@ import predict
 from elcells.data.images import read_image, symmetries
 from elcells.inference.class_maps import onnx_class_maps
 from elcells.inference.engines import open_model
+from elcells.pages import page as pages
 from elcells.pages.agreement import compare
-from elcells.pages.page import UNSURE, doubt
+from elcells.pages.page import UNSURE, PageImage, doubt
 from elcells.pages.report import common_folder
-from elcells.pages.review import DIFFER, NEAR, RANDOM, write_page
+from elcells.pages.review import DIFFER, NEAR, RANDOM, ReviewCell, write_page
 
 STRANGE = "<b>Zelle \"1\"; größe & 'x'.png"
 
@@ -71,6 +72,18 @@ def test_embedded_images_need_no_files(exported, folder, tmp_path):
     assert all(c["src"].startswith("data:") for c in held(target)["cells"])
 
 
+@pytest.mark.parametrize("page", ["--report", "--review"])
+def test_a_page_decodes_each_image_once(exported, folder, tmp_path, monkeypatch, page):
+    """Class maps, thumbnail and what is put into the page come from one reading."""
+    read = []
+    as_gray = pages.as_gray
+    monkeypatch.setattr(pages, "as_gray", lambda path: read.append(path) or as_gray(path))
+    given = [str(folder), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
+    assert predict.main([*given, page, str(tmp_path / "page.html")]) == 0
+    shown = held(tmp_path / "page.html")["cells"]
+    assert all(c["maps"] for c in shown) and len(read) == len(set(read)) == len(shown)
+
+
 def test_nothing_to_review_gets_one_sentence(exported, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"x")
     given = [str(tmp_path / "broken.png"), "--model", str(exported), "--review", str(tmp_path / "r.html")]
@@ -99,7 +112,7 @@ def test_class_maps_are_high_where_the_network_sees_a_defect(elpv):
 
 def test_class_maps_of_a_checkpoint_are_those_of_its_onnx_file(best, exported, elpv):
     path = data.read_table(elpv)["path"][0]
-    of_file, of_checkpoint = onnx_class_maps(exported), predict.open_network(best).class_maps
+    of_file, of_checkpoint = onnx_class_maps(exported), predict.open_network(predict.NetworkChoice(best)).class_maps
     images = read_image(path, open_model(exported, "onnxruntime").image_size)[None, None]
     assert np.allclose(of_file(images), of_checkpoint(images), atol=1e-3)
 
@@ -138,7 +151,7 @@ def test_cells_in_dispute_become_a_review_page(two, elpv, tmp_path, capsys):
     target = tmp_path / "disputes.html"
     given = ["--agree", *map(str, two), "--images", str(elpv.parent), "--disputes", str(target)]
     assert data.main(given) == 0
-    assert "47 cells stand in both" in capsys.readouterr().out
+    assert "47 cells are in both" in capsys.readouterr().out
     cells = held(target)["cells"]
     assert len(cells) == 10 and all("a.csv" in c["why"] and "b.csv" in c["why"] for c in cells)
 
@@ -228,7 +241,7 @@ def test_light_and_map_follow_keys_and_wheel(page, browser):
 def test_five_thousand_cells_are_labelled_without_lag(tmp_path, browser):
     path = tmp_path / "one.png"
     Image.new("L", (300, 300), 90).save(path)
-    cells = [{"path": str(path), "why": NEAR, "p": [0.5, 0.1], "maps": None} for _ in range(5000)]
+    cells = [ReviewCell(PageImage(path), NEAR, (0.5, 0.1)) for _ in range(5000)]
     target = tmp_path / "many.html"
     write_page(target, cells, ["crack", "inactive"], [0.5, 0.5], tmp_path)
     text = target.read_text()
@@ -249,16 +262,16 @@ def test_the_report_filters_sorts_and_enlarges(exported, folder, tmp_path, brows
     (folder / "<b>broken.png").write_bytes(b"x")
     target = tmp_path / "report.html"
     assert predict.main([str(folder), "--model", str(exported), "--report", str(target)]) == 3
-    found = held(target)
+    shown = held(target)
     tab = browser.new_page()
     errors = []
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.goto(target.as_uri())
-    assert tab.locator("#grid li").count() == len(found["cells"]) + 1
+    assert tab.locator("#grid li").count() == len(shown["cells"]) + 1
     tab.click("button[data-kind=unreadable]")
     assert "broken.png" in tab.inner_text("#grid")
     tab.click("button[data-kind=crack]")
-    cracked = [c for c in found["cells"] if c["found"][0]]
+    cracked = [c for c in shown["cells"] if c["calls"][0]]
     assert tab.locator("#grid li").count() == len(cracked)
     tab.select_option("#tools select", "by file")
     names = tab.locator("#grid .file").all_inner_texts()

@@ -57,12 +57,12 @@ def test_unchanged_images_are_predicted_as_by_the_training_itself(elpv, best, sm
     only = ["--only", "as they are", "blur, sigma 2 pixels"]
     assert robustness.main([str(best), str(best), "--part", "test", *only, "--data", str(elpv), "--out", str(out)]) == 0
     model, checkpoint = load_model(best)
-    test = data.recorded_part(data.read_table(elpv), checkpoint["split"], "test")
+    test = data.part_of_checkpoint(data.read_table(elpv), checkpoint["split"], "test")
     images, test["image"] = load_images(test)
     small = tv.resize(torch.from_numpy(np.array(images)), [64], antialias=True).numpy()
     _, labels, p = evaluate(model, data.CellDataset(test, small))
     found = json.loads(out.read_text())
-    for c, f1 in zip(CLASSES, f1_scores(labels, p, model.config["thresholds"])):
+    for c, f1 in zip(CLASSES, f1_scores(labels, p, model.calibrated().thresholds())):
         assert found["as they are"][c]["f1"] == pytest.approx(f1)
     printed = capsys.readouterr().out
     assert f"{2 * len(test)} cells of the test part of 2 networks" in printed and "blur, sigma 2 pixels" in printed
@@ -74,5 +74,6 @@ def test_a_checkpoint_without_a_record_of_its_parts_is_refused(elpv, best, tmp_p
     save_checkpoint(tmp_path / "bare.ckp", model)
     assert robustness.main([str(tmp_path / "bare.ckp"), "--data", str(elpv)]) == 2
     assert "bare.ckp: has no record of its parts" in capsys.readouterr().err
+    missing = [tmp_path / "missing.ckp"]
     with pytest.raises(InputError):
-        robustness.predict([tmp_path / "missing.ckp"], data.read_table(elpv), None, "val", [], torch.float32)
+        robustness.probabilities_under_changes(missing, data.read_table(elpv), None, "val", [], torch.float32)

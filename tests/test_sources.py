@@ -1,4 +1,4 @@
-"""Several tables as one training, and a network adapted to one's own cells."""
+"""Training on several tables, and adapting a network to new cells."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from model import build_model
 
 @pytest.fixture
 def mine(elpv, tmp_path):
-    """A table of a person's own in a folder "mine": 24 real cells under the names that other cells have in ELPV's."""
+    """A user's table in a folder "mine": 24 real cells under the names of other ELPV cells."""
     table = data.read_table(elpv)
     (tmp_path / "mine").mkdir()
     chosen = data.limit_cells(table, 24)
@@ -47,29 +47,30 @@ def test_cells_of_different_sources_are_never_merged(elpv, mine, both):
     assert (both["cell"].str.rpartition(":")[0] == both["source"]).all()
 
 
-def test_modules_of_different_sources_are_different_ones(elpv, mine):
+def test_modules_of_different_sources_are_never_merged(elpv, mine):
     table = pd.read_csv(mine, sep=";").assign(module="1")
     table.to_csv(mine, sep=";", index=False)
     both = data.read_tables([elpv, mine])
     assert "mine:1" in set(both["module"]) and "1" not in set(both["module"])
 
 
-def test_a_table_is_split_alone_as_beside_another(elpv, both):
+def test_a_table_is_split_the_same_alone_and_beside_another(elpv, both):
     parts, alone = data.split_parts(both), data.split_parts(data.read_table(elpv))
     for part, other in zip(parts, alone):
         assert set(part["filename"][part["source"] == elpv.parent.name]) == set(other["filename"])
         assert (part["source"] == "mine").any()
 
 
-def test_adapting_keeps_the_first_tables_split_and_tests_none_of_ones_own(elpv, both):
+def test_adapting_keeps_the_first_tables_split_and_tests_no_new_cell(elpv, both):
     training, val, test = data.adapt_parts(both)
     assert set(val["source"]) == {elpv.parent.name, "mine"} and set(test["source"]) == {elpv.parent.name}
     assert set(test["filename"]) == set(data.split_parts(data.read_table(elpv))[2]["filename"])
-    own = [set(part["cell"][part["source"] == "mine"]) for part in (training, val)]
-    assert len(own[0] | own[1]) == 24 and min(map(len, own)) >= 3 and not set(training["cell"]) & set(val["cell"])
+    new_train, new_val = (set(part["cell"][part["source"] == "mine"]) for part in (training, val))
+    assert len(new_train | new_val) == 24 and len(new_train) >= 3 and len(new_val) >= 3
+    assert not set(training["cell"]) & set(val["cell"])
 
 
-def test_folds_of_adapting_test_each_own_cell_once(elpv, both):
+def test_folds_of_adapting_test_each_new_cell_once(elpv, both):
     tested = [data.adapt_parts(both, folds=3, fold=fold) for fold in range(3)]
     names = [name for *_, test in tested for name in test["cell"]]
     assert sorted(names) == sorted(both["cell"][both["source"] == "mine"])
@@ -79,7 +80,13 @@ def test_folds_of_adapting_test_each_own_cell_once(elpv, both):
         assert not set(training["filename"][training["source"] != "mine"]) & set(alone)
 
 
-def test_images_of_several_sources_are_one_array(both):
+def test_adapting_on_one_table_divides_it_by_its_own_labels(elpv):
+    table = data.read_table(elpv, ["crack"]).drop(columns="inactive")
+    for part, expected in zip(data.adapt_parts(table, classes=["crack"]), data.split_parts(table, classes=["crack"])):
+        assert part["cell"].tolist() == expected["cell"].tolist()
+
+
+def test_images_of_several_sources_are_indexed_as_one_array(both):
     images, index = load_sources(both, 64)
     for row in (0, len(both) - 1, len(both) // 2):
         assert (images[index[[row]]][0, 0] == read_image(both["path"][row], 64)).all()
@@ -89,7 +96,7 @@ def test_images_of_several_sources_are_one_array(both):
     assert (images[index[len(both) - 24 :]] == array[places]).all()
 
 
-def test_tables_of_folders_of_one_name_need_a_source_column(mine, tmp_path):
+def test_tables_in_folders_with_the_same_name_need_a_source_column(mine, tmp_path):
     other = tmp_path / "deeper" / "mine"
     shutil.copytree(mine.parent, other)
     with pytest.raises(InputError, match="source"):
@@ -99,7 +106,7 @@ def test_tables_of_folders_of_one_name_need_a_source_column(mine, tmp_path):
     assert set(data.read_tables([mine, other / "labels.csv"])["source"]) == {"mine", "line 2"}
 
 
-def test_a_source_that_can_not_be_split_is_named(elpv, mine):
+def test_a_source_that_cannot_be_split_is_named(elpv, mine):
     pd.read_csv(mine, sep=";").iloc[:2].to_csv(mine, sep=";", index=False)
     with pytest.raises(InputError, match="source mine"):
         data.split_parts(data.read_tables([elpv, mine]))

@@ -82,7 +82,7 @@ def test_temperatures_and_thresholds_are_those_of_float32(finished, elpv):
     model, checkpoint = load_model(finished / "checkpoints" / "best.ckp")
     table = data.read_table(elpv)
     images, table["image"] = load_images(table, 64)
-    val = data.CellDataset(data.recorded_part(table, checkpoint["split"], "val"), images)
+    val = data.CellDataset(data.part_of_checkpoint(table, checkpoint["split"], "val"), images)
     stored = {k: model.config[k] for k in ("temperatures", "thresholds", "operating_points")}
     assert not model.config["tta"]
     model.config["temperatures"] = [1.0, 1.0]

@@ -1,3 +1,5 @@
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -6,51 +8,54 @@ import torch
 import data
 from data import CellDataset
 from elcells.devices import channels_last, pick_device, pick_precision
+from elcells.evaluation.calibration import calibrated, expected_f1_threshold, recall_threshold
 from elcells.evaluation.evaluate import evaluate
-from elcells.evaluation.metrics import (
-    bootstrap_mean_f1,
-    calibrated,
-    calibration_error,
-    f1_scores,
-    f1_thresholds,
-    fit_temperatures,
-    metrics_table,
-    recall_thresholds,
-    reliability,
-)
+from elcells.evaluation.metrics import metrics_table
 from elcells.files import InputError
-from elcells.training.augmentation import draw_changes
+from elcells.training.auxiliary import WithAuxiliaryHead, auxiliary_loss
+from elcells.training.batches import LAST_SHARE
 from elcells.training.checkpoints import read_checkpoint
-from elcells.training.recipes import RECIPES, step_decay, warmup_cosine
+from elcells.training.recipes import CLASSIC, FAST, FINETUNE, Recipe, step_decay, warmup_cosine
 from elcells.training.synthetic import NUMBERS, SHARE, SyntheticDefects
-from model import NETWORKS, WithAuxiliaryHead, build_model, load_model
-from trainer import LAST_SHARE, Trainer
+from elcells.training.time_limit import epochs_within
+from model import NETWORKS, build_model, load_model
+from trainer import Run, Trainer
 
 
-def make_trainer(small, folder, rows=40, network="resnet", **options):
-    """A trainer of a tiny network on real cells at 64x64 pixels."""
+def make_trainer(small, folder, rows=40, network="resnet", recipe=CLASSIC, defects=None, **options):
+    """A trainer of a tiny network on real cells at 64x64 pixels; options: of the Run, or changes of the recipe."""
     cells, images = small
-    torch.manual_seed(options.get("seed", 0))
+    run = {field.name: options.pop(field.name) for field in fields(Run) if field.name in options}
+    recipe = replace(recipe, **{"batch_size": 8, "epochs": 2, **options})
+    torch.manual_seed(run.get("seed", 0))
     model = build_model(network, width=16, image_size=64)
     train, val = CellDataset(cells.head(rows), images), CellDataset(cells.tail(8), images)
-    return Trainer(model, train, val, folder, **{"batch_size": 8, "epochs": 2, **options})
+    return Trainer(model, train, val, recipe, Run(folder, **run), defects)
+
+
+def few_defects(count=9):
+    return SyntheticDefects(size=64, counts={"crack": count, "inactive": count, "distractor": count})
 
 
 @pytest.fixture(params=["classic, own network, float32", "fast, own network, bfloat16", "what ships"])
 def make(request, small):
-    """`make_trainer` with a recipe's settings; "what ships" is EfficientNet-Lite0 with frozen stages, dropout, drawn
-    defects, its auxiliary head, noise and bfloat16."""
-    settings = {k: v for k, v in RECIPES["classic"].items() if k not in ("epochs", "batch_size")}
+    """`make_trainer` with a recipe; "what ships" is EfficientNet-Lite0 with frozen stages, dropout, drawn defects, its
+    auxiliary head, noise and bfloat16."""
+    options = {"recipe": CLASSIC}
     if request.param != "classic, own network, float32":
-        network, recipe = ("resnet", "fast") if "fast" in request.param else ("efficientnet_lite0", "finetune")
-        defects = SyntheticDefects(size=64, counts={"crack": 9, "inactive": 9, "distractor": 9})
-        settings = {k: v for k, v in RECIPES[recipe].items() if k not in ("epochs", "batch_size")}
-        settings |= {"network": network, "precision": torch.bfloat16, "defects": defects}
-    return lambda folder, **options: make_trainer(small, folder, **settings | options)
+        options = {"recipe": FAST, "precision": torch.bfloat16, "defects": few_defects()}
+    if request.param == "what ships":
+        options |= {"recipe": FINETUNE, "network": "efficientnet_lite0"}
+    return lambda folder, **more: make_trainer(small, folder, **options | more)
 
 
 def weights(trainer):
     return {k: v.clone() for k, v in trainer.model.network.state_dict().items()}
+
+
+def batch_of(trainer, count):
+    """The batch of the first `count` cells in the step that is next."""
+    return trainer.batches.batch(np.arange(count), trainer.epoch, trainer.step)
 
 
 def equal(a, b):
@@ -59,14 +64,14 @@ def equal(a, b):
 
 def stop_after(trainer, steps):
     """Ask the trainer to stop when it has done so many steps."""
-    step, done = trainer.train_step, []
+    step, done = trainer.run_step, []
 
-    def counted(**batch):
+    def counted(batch, seed):
         done.append(1)
         trainer.stop = len(done) == steps
-        return step(**batch)
+        return step(batch, seed)
 
-    trainer.train_step = counted
+    trainer.run_step = counted
 
 
 @pytest.mark.parametrize("steps", [2, 5])
@@ -93,7 +98,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(make, tmp_path, 
 def test_undone_steps_leave_no_trace(make, tmp_path):
     plain, timed = make(tmp_path / "a", epochs=1), make(tmp_path / "b", epochs=1)
     plain.fit()
-    timed.epochs_within(1.0)
+    epochs_within(timed, 1.0)
     timed.fit()
     assert equal(weights(plain), weights(timed))
 
@@ -101,7 +106,7 @@ def test_undone_steps_leave_no_trace(make, tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_checkpoint(make, tmp_path):
     trainer = make(tmp_path, epochs=1)
     trainer.fit()
-    trainer.epochs = 2
+    trainer.set_epochs(2)
     with torch.no_grad():
         trainer.model.network.fc.bias.fill_(torch.nan)
     with pytest.raises(InputError, match="in epoch 2; train with a lower learning rate"):
@@ -149,7 +154,7 @@ def test_another_seed_gives_other_weights(make, tmp_path):
     runs = []
     for seed in (0, 1):
         trainer = make(tmp_path / str(seed), epochs=1, seed=seed)
-        trainer.run_step(trainer.batch(np.arange(8)))
+        trainer.next_step(batch_of(trainer, 8))
         runs.append(weights(trainer))
     assert not equal(*runs)
 
@@ -160,7 +165,8 @@ def test_sixteen_cells_can_be_learnt_by_heart(small, tmp_path):
     chosen, variants = (CellDataset(t, images) for t in (sixteen, data.expand_variants(sixteen)))
     torch.manual_seed(0)
     model = build_model("resnet", width=16, image_size=64)
-    trainer = Trainer(model, variants, chosen, tmp_path, epochs=9, batch_size=8, keep_checkpoints=0)
+    recipe = replace(CLASSIC, epochs=9, batch_size=8)
+    trainer = Trainer(model, variants, chosen, recipe, Run(tmp_path, keep_checkpoints=0))
     trainer.fit()
     _, labels, probabilities = trainer.evaluate(chosen)
     table = metrics_table(labels, probabilities, 0.5, trainer.model.classes)  # a threshold parts them without a mistake
@@ -197,7 +203,7 @@ def test_the_best_of_a_cosine_run_is_its_last_epoch(small, tmp_path):
     history = [{"f1_mean": f1, "val_loss": 1.0} for f1 in (0.1, 0.9, 0.2)]
     trainer.history = history
     assert trainer.best_epoch() == 2
-    trainer.schedule = "steps"
+    trainer.recipe = replace(trainer.recipe, schedule="steps")
     assert trainer.best_epoch() == 1
 
 
@@ -241,8 +247,8 @@ def test_oversampled_cells_are_drawn_more_often(small, tmp_path):
     trainer = make_trainer(small, tmp_path, oversample=3)
     labelled = trainer.train_set.labels.any(1)
     orders = []
-    for trainer.epoch in range(200):
-        orders.append(trainer._order())
+    for epoch in range(200):
+        orders.append(trainer.batches.order(epoch))
     count = np.bincount(np.concatenate(orders), minlength=40)
     assert count[labelled].mean() / count[~labelled].mean() == pytest.approx(3, rel=0.1)
     assert not np.array_equal(orders[0], orders[1])
@@ -250,13 +256,13 @@ def test_oversampled_cells_are_drawn_more_often(small, tmp_path):
 
 @pytest.mark.parametrize("oversample", [1, 3])
 def test_an_epoch_stays_as_long(small, tmp_path, oversample):
-    order = make_trainer(small, tmp_path, oversample=oversample)._order()
+    order = make_trainer(small, tmp_path, oversample=oversample).batches.order(0)
     assert len(order) == 40 and (oversample > 1 or sorted(order) == list(range(40)))
 
 
 @pytest.mark.parametrize("aux_loss", [0.0, 1.0])
 def test_many_defects_are_drawn_first_and_few_later_in_a_resumed_run_too(small, tmp_path, aux_loss):
-    defects = SyntheticDefects(size=64, counts={"crack": 9, "inactive": 9, "distractor": 9})
+    defects = few_defects()
     shares = []
 
     class Recorded:
@@ -287,8 +293,8 @@ def test_the_auxiliary_head_learns_where_the_drawn_defects_are(small, tmp_path):
     rows = CellDataset(clean, small[1])
     torch.manual_seed(0)
     model = build_model("resnet", width=16, image_size=64)
-    options = {"optimizer": "adamw", "lr": 0.002, "epochs": 40, "batch_size": 16, "keep_checkpoints": 0}
-    trainer = Trainer(model, rows, rows, tmp_path, synthetic=0.99, aux_loss=1.0, defects=defects, **options)
+    recipe = Recipe(epochs=40, batch_size=16, optimizer="adamw", lr=0.002, synthetic=0.99, aux_loss=1.0)
+    trainer = Trainer(model, rows, rows, recipe, Run(tmp_path, keep_checkpoints=0), defects)
     trainer.fit()
     images, labels = rows.batch(range(len(rows)))
     u = torch.rand(NUMBERS, len(rows), generator=torch.Generator().manual_seed(99))
@@ -301,53 +307,55 @@ def test_the_auxiliary_head_learns_where_the_drawn_defects_are(small, tmp_path):
 
 
 def test_cells_with_real_defects_have_no_weight_in_the_auxiliary_loss(small, tmp_path):
-    defects = SyntheticDefects(size=64, counts={"crack": 3, "inactive": 3, "distractor": 3})
-    trainer = make_trainer(small, tmp_path, synthetic=0.5, aux_loss=1.0, defects=defects)
-    logits, masks = torch.randn(4, 2, 4, 4), torch.zeros(4, 2, 64, 64, dtype=torch.uint8)
-    changes, weight = draw_changes(4), torch.tensor([2.0, 0.0, 2.0, 0.0])
-    loss = trainer._aux_loss(logits, masks, changes, weight)
-    expected = torch.nn.functional.softplus(logits[[0, 2]]).mean()  # nothing was drawn
+    logits, nothing_drawn = torch.randn(4, 2, 4, 4), torch.zeros(4, 2, 64, 64)
+    loss = auxiliary_loss(logits, nothing_drawn, torch.tensor([2.0, 0.0, 2.0, 0.0]))
+    expected = torch.nn.functional.softplus(logits[[0, 2]]).mean()
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
-    batch = trainer.batch(np.arange(8))
+    trainer = make_trainer(small, tmp_path, synthetic=0.5, aux_loss=1.0, defects=few_defects(3))
+    batch = batch_of(trainer, 8)
     clean = (trainer.train_set.labels[:8] == 0).all(1)
-    assert 0 < clean.sum() < 8 and batch["aux_weight"].tolist() == pytest.approx(clean * 8 / clean.sum())
+    assert 0 < clean.sum() < 8 and batch.aux_weight.tolist() == pytest.approx(clean * 8 / clean.sum())
 
 
 def test_noise_is_in_half_of_the_images_up_to_its_level(small, tmp_path):
-    noise = make_trainer(small, tmp_path, noise_std=20.0).batch(np.arange(40))["noise"]
+    noise = batch_of(make_trainer(small, tmp_path, noise_std=20.0), 40).noise
     sigma = 255 * noise.std((1, 2, 3))
     assert noise.shape == (40, 1, 64, 64) and 10 < (sigma == 0).sum() < 30
     assert 10 < sigma.max() < 21 and sigma[sigma > 0].median() < 10
 
 
 def test_noise_follows_from_the_step(small, tmp_path):
-    trainer, rows = make_trainer(small, tmp_path, noise_std=20.0), np.arange(40)
-    noise = trainer.batch(rows)["noise"]
-    assert torch.equal(noise, trainer.batch(rows)["noise"])
+    trainer = make_trainer(small, tmp_path, noise_std=20.0)
+    noise = batch_of(trainer, 40).noise
+    assert torch.equal(noise, batch_of(trainer, 40).noise)
     trainer.step = 1
-    assert not torch.equal(noise, trainer.batch(rows)["noise"])
+    assert not torch.equal(noise, batch_of(trainer, 40).noise)
 
 
-def test_each_process_has_its_share_of_the_noise(small, tmp_path, monkeypatch):
-    trainer, rows = make_trainer(small, tmp_path, noise_std=20.0), np.arange(40)
-    noise = trainer.batch(rows)["noise"]
-    monkeypatch.setattr("trainer.rank", lambda: 1)
-    monkeypatch.setattr("trainer.world", lambda: 4)
-    assert torch.equal(trainer.batch(rows)["noise"], noise[1::4])
+def test_each_process_has_its_share_of_a_batch(small, tmp_path, monkeypatch):
+    changes = {"noise_std": 20.0, "light": 0.2, "dihedral": True, "synthetic": 0.5, "aux_loss": 1.0}
+    trainer = make_trainer(small, tmp_path, **changes, defects=few_defects())
+    whole = batch_of(trainer, 39).tensors()
+    monkeypatch.setattr("elcells.training.batches.rank", lambda: 1)
+    monkeypatch.setattr("elcells.training.batches.world", lambda: 4)
+    part = batch_of(trainer, 39)
+    assert part.share == pytest.approx(10 / (39 / 4)) and part.tensors().keys() == whole.keys()
+    for name, tensor in part.tensors().items():
+        assert torch.equal(tensor, whole[name][1::4]), name
 
 
 def test_without_noise_there_is_none(small, tmp_path):
-    assert make_trainer(small, tmp_path).batch(np.arange(40))["noise"] is None
+    assert batch_of(make_trainer(small, tmp_path), 40).noise is None
 
 
 def test_the_network_sees_the_noise(small, tmp_path):
     losses = []
     for level in (0, 100):
         trainer = make_trainer(small, tmp_path)
-        images, labels = trainer.train_set.batch(range(8))
-        noise = torch.randn(8, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * level / 255
-        changes = draw_changes(8, torch.Generator().manual_seed(0))
-        losses.append([float(trainer.train_step(images, labels, changes, noise=n)) for n in (None, noise)])
+        batch = batch_of(trainer, 8)
+        plain = float(trainer.train_step(batch))
+        batch.noise = torch.randn(8, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * level / 255
+        losses.append([plain, float(trainer.train_step(batch))])
         assert all(np.isfinite(losses[-1]))
     assert losses[0][0] == losses[1][0] and losses[0][1] != losses[1][1]
 
@@ -364,10 +372,8 @@ def test_the_gray_stem_is_computed_in_channels_last():
 
 @pytest.mark.parametrize("aux_loss", [0.0, 1.0])
 def test_frozen_stages_stay_as_they_are_and_the_others_learn(small, tmp_path, aux_loss):
-    defects = SyntheticDefects(size=64, counts={"crack": 8, "inactive": 8, "distractor": 8})
-    trainer = make_trainer(
-        small, tmp_path, freeze_stages=2, epochs=1, optimizer="adamw", synthetic=0.5, aux_loss=aux_loss, defects=defects
-    )
+    changes = {"freeze_stages": 2, "epochs": 1, "optimizer": "adamw", "synthetic": 0.5, "aux_loss": aux_loss}
+    trainer = make_trainer(small, tmp_path, **changes, defects=few_defects())
     before = weights(trainer)
     assert trainer.fit()
     after, still = weights(trainer), ("stem.", "blocks.0.", "blocks.1.", "blocks.2.", "blocks.3.")
@@ -381,99 +387,20 @@ def test_the_learning_rate_falls_in_steps():
     assert {e: step_decay(e) for e in expected} == pytest.approx(expected)
 
 
-# ---------------------------------------------------------------- metrics
-
-
-@pytest.fixture
-def predictions():
-    rng = np.random.default_rng(0)
-    labels = (rng.random((200, 2)) < 0.3).astype(np.float32)
-    return labels, np.clip(0.4 * labels + 0.6 * rng.random((200, 2)), 0, 1)
-
-
-def test_metrics_are_scikit_learns(predictions):
-    labels, p = predictions
-    table = metrics_table(labels, p, [0.5, 0.6], ("crack", "inactive"))
-    for i, (name, t) in enumerate((("crack", 0.5), ("inactive", 0.6))):
-        y, called, m = labels[:, i], p[:, i] >= t, table[name]
-        precision, recall, f1, _ = sklearn.metrics.precision_recall_fscore_support(y, called, average="binary")
-        assert (m["precision"], m["recall"], m["f1"]) == pytest.approx((precision, recall, f1))
-        assert m["average_precision"] == sklearn.metrics.average_precision_score(y, p[:, i])
-        assert [[m["tn"], m["fp"]], [m["fn"], m["tp"]]] == sklearn.metrics.confusion_matrix(y, called).tolist()
-    assert table["mean"]["f1"] == pytest.approx((table["crack"]["f1"] + table["inactive"]["f1"]) / 2)
-
-
-def test_the_threshold_of_calibrated_probabilities_gives_the_best_f1_on_other_cells():
-    rng = np.random.default_rng(0)
-    p = rng.beta(0.4, 1.6, (20_000, 2))
-    labels = (rng.random(p.shape) < p).astype(np.float32)
-    thresholds = f1_thresholds(labels[:300], p[:300])
-    others = f1_scores(labels[300:], p[300:], thresholds)
-    best = np.max([f1_scores(labels[300:], p[300:], t) for t in np.linspace(0, 1, 201)], axis=0)
-    assert (others > best - 0.005).all()
-    assert thresholds == pytest.approx(best / 2, abs=0.03)  # Lipton et al.: half of the best F1
-    assert f1_thresholds(np.zeros((4, 1)), np.ones((4, 1))) == [0.5]
-    assert f1_thresholds(np.array([[1], [0]]), np.array([[0.9], [0.1]])) == [0.5]
-
-
-def test_the_recall_threshold_misses_no_more_than_one_in_twenty(predictions):
-    labels, p = predictions
-    thresholds = np.array(recall_thresholds(labels, p))
-    for t, slack in ((thresholds, 0), (thresholds + 0.02, 1)):
-        missed = ((p < t) & (labels == 1)).sum(0) / labels.sum(0)
-        assert (missed <= 0.05).all() if not slack else (missed > 0.03).all()
-    assert recall_thresholds(np.zeros((4, 1)), np.ones((4, 1))) == [0.5]
-
-
-def test_temperatures_calibrate_and_change_no_decision_at_one_half():
-    rng = np.random.default_rng(0)
-    true = rng.random((20000, 1))
-    labels = (rng.random(true.shape) < true).astype(np.float32)
-    sure = calibrated(true, [1 / 2.5])  # logits 2.5 times too large
-    (temperature,) = fit_temperatures(labels, sure)
-    assert temperature == pytest.approx(2.5, rel=0.05)
-    better = calibrated(sure, [temperature])
-    assert calibration_error(labels[:, 0], better[:, 0]) < 0.015 < 0.1 < calibration_error(labels[:, 0], sure[:, 0])
-    assert ((better >= 0.5) == (sure >= 0.5)).all()
-    assert fit_temperatures(np.zeros((4, 1)), np.full((4, 1), 0.3)) == [1.0]
-
-
-def test_reliability_counts_every_cell_once():
-    table = reliability([0, 1, 1, 0], [0.0, 1.0, 0.95, 0.31])
-    assert table[:, 0].tolist() == [1, 0, 0, 1, 0, 0, 0, 0, 0, 2]
-    assert table[9, 1:].tolist() == pytest.approx([0.975, 1]) and np.isnan(table[1, 1:]).all()
-    assert calibration_error([0, 1, 1, 0], [0.0, 1.0, 0.95, 0.31]) == pytest.approx((0.31 + 0.05) / 4)
-
-
 def test_the_checkpoint_carries_temperatures_and_operating_points_of_its_validation_part(small, tmp_path):
     trainer = make_trainer(small, tmp_path)
     trainer.val_set = trainer.train_set
     trainer.fit()
     model, _ = load_model(tmp_path / "last.ckp")
     _, labels, probabilities = trainer.evaluate(trainer.val_set)
-    points = model.config["operating_points"]
-    assert 1.0 not in model.config["temperatures"] and model.config["thresholds"] == points["f1"]
-    assert points["f1"] == pytest.approx(f1_thresholds(labels, probabilities), abs=1e-5)
-    assert points["recall"] == pytest.approx(recall_thresholds(labels, probabilities), abs=1e-5)
-    model.set_operating_point("recall")
-    assert model.config["thresholds"] == model.config["operating_points"]["recall"]
-    with pytest.raises(InputError, match="no operating point 'best', the checkpoint has f1, recall"):
-        model.set_operating_point("best")
-
-
-def test_a_part_without_positives_has_no_ranking_figures():
-    m = metrics_table(np.zeros((3, 1)), np.full((3, 1), 0.1), [0.5], ["crack"])
-    assert m["crack"]["f1"] == 0 and m["crack"]["average_precision"] is None and m["mean"]["roc_auc"] is None
-
-
-def test_the_interval_holds_the_score_and_draws_groups(predictions):
-    labels, p = predictions
-    low, high = bootstrap_mean_f1(labels, p, [0.5, 0.5], np.arange(200))
-    assert low < f1_scores(labels, p).mean() < high
-    wide = bootstrap_mean_f1(labels, p, [0.5, 0.5], np.arange(200) // 20)
-    doubled = bootstrap_mean_f1(np.tile(labels, (2, 1)), np.tile(p, (2, 1)), [0.5, 0.5], np.tile(np.arange(200), 2))
-    assert doubled == (low, high)  # a cell's variants add nothing
-    assert wide != (low, high)
+    calibration = model.calibration
+    assert 1.0 not in calibration.temperatures and model.calibration_tta is None
+    p = [calibrated(probabilities[:, i], 1.0) for i in range(2)]
+    assert calibration.thresholds() == pytest.approx([expected_f1_threshold(p[i]) for i in range(2)], abs=1e-5)
+    recall = [recall_threshold(labels[:, i], p[i]) for i in range(2)]
+    assert calibration.thresholds("recall") == pytest.approx(recall, abs=1e-5)
+    with pytest.raises(InputError, match="no operating point 'best', the network has f1, recall"):
+        calibration.thresholds("best")
 
 
 def test_a_device_that_is_not_there_is_refused():
@@ -493,7 +420,7 @@ def test_eight_symmetries_take_no_more_memory_than_one(small):
     model.network.register_forward_pre_hook(lambda network, images: seen.append(len(images[0])))
     evaluate(model, cells)
     most = max(seen)
-    model.config["tta"] = True
-    _, _, probabilities = evaluate(model, cells)
+    model.calibration_tta = model.calibration
+    _, _, probabilities = evaluate(model, cells, tta=True)
     assert max(seen) == most == 32 and sum(seen) == 9 * len(cells)
-    assert np.abs(probabilities - evaluate(model, cells, batch_size=8)[2]).max() < 1e-6
+    assert np.abs(probabilities - evaluate(model, cells, tta=True, batch_size=8)[2]).max() < 1e-6

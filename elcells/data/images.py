@@ -1,4 +1,4 @@
-"""Image files as gray arrays of one size: finding, opening, decoding; and the constants of the input."""
+"""Image files as gray arrays of one size: finding, opening and decoding them."""
 
 import glob
 import os
@@ -16,20 +16,29 @@ from elcells.files import InputError
 
 IMAGE_SIZE = 300  # side in pixels
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm"}
-MAX_PIXELS = 100_000_000  # an image that claims more is refused before it is decoded
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, of another size and with another message
-NEARLY_BLACK = 0.13  # mean pixel in 0..1; darker cells of ELPV are but noise, and labelled neither (doc/labels.md)
-SQUARE = 1.05  # up to this ratio of its sides an image is stretched to a square
-DEPTHS = (10, 12, 14, 16, 20, 24, 32)  # bits that cameras have
-MODULE_SIDE, MODULE_PIECES = 420, 20  # pixels in which whole modules are told from cells; pieces that make one
-MODULE_FROM = 600  # a square image of fewer pixels a side is taken as a cell unseen
-LIKE_MODULE = "look like whole modules, not cells: predict.py takes them with --grid COLUMNSxROWS"
-BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE_VALUE = 258, 262, 281  # tags of TIFF
 THREADS = max(2, os.cpu_count() or 2)  # for decoding and encoding images; zlib runs outside Python's lock
+NEARLY_BLACK = 0.13  # mean pixel in 0..1; darker cells of ELPV are only noise and have neither label (doc/labels.md)
+SQUARE = 1.05  # up to this ratio of its sides an image is stretched to a square
+
+MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
+Image.MAX_IMAGE_PIXELS = None  # switches off Pillow's own limit, which differs
+DEPTHS = (10, 12, 14, 16, 20, 24, 32)  # bits per pixel of cameras
+BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE_VALUE = 258, 262, 281  # tags of TIFF
+
+LIKE_MODULE = "look like whole modules, not cells: predict.py takes them with --grid COLUMNSxROWS"
+CELL_SIDE = 600  # square images of at most so many pixels a side are never taken for modules
+MODULE_SIDE = 420  # pixels of the longer side at which modules are told from cells
+MODULE_PIECES = 20  # similar pieces that make a module
+LINE_WINDOW = 7  # pixels; lines between pieces are narrower
+LINE_DEPTH = 0.12  # share of the local brightness by which a line is darker
+PIECE_BRIGHTNESS = 0.2  # of the bright pixels' level; darker pixels belong to no piece
+PIECE_AREA = 60  # least pixels of a piece
+PIECE_FILL = 0.45  # least share of its bounding box that a piece fills
+PIECES_SHARE = 0.06  # least share of the image that the similar pieces cover together
 
 
 def as_stored(path):
-    """A path as the file system has it, where that is in another Unicode form (Macs write u and two dots, not ü)."""
+    """The Path as the file system has it, which may use the other Unicode form (Macs write ü as u and two dots)."""
     if not path.exists():
         for form in ("NFC", "NFD"):
             other = path.with_name(unicodedata.normalize(form, path.name))
@@ -39,65 +48,73 @@ def as_stored(path):
 
 
 def file_of(path):
-    """The file that holds an image, a Path, and the number of its page in there, from 0: FILE#page=2 is FILE's page 1.
+    """The file (Path) that holds an image, and the number of the image's page from 0: FILE#page=2 is page 1 of FILE.
 
-    A file that is called so itself is that file.
+    A file whose own name ends like that is taken as it is.
     """
-    file, found = as_stored(Path(path)), re.fullmatch(r"(.*)#page=(\d+)", str(path), re.DOTALL)
-    if found and not file.exists():
-        return as_stored(Path(found[1])), int(found[2]) - 1
-    return file, 0
+    file = as_stored(Path(path))
+    page = re.fullmatch(r"(.*)#page=(\d+)", str(path), re.DOTALL)
+    if page is None or file.exists():
+        return file, 0
+    return as_stored(Path(page[1])), int(page[2]) - 1
 
 
 def pages_of(path):
-    """Names of a file's images, as open_image takes them: the file's, or FILE#page=1 … of a TIFF of several pages.
+    """Names of a file's images for open_image: [path], or FILE#page=1 ... of a TIFF of several pages.
 
-    Pages of another size than the first (previews) do not count; a file that can't be read is its own one image.
+    Pages of another size than the first (previews) are skipped. A file that can't be read counts as one image.
     """
     if Path(path).suffix.lower() not in (".tif", ".tiff"):
         return [path]
+    sizes = []
     try:
         with Image.open(path) as image:
-            sizes = []
             for number in range(getattr(image, "n_frames", 1)):
                 image.seek(number)
                 sizes.append(image.size)
     except Exception:
         return [path]
-    pages = [f"{path}#page={number + 1}" for number, size in enumerate(sizes) if size == sizes[0]]
+    pages = [f"{path}#page={number}" for number, size in enumerate(sizes, 1) if size == sizes[0]]
     return pages if len(pages) > 1 else [path]
 
 
 def find_images(inputs):
-    """Image files of folders (searched recursively, by suffix), globs, files, and "-" (a list on stdin, a line each);
-    of TIFFs of several pages each page.
+    """Find the image files of folders (searched recursively, by suffix), globs, files, and "-" (a list on stdin).
 
-    Yields str paths, each folder's in order of name, each path once. Raises InputError for one that leads nowhere.
+    Yields each str path once, a folder's in order of name; each page of a TIFF counts as an image.
+    Raises InputError for an input that leads nowhere.
     """
     seen = set()
-    for given in inputs:
-        if given == "-":
-            found = (line.rstrip("\r\n") for line in sys.stdin)
-        elif os.path.isdir(given):
-            found = walk(given)
-        elif os.path.exists(given):
-            found = [given]
-        elif (stored := as_stored(Path(given))).exists():
-            found = [str(stored)]
-        elif file_of(given)[0].exists():
-            found = [given]
-        else:
-            found = sorted(p for p in glob.glob(given, recursive=True) if Path(p).suffix.lower() in SUFFIXES)
-            if not found:
-                raise InputError(f"{given}: no such file or folder, and no image matches it")
-        for path in (page for file in found if file for page in pages_of(file)):
-            if path not in seen:
-                seen.add(path)
-                yield path
+    for name in inputs:
+        for file in _files_of(name):
+            for page in pages_of(file):
+                if page not in seen:
+                    seen.add(page)
+                    yield page
 
 
-def walk(folder):
-    """Image files below a folder, sorted folder by folder; a folder that links lead back to is entered once."""
+def _files_of(name):
+    """The str paths that one input of find_images stands for."""
+    if name == "-":
+        lines = (line.rstrip("\r\n") for line in sys.stdin)
+        return (line for line in lines if line)
+    if os.path.isdir(name):
+        return _walk(name)
+    if os.path.exists(name):
+        return [name]
+    stored = as_stored(Path(name))
+    if stored.exists():
+        return [str(stored)]
+    if file_of(name)[0].exists():  # a page of a file
+        return [name]
+    matches = sorted(path for path in glob.glob(name, recursive=True) if Path(path).suffix.lower() in SUFFIXES)
+    if not matches:
+        raise InputError(f"{name}: no such file or folder, and no image matches it")
+    return matches
+
+
+def _walk(folder):
+    """Yield the image files below a folder, sorted folder by folder; links are followed, but no folder twice."""
     entered = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
@@ -105,23 +122,23 @@ def walk(folder):
             folders.clear()
             continue
         entered.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
                 yield os.path.join(root, name)
 
 
 def open_image(path):
-    """Open an image file, or a page of one (`pages_of`), as an upright, decoded PIL image of its own mode.
+    """Open an image file, or a page of one (`pages_of`), as an upright, decoded PIL image in its own mode.
 
-    What a TIFF says of its pixels stands in the image's info: stored and used bits of a sample (0: unknown) and
-    white_is_zero.
-    Raises InputError for a file that is missing, no image, damaged, or larger than MAX_PIXELS.
+    What a TIFF says about its pixels is added to the image's info: "stored" and "bits", the stored and the used bits
+    per sample (0: unknown), and "white_is_zero".
+    Raises InputError for a file that is missing, damaged, no image, or larger than MAX_PIXELS.
     """
     file, page = file_of(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, about what it could make nothing of
+            warnings.simplefilter("ignore")  # Pillow's, about metadata that it does not understand
             image = Image.open(file)
             image.seek(page)
             if image.width * image.height > MAX_PIXELS:
@@ -130,11 +147,7 @@ def open_image(path):
                     "allowed; cut it into cells first"
                 )
             image.load()
-            tags = getattr(image, "tag_v2", {})
-            bits, most = tags.get(BITS_PER_SAMPLE, (0,))[0], tags.get(MAX_SAMPLE_VALUE, (0,))
-            image.info["stored"] = bits
-            image.info["bits"] = int(np.max(most)).bit_length() or (bits if bits % 8 else 0)
-            image.info["white_is_zero"] = tags.get(PHOTOMETRIC) == 0
+            _note_tiff_tags(image)
             return ImageOps.exif_transpose(image)
     except InputError:
         raise
@@ -144,38 +157,51 @@ def open_image(path):
         raise InputError(f"{path}: can't be read as an image ({error})") from None
 
 
+def _note_tiff_tags(image):
+    """Add to an image's info what a TIFF says about its pixels (see open_image)."""
+    tags = getattr(image, "tag_v2", {})
+    stored = tags.get(BITS_PER_SAMPLE, (0,))[0]
+    used = int(np.max(tags.get(MAX_SAMPLE_VALUE, (0,)))).bit_length()
+    if used == 0 and stored % 8:
+        used = stored
+    image.info["stored"] = stored
+    image.info["bits"] = used
+    image.info["white_is_zero"] = tags.get(PHOTOMETRIC) == 0
+
+
 def deep_levels(image):
-    """Gray levels of an image of more than 8 bits as float32 (H, W) in 0..255, and what was assumed (list of str).
+    """Gray levels of a PIL image of more than 8 bits: (float32 (H, W) in 0..255, list of assumptions as str).
 
     Full scale is what the file says, else the least of DEPTHS that holds all pixels. An image that leaves the upper
-    half of it empty is brightened, as 8 bits would leave it few levels; a nearly black one is left black.
+    half of its scale empty is brightened, because 8 bits would leave it few levels; a nearly black one is not.
     """
-    pixels, notes = np.asarray(image).astype(np.float64), []
-    stored = image.info.get("stored") or (16 if image.mode.startswith("I;16") else 32)
+    pixels = np.asarray(image).astype(np.float64)
+    notes = []
     if pixels.min() < 0:
         notes.append("have negative pixels, which are taken as black")
         pixels = pixels.clip(0)
     depth = image.info.get("bits", 0)
-    if not depth or pixels.max() >= 2**depth:  # unknown, or not true
+    if depth == 0 or pixels.max() >= 2**depth:  # unknown, or wrong
         depth = next(d for d in DEPTHS if pixels.max() < 2**d)
+    stored = image.info.get("stored") or (16 if image.mode.startswith("I;16") else 32)
     if depth < stored:
         notes.append(f"use {depth} of {stored} bits")
     levels = pixels / (2**depth - 1)
     if image.info.get("white_is_zero"):
         levels = 1 - levels
-        notes.append("are negatives by what the file says (white is zero)")
-    bright = float(np.quantile(levels, 0.999))
-    if bright < 0.5 and levels.mean() >= NEARLY_BLACK:
-        levels = levels / bright
+        notes.append("are negatives according to their files (white is zero)")
+    brightest = float(np.quantile(levels, 0.999))  # hot pixels aside
+    if brightest < 0.5 and levels.mean() >= NEARLY_BLACK:
+        levels = levels / brightest
         notes.append("are underexposed and were brightened")
     return (255 * levels.clip(0, 1)).astype(np.float32), notes
 
 
 def as_gray(path):
-    """An image as a gray PIL image in its own size, and what was assumed of it (list of str).
+    """An image as a gray PIL image in its own size, and what was assumed about it (list of str).
 
-    8-bit gray, palette, RGB, RGBA and CMYK become mode L (ITU-R 601 luma), deeper ones F in 0..255 (`deep_levels`).
-    Raises InputError as open_image does.
+    8-bit gray, palette, RGB, RGBA and CMYK become mode L (ITU-R 601 luma), deeper ones mode F in 0..255
+    (`deep_levels`). Raises InputError as open_image does, and for floating-point pixels.
     """
     image = open_image(path)
     if image.mode == "F":
@@ -186,53 +212,20 @@ def as_gray(path):
     return image.convert("L"), []
 
 
-def looks_like_module(gray):
-    """True if a gray PIL image shows many alike pieces between dark lines, as a module does and a cell does not.
-
-    Strips between busbars count too: three and more a cell. A cell has a handful, of any size.
-    """
-    factor = MODULE_SIDE / max(gray.size)
-    small = gray.convert("L").resize([max(1, round(n * factor)) for n in gray.size], Image.Resampling.BILINEAR)
-    levels = np.asarray(small, np.float32)
-    closed, bright = ndimage.grey_closing(levels, (7, 7)), 0.2 * np.percentile(levels, 95)
-    lines = closed - levels > 0.12 * np.maximum(closed, bright)
-    labels, count = ndimage.label(ndimage.binary_opening(~lines & (levels > bright), np.ones((3, 3))))
-    if count < MODULE_PIECES:
-        return False
-    area = np.bincount(labels.ravel())[1:]
-    box = np.array([np.prod([part.stop - part.start for part in where]) for where in ndimage.find_objects(labels)])
-    pieces = area[(area > 60) & (area > 0.45 * box)]
-    alike = pieces[np.abs(np.log2(pieces / np.median(pieces))) < 1] if len(pieces) else pieces
-    return len(alike) >= MODULE_PIECES and alike.sum() > 0.06 * levels.size
-
-
 def examine(path, size=IMAGE_SIZE):
-    """Read an image as gray, 8 bit, size x size, and tell what was assumed.
+    """Read an image as gray, 8 bit, size x size, and tell what was assumed about it.
 
-    An image that is no square is mirrored at its longer edges until it is one, so that nothing is stretched. Other
-    sizes are resized with antialiasing (Pillow, bilinear).
+    An image that is not square is mirrored at its longer edges until it is, so that nothing is stretched. Other sizes
+    are resized with antialiasing (Pillow, bilinear).
     Returns (uint8 (size, size), list of str). Raises InputError as `as_gray` does.
     """
     gray, notes = as_gray(path)
-    no_square = max(gray.size) > SQUARE * min(gray.size)
-    if (no_square or min(gray.size) > MODULE_FROM) and looks_like_module(gray):
+    may_be_module = not _is_square(gray) or min(gray.size) > CELL_SIDE
+    if may_be_module and looks_like_module(gray):
         notes.append(LIKE_MODULE)
-    if no_square:
-        notes.append("are no squares and were mirrored to one")
+    if not _is_square(gray):
+        notes.append("are not square and were mirrored to a square")
     return to_square(gray, size), notes
-
-
-def to_square(gray, size=IMAGE_SIZE):
-    """A gray PIL image, mode L or F, as uint8 (size, size), mirrored at its longer edges where it is no square."""
-    if max(gray.size) > SQUARE * min(gray.size):
-        short, long = min(gray.size), max(gray.size)
-        missing = (long - short) // 2, long - short - (long - short) // 2
-        around = [(0, 0), missing] if gray.width == short else [missing, (0, 0)]
-        gray = Image.fromarray(np.pad(np.asarray(gray), around, "symmetric"))
-    if gray.size != (size, size):
-        gray = gray.resize((size, size), Image.Resampling.BILINEAR)
-    pixels = np.array(gray)
-    return pixels if pixels.dtype == np.uint8 else np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
 def read_image(path, size=IMAGE_SIZE):
@@ -240,9 +233,54 @@ def read_image(path, size=IMAGE_SIZE):
     return examine(path, size)[0]
 
 
+def to_square(gray, size=IMAGE_SIZE):
+    """A gray PIL image (mode L or F) as uint8 (size, size), mirrored at its longer edges unless it is square."""
+    if not _is_square(gray):
+        missing = abs(gray.width - gray.height)
+        around = (missing // 2, missing - missing // 2)
+        padding = [(0, 0), around] if gray.width < gray.height else [around, (0, 0)]
+        gray = Image.fromarray(np.pad(np.asarray(gray), padding, "symmetric"))
+    if gray.size != (size, size):
+        gray = gray.resize((size, size), Image.Resampling.BILINEAR)
+    pixels = np.array(gray)
+    if pixels.dtype == np.uint8:
+        return pixels
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+def _is_square(gray):
+    return max(gray.size) <= SQUARE * min(gray.size)
+
+
+def looks_like_module(gray):
+    """True if a gray PIL image shows many similar pieces between dark lines, as modules do and cells do not.
+
+    Strips between busbars count as pieces too: a module has three or more per cell, a cell a handful of any size.
+    """
+    factor = MODULE_SIDE / max(gray.size)
+    small = gray.convert("L").resize([max(1, round(n * factor)) for n in gray.size], Image.Resampling.BILINEAR)
+    levels = np.asarray(small, np.float32)
+    without_lines = ndimage.grey_closing(levels, (LINE_WINDOW, LINE_WINDOW))
+    least_level = PIECE_BRIGHTNESS * np.percentile(levels, 95)
+    is_line = without_lines - levels > LINE_DEPTH * np.maximum(without_lines, least_level)
+    is_piece = ndimage.binary_opening(~is_line & (levels > least_level), np.ones((3, 3)))
+    labels, _ = ndimage.label(is_piece)
+    areas = np.bincount(labels.ravel())[1:]
+    boxes = np.array([(y.stop - y.start) * (x.stop - x.start) for y, x in ndimage.find_objects(labels)])
+    areas = areas[(areas > PIECE_AREA) & (areas > PIECE_FILL * boxes)]
+    if len(areas) < MODULE_PIECES:
+        return False
+    similar = areas[np.abs(np.log2(areas / np.median(areas))) < 1]  # half to twice the median
+    return len(similar) >= MODULE_PIECES and similar.sum() > PIECES_SHARE * levels.size
+
+
 def as_lines(notes):
-    """Lines such as "40 images use 12 of 16 bits" of a Counter of what `examine` assumed."""
-    return [f"{n} image{'s' * (n != 1)} {note}." for note, n in sorted(notes.items())]
+    """Lines such as "40 images use 12 of 16 bits." from a Counter of what `examine` assumed."""
+    lines = []
+    for note, count in sorted(notes.items()):
+        images = "image" if count == 1 else "images"
+        lines.append(f"{count} {images} {note}.")
+    return lines
 
 
 def symmetries(images):

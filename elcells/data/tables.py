@@ -1,4 +1,4 @@
-"""`;`-separated tables as text: decoding, rows, columns, with the line of whatever is wrong."""
+"""Reading `;`-separated tables as text; every error names the file and the line."""
 
 import codecs
 import csv
@@ -10,12 +10,12 @@ import pandas as pd
 from elcells.files import InputError
 
 CLASSES = ("crack", "inactive")  # label columns, in the order of a network's outputs
-UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def decode(raw):
-    """Bytes of a text file as str: UTF-16 where its mark says so (Excel), UTF-8 with or without one, else Latin-1."""
-    if raw.startswith(UTF16):
+    """Bytes of a text file as str: UTF-16 if it starts with that byte order mark (Excel), else UTF-8, else Latin-1."""
+    if raw.startswith(UTF16_MARKS):
         return raw.decode("utf-16", errors="replace")
     try:
         return raw.decode("utf-8-sig")
@@ -24,46 +24,65 @@ def decode(raw):
 
 
 def read_rows(path, wanted):
-    """A table as a DataFrame of stripped str, whose index is the lines of the file; rows without any text are left out.
+    """Read a table as a DataFrame of stripped str, indexed by line number in the file; empty rows are left out.
 
-    wanted: columns that it must have. Raises InputError, naming the line, for a file that can't be read, another
-    separator, missing or doubled columns, rows that are too long, or no rows.
+    wanted: columns that the table must have.
+    Raises InputError, naming the line, for a file that can't be read, another separator, missing or repeated columns,
+    rows that are too long, or no rows.
     """
     path = Path(path)
+    lines = _split_lines(path)
+    columns = lines.pop(1, [])
+    _check_header(path, columns, wanted)
+    rows = {}
+    for line, fields in lines.items():
+        if any(fields[len(columns) :]):
+            raise InputError(
+                f"{path}, line {line}: {len(fields)} fields, but the header has {len(columns)}; correct the row"
+            )
+        if any(fields):
+            padding = [""] * (len(columns) - len(fields))
+            rows[line] = fields[: len(columns)] + padding
+    if not rows:
+        raise InputError(f"{path}: no rows below the header; add one row per image")
+    return pd.DataFrame(rows.values(), list(rows), columns, dtype=str)
+
+
+def _split_lines(path):
+    """The stripped fields of each row as a dict: number of the row's last line -> list of str."""
     try:
         text = decode(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror}); give another table") from None
     reader = csv.reader(io.StringIO(text, newline=None), delimiter=";")
-    rows = {}
+    lines = {}
     try:
-        for row in reader:
-            rows[reader.line_num] = [field.strip() for field in row]
+        for fields in reader:
+            lines[reader.line_num] = [field.strip() for field in fields]
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: not a row of a ';'-separated table ({error})") from None
-    columns = rows.pop(1, [])
-    missing = [c for c in wanted if c not in columns]
+    return lines
+
+
+def _check_header(path, columns, wanted):
+    """Raise InputError unless all wanted columns are there and no column is repeated."""
+    missing = [name for name in wanted if name not in columns]
     if missing:
-        other = next((s for s in (",", "\t") if len(columns) == 1 and s in columns[0]), None)
-        if other:
-            raise InputError(f"{path}, line 1: columns are separated by {other!r}, expected ';'")
+        for separator in (",", "\t"):
+            if len(columns) == 1 and separator in columns[0]:
+                raise InputError(f"{path}, line 1: columns are separated by {separator!r}, expected ';'")
         raise InputError(
             f"{path}, line 1: no column {missing[0]!r} (found: {', '.join(columns)[:200] or 'nothing'}); "
             f"the table needs {';'.join(wanted)}"
         )
-    doubled = [c for c in dict.fromkeys(columns) if columns.count(c) > 1]
-    if doubled:
-        raise InputError(f"{path}, line 1: column {doubled[0]!r} stands there twice; remove one")
-    for line, row in rows.items():
-        if any(row[len(columns) :]):
-            raise InputError(f"{path}, line {line}: {len(row)} fields, but the header has {len(columns)}; mend the row")
-    rows = {line: (row + [""] * len(columns))[: len(columns)] for line, row in rows.items() if any(row)}
-    if not rows:
-        raise InputError(f"{path}: no rows below the header; add one row an image")
-    return pd.DataFrame(rows.values(), list(rows), columns, dtype=str)
+    for name in columns:
+        if columns.count(name) > 1:
+            raise InputError(f"{path}, line 1: column {name!r} appears twice; remove one")
 
 
 def in_order(identifier):
-    """Key to sort identifiers by: numbers by their value, before all others."""
+    """Sort key for identifiers: numbers by value come first, then other text in alphabetical order."""
     text = str(identifier)
-    return (0, int(text), text) if text.isdecimal() else (1, 0, text)
+    if text.isdecimal():
+        return (0, int(text), text)
+    return (1, 0, text)

@@ -7,43 +7,49 @@
 import importlib
 import importlib.util
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from elcells.files import InputError, reason
 
-# onnxruntime, openvino and onnx are imported by the engine that uses them.
+# onnxruntime, openvino and onnx are imported by the functions that use them.
 
 ENGINES = ("auto", "onnxruntime", "openvino")
 PRECISIONS = ("float32", "auto")
+NEEDED_METADATA = {"classes", "operating_points", "image_size", "mean", "std", "input"}
 
 
+@dataclass(frozen=True)
 class Engine:
-    """Called with uint8 gray images (B, 1, S, S), returns float32 probabilities (B, C).
+    """A network as a function: takes uint8 gray images (B, 1, S, S), returns float32 probabilities (B, C).
 
-    classes: tuple of str. thresholds: float32 (C,), probabilities from which a cell counts as positive.
-    operating_points: dict of other such thresholds. image_size: S in pixels. name: what runs it. class_maps: function
-    from such images to class maps (B, C, h, w), or None.
+    classes: names, in the order of the probabilities. image_size: S in pixels. name: what runs the network.
+    operating_points: {name: one threshold a class}. class_maps: function from such images to class maps (B, C, h, w),
+    or None.
     """
 
-    def __init__(self, run, classes, thresholds, image_size, name, operating_points, class_maps=None):
-        self._run, self.classes, self.image_size, self.name = run, tuple(classes), int(image_size), name
-        self.thresholds, self.operating_points = np.asarray(thresholds, np.float32), operating_points
-        self.class_maps = class_maps
-
-    def set_operating_point(self, name):
-        """Take the thresholds of an operating point; raises InputError, listing them, where there is none such."""
-        if name not in self.operating_points:
-            raise InputError(f"no operating point {name!r}, the model has {', '.join(self.operating_points)}")
-        self.thresholds = np.asarray(self.operating_points[name], np.float32)
+    run: Callable
+    classes: tuple
+    image_size: int
+    name: str
+    operating_points: dict
+    class_maps: Callable | None = None
 
     def __call__(self, images):
-        return self._run(images)
+        return self.run(images)
+
+    def thresholds(self, point="f1"):
+        """Probabilities, float32 (C,), from which a cell counts as positive; InputError for an unknown point."""
+        if point not in self.operating_points:
+            raise InputError(f"no operating point {point!r}, the model has {', '.join(self.operating_points)}")
+        return np.asarray(self.operating_points[point], np.float32)
 
 
 def needed(package):
-    """A package that is only needed here, imported; InputError where it is not installed."""
+    """Import and return a package; InputError where it is not installed."""
     try:
         return importlib.import_module(package)
     except ImportError:
@@ -62,48 +68,54 @@ def read_onnx(path):
         raise InputError(f"{path}: no such model; make one with `python export_onnx.py`")
     try:
         proto = onnx.load(path, load_external_data=False)
-        metadata = {p.key: p.value for p in proto.metadata_props}
     except Exception as error:  # protobuf's own exceptions
         raise InputError(f"{path}: damaged or no ONNX file ({reason(error)})") from None
     if any(uses_external_data(t) for t in proto.graph.initializer):
         raise InputError(f"{path}: refers to data outside the file, which is refused; export it in one file")
+    foreign = InputError(f"{path}: not a file of `python export_onnx.py` (its inputs or metadata are different)")
     try:
-        metadata = {k: json.loads(metadata[k]) for k in metadata}
-        inputs = [i for i in proto.graph.input if i.name == "input"]
-        channels = inputs[0].type.tensor_type.shape.dim[1].dim_value
-        complete = {"classes", "thresholds", "image_size", "mean", "std", "input"} <= metadata.keys()
+        metadata = {p.key: json.loads(p.value) for p in proto.metadata_props}
+        [images] = proto.graph.input
+        channels = images.type.tensor_type.shape.dim[1].dim_value
     except (ValueError, IndexError):
-        complete = False
-    if not complete or len(proto.graph.input) != 1 or channels != (1 if metadata["input"] == "uint8" else 3):
-        raise InputError(f"{path}: not a file of `python export_onnx.py` (inputs or metadata are others)")
+        raise foreign from None
+    if images.name != "input" or not NEEDED_METADATA <= metadata.keys():
+        raise foreign
+    if channels != (1 if metadata["input"] == "uint8" else 3):
+        raise foreign
     return proto, metadata
 
 
 def _run_onnxruntime(path, threads, device, precision):
-    """A file in ONNX Runtime, on its CUDA provider where that is installed and `device` allows it; (function, name)."""
+    """(run, name) of a file in ONNX Runtime, on its CUDA provider where that is installed and `device` allows it."""
     onnxruntime = needed("onnxruntime")
     if precision != "float32":
         raise InputError(f"{path}: ONNX Runtime computes in the file's own precision; {precision} is for openvino")
-    cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    if device == "cuda" and not cuda:
+    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if device == "cuda" and not has_cuda:
         raise InputError(f"{path}: device cuda needs ONNX Runtime's CUDA provider; `pip install onnxruntime-gpu`")
-    fast = [("CUDAExecutionProvider", {"use_tf32": 0})] * (cuda and device != "cpu")
+    providers = ["CPUExecutionProvider"]
+    if has_cuda and device != "cpu":
+        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[*fast, "CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's own exceptions
         raise InputError(f"{path}: ONNX Runtime can't load it ({reason(error)})") from None
-    name = "onnxruntime on CUDA" if session.get_providers()[0].startswith("CUDA") else "onnxruntime"
+    on_cuda = session.get_providers()[0].startswith("CUDA")
+    name = "onnxruntime on CUDA" if on_cuda else "onnxruntime"
     return lambda images: session.run(["output"], {"input": images})[0], name
 
 
 def _run_openvino(path, threads, device, precision):
-    import openvino
-
+    """(run, name) of a file in OpenVINO."""
+    if importlib.util.find_spec("openvino") is None:
+        raise InputError("engine openvino is not installed; `pip install openvino`")
     if device == "cuda":
         raise InputError(f"{path}: OpenVINO has no device cuda; take onnxruntime for that")
+    import openvino
 
     # with two streams OpenVINO 2026.4 computed nonsense in 13 of 32 starts
     config = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
@@ -122,24 +134,22 @@ def _run_openvino(path, threads, device, precision):
 def open_model(path, engine="auto", threads=0, device="auto", precision="float32"):
     """Open an ONNX file as an Engine.
 
-    engine: "onnxruntime", "openvino", or "auto" (OpenVINO where it is installed, for a CPU).
+    engine: "onnxruntime", "openvino", or "auto" (OpenVINO where it is installed, except for CUDA).
     threads: of the arithmetic, 0 for all cores.
     device: "cpu", "cuda", or "auto" (CUDA where ONNX Runtime has it).
     precision: of OpenVINO's arithmetic, "float32", or "auto": bfloat16 where the processor is fast in it.
     """
-    _, about = read_onnx(path)
-    there = importlib.util.find_spec("openvino") is not None
-    if engine == "openvino" and not there:
-        raise InputError("engine openvino is not installed; `pip install openvino`")
-    engine = ("openvino" if there and device != "cuda" else "onnxruntime") if engine == "auto" else engine
-    run, name = {"onnxruntime": _run_onnxruntime, "openvino": _run_openvino}[engine](path, threads, device, precision)
-    if about["input"] == "uint8":
-        call = run
-    else:
-        mean, std = np.float32(about["mean"]), np.float32(about["std"])
+    _, metadata = read_onnx(path)
+    if engine == "auto":
+        has_openvino = importlib.util.find_spec("openvino") is not None
+        engine = "openvino" if has_openvino and device != "cuda" else "onnxruntime"
+    opener = _run_openvino if engine == "openvino" else _run_onnxruntime
+    run, name = opener(path, threads, device, precision)
+    run_gray = run
+    if metadata["input"] != "uint8":  # three normalised channels
+        mean, std = np.float32(metadata["mean"]), np.float32(metadata["std"])
 
-        def call(images):
+        def run_gray(images):
             return run(np.repeat((images.astype(np.float32) / 255 - mean) / std, 3, axis=1))
 
-    points = about.get("operating_points", {"f1": about["thresholds"]})
-    return Engine(call, about["classes"], about["thresholds"], about["image_size"], name, points)
+    return Engine(run_gray, tuple(metadata["classes"]), metadata["image_size"], name, metadata["operating_points"])

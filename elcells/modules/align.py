@@ -1,98 +1,162 @@
-"""Make the image of a single cell upright and tightly cropped, where the cell's border is to be seen in it.
+"""Turn the image of a single cell upright and crop it tightly, where it shows the cell's border.
 
-A square is fitted to where light ends on its four sides; what lies outside the image is unknown, not dark. Where no
-border shows, as in ELPV's own images, the image is left as it is.
+A square is fitted to where the light ends on its four sides; what lies outside the image is unknown, not dark. Where no
+border shows, as in ELPV's own images, the image is left as it is. Distances are in units of the image's side.
 """
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 from scipy.optimize import least_squares
 
-PIECES, STEP = 10, 0.004  # of each side; between samples, in sides
-WINDOWS = ((0.09, 0.024), (0.06, 0.02), (0.04, 0.016), (0.03, 0.012), (0.02, 0.012))  # in sides: search, flanks
+PIECES = 10  # of each side of the square
+STEP = 0.004  # of the image's side, between two samples
+START_DEGREES = range(-12, 13, 3)  # turns of the squares that are tried first
+START_SIZES = (0.8, 0.9, 1.0)
+START_WINDOW = (0.08, 0.02)
+WINDOWS = ((0.09, 0.024), (0.06, 0.02), (0.04, 0.016), (0.03, 0.012), (0.02, 0.012))  # search, flanks beside an edge
+LAST_WINDOW = (0.02, 0.012)
+DARK_BEHIND = 0.4  # of the light before an edge: the most behind it
+CLEAR_FALL = 0.5  # of the image's usual brightness: such a fall is a clear edge
+PRIOR = (0.003, 0.3, 0.02, 0.02)  # how much turn, size and shifts are held back
+CLEAR = 0.5  # from which a piece counts as seen
 
 
-def square(v, size):
-    """Corners (4, 2) of a square turned by v[0] (radians), exp(v[1]) times the image's size, moved by v[2:] sizes."""
-    c, s = np.cos(v[0]), np.sin(v[0])
-    unit = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
-    return (unit @ np.array([[c, s], [-s, c]]) * np.exp(v[1]) + v[2:]) * size + (size - 1) / 2
+@dataclass(frozen=True)
+class Square:
+    """A square in an image: its turn in radians, the logarithm of its size, and its shift to the right and down."""
+
+    turn: float = 0.0
+    log_size: float = 0.0
+    right: float = 0.0
+    down: float = 0.0
+
+    def vector(self):
+        """The four parameters as float (4,)."""
+        return np.array([self.turn, self.log_size, self.right, self.down])
+
+    def corners(self, size):
+        """Corners in pixels, float (4, 2), clockwise from the upper left, in an image of `size` (width, height)."""
+        cos, sin = np.cos(self.turn), np.sin(self.turn)
+        unit = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
+        turned = unit @ np.array([[cos, sin], [-sin, cos]])
+        return (turned * np.exp(self.log_size) + np.array([self.right, self.down])) * size + (size - 1) / 2
 
 
-def light_ends(image, v, window, flank):
-    """For each piece of the four sides, float (4, PIECES): where light ends, in sides outwards, and how clearly."""
+def sides_and_normals(corners):
+    """For each side of a square its vector to the next corner and, as long, its normal outwards: two float (4, 2)."""
+    along = np.roll(corners, -1, axis=0) - corners
+    return along, np.stack([along[:, 1], -along[:, 0]], 1)
+
+
+def light_ends(image, square, window, flank):
+    """For each piece of the four sides where the light ends, outwards, and how clearly: two float (4, PIECES)."""
     size = np.array(image.shape[::-1], float)
-    corners = square(v, size)
-    t = (np.arange(PIECES)[:, None] + np.linspace(0.1, 0.9, 5)) / PIECES
-    n = round(flank / STEP)
-    s = np.arange(-round(window / STEP) - n, round(window / STEP) + n + 1) * STEP
-    shift, clear = np.zeros((4, PIECES)), np.zeros((4, PIECES))
-    for k, (a, b) in enumerate(zip(corners, np.roll(corners, -1, axis=0))):
-        along = b - a
-        xy = a + t[..., None, None] * along + s[:, None] * np.array([along[1], -along[0]])
-        inside = ((xy > -0.5) & (xy < size - 0.5)).all(-1)
-        p = ndimage.map_coordinates(image, [xy[..., 1], xy[..., 0]], order=1, mode="nearest")
-        middle = np.ma.median(np.ma.array(p, mask=~inside), 1).filled(np.nan)
-        p = np.where(inside.sum(1) >= 3, middle, np.nan)
-        rows = np.lib.stride_tricks.sliding_window_view(p, 2 * n + 1, axis=1)
-        before, behind = rows[..., :n].mean(-1), rows[..., n + 1 :].mean(-1)
-        known = np.isfinite(before + behind)
-        r = np.where(known & (behind < 0.4 * before), before - behind, 0) / 0.5
-        at, best = s[n:-n], r.argmax(1)
-        w = np.where(np.abs(np.arange(len(at)) - best[:, None]) <= 2, r, 0) ** 2
-        shift[k] = (w * at).sum(1) / np.maximum(w.sum(1), 1e-9)
-        last = np.where(known, np.arange(len(at)), -1).max(1)
-        cut_off = (last < len(at) - 1) & (best >= last - 2)  # still falling where the image ends
-        clear[k] = np.where(cut_off, 0, np.clip(r.max(1), 0, 1))
-    return shift, clear
+    corners = square.corners(size)
+    along, normal = sides_and_normals(corners)
+    part = (np.arange(PIECES)[:, None] + np.linspace(0.1, 0.9, 5)) / PIECES
+    beside = round(flank / STEP)  # samples
+    reach = round(window / STEP) + beside
+    offset = np.arange(-reach, reach + 1) * STEP
+    ends = []
+    for corner, vector, outwards in zip(corners, along, normal):
+        points = corner + part[..., None, None] * vector + offset[:, None] * outwards
+        ends.append(light_end(median_profiles(image, points), offset, beside))
+    shift, clear = zip(*ends)
+    return np.array(shift), np.array(clear)
+
+
+def median_profiles(image, points):
+    """Median over the second axis of an image's brightness at points (N, M, S, 2): (N, S), NaN outside the image."""
+    size = np.array(image.shape[::-1], float)
+    inside = ((points > -0.5) & (points < size - 0.5)).all(-1)
+    gray = ndimage.map_coordinates(image, [points[..., 1], points[..., 0]], order=1, mode="nearest")
+    median = np.ma.median(np.ma.array(gray, mask=~inside), 1).filled(np.nan)
+    return np.where(inside.sum(1) >= 3, median, np.nan)
+
+
+def light_end(profiles, offset, beside):
+    """Offset at which the light ends along each profile (N, S), and how clearly (0 to 1); two float (N,).
+
+    beside: samples on each side of an edge whose means are compared.
+    """
+    around = np.lib.stride_tricks.sliding_window_view(profiles, 2 * beside + 1, axis=1)
+    before = around[..., :beside].mean(-1)
+    behind = around[..., beside + 1 :].mean(-1)
+    offset = offset[beside:-beside]
+    number = np.arange(len(offset))
+    known = np.isfinite(before + behind)
+    fall = np.where(known & (behind < DARK_BEHIND * before), before - behind, 0) / CLEAR_FALL
+    steepest = fall.argmax(1)
+    weight = np.where(np.abs(number - steepest[:, None]) <= 2, fall, 0) ** 2
+    shift = (weight * offset).sum(1) / np.maximum(weight.sum(1), 1e-9)
+    last_known = np.where(known, number, -1).max(1)
+    cut_off = (last_known < len(offset) - 1) & (steepest >= last_known - 2)  # still falling where the image ends
+    return shift, np.where(cut_off, 0, np.clip(fall.max(1), 0, 1))
+
+
+def residuals(vector, seen, clear, size):
+    """How far the sides of a square are from where they are seen, and the square from the whole image: float (N,)."""
+    corners = Square(*vector).corners(size)
+    along, normal = sides_and_normals(corners)
+    outwards = normal / np.linalg.norm(along, axis=1, keepdims=True)
+    off = ((seen - corners[:, None]) * outwards[:, None]).sum(-1) / size.mean() * clear
+    return np.concatenate([off.ravel(), vector * PRIOR])
+
+
+def first_square(image):
+    """The Square, of a few turns and sizes, on whose sides the light ends most clearly."""
+    best = Square()
+    most = -1.0
+    for degrees, share in itertools.product(START_DEGREES, START_SIZES):
+        square = Square(np.deg2rad(degrees), np.log(share))
+        shift, clear = light_ends(image, square, *START_WINDOW)
+        seen = (clear * (np.abs(shift) < 0.07)).sum()
+        if seen > most:
+            best, most = square, seen
+    return best
 
 
 def find_cell(gray):
-    """Parameters of the square around a cell (`square`), and how clear its sides are, float (4, PIECES)."""
+    """The Square around a cell in an image, float32 (H, W), and how clear its sides are, float (4, PIECES)."""
     size = np.array(gray.shape[::-1], float)
     lit = gray[gray > 0.1 * np.percentile(gray, 99)]
-    image = ndimage.gaussian_filter(gray / max(float(np.median(lit)) if lit.size else 0.0, 1.0), 0.8)
-    best, v = -1.0, np.zeros(4)
-    for degrees, share in itertools.product(range(-12, 13, 3), (0.8, 0.9, 1.0)):
-        start = np.array([np.deg2rad(degrees), np.log(share), 0, 0])
-        shift, clear = light_ends(image, start, 0.08, 0.02)
-        got = (clear * (np.abs(shift) < 0.07)).sum()
-        if got > best:
-            best, v = got, start
-    t = ((np.arange(PIECES) + 0.5) / PIECES)[:, None]
+    usual = float(np.median(lit)) if lit.size else 0.0
+    image = ndimage.gaussian_filter(gray / max(usual, 1.0), 0.8)
+    square = first_square(image)
+    middle = ((np.arange(PIECES) + 0.5) / PIECES)[:, None]  # of the pieces
     for window, flank in WINDOWS:
-        shift, clear = light_ends(image, v, window, flank)
-        corners = square(v, size)
-        along = np.roll(corners, -1, axis=0) - corners
-        normal = np.stack([along[:, 1], -along[:, 0]], 1)
-        seen = corners[:, None] + t * along[:, None] + normal[:, None] * shift[..., None]
-
-        def miss(w, seen=seen, clear=clear):
-            new = square(w, size)
-            side = np.roll(new, -1, axis=0) - new
-            outwards = np.stack([side[:, 1], -side[:, 0]], 1) / np.linalg.norm(side, axis=1, keepdims=True)
-            off = ((seen - new[:, None]) * outwards[:, None]).sum(-1) / size.mean() * clear
-            return np.concatenate([off.ravel(), w * (0.003, 0.3, 0.02, 0.02)])
-
-        v = least_squares(miss, v, loss="cauchy", f_scale=max(0.006, window / 8), max_nfev=30).x
-    return v, light_ends(image, v, 0.02, 0.012)[1]
+        shift, clear = light_ends(image, square, window, flank)
+        corners = square.corners(size)
+        along, normal = sides_and_normals(corners)
+        seen = corners[:, None] + middle * along[:, None] + normal[:, None] * shift[..., None]
+        scale = max(0.006, window / 8)
+        fitted = least_squares(
+            residuals, square.vector(), loss="cauchy", f_scale=scale, max_nfev=30, args=(seen, clear, size)
+        )
+        square = Square(*fitted.x)
+    _, clear = light_ends(image, square, *LAST_WINDOW)
+    return square, clear
 
 
 def align_cell(pixels):
-    """A cell's image, uint8 (S, S), upright and filling it, and whether it was moved (bool).
+    """A cell's image, uint8 (S, S), upright and filling it, and whether it was changed (bool).
 
     Missing parts are filled with the edge's pixels.
     """
-    v, clear = find_cell(pixels.astype(np.float32))
-    if (clear > 0.5).mean(1).max() < 0.3 or clear[clear > 0.5].sum() < 4:
+    square, clear = find_cell(pixels.astype(np.float32))
+    seen = clear > CLEAR
+    if seen.mean(1).max() < 0.3 or clear[seen].sum() < 4:
         return pixels, False
     side = len(pixels)
-    a, b, _, d = square(v, np.array([side, side], float)) + 0.5
-    (ax, ay), (bx, by) = (b - a) / side, (d - a) / side
+    upper_left, upper_right, _, lower_left = square.corners(np.array([side, side], float)) + 0.5
+    right_x, right_y = (upper_right - upper_left) / side
+    down_x, down_y = (lower_left - upper_left) / side
     margin = side // 2
+    x, y = upper_left + margin
     padded = Image.fromarray(np.pad(pixels, margin, "edge"))
-    affine = (ax, bx, a[0] + margin, ay, by, a[1] + margin)
+    affine = (right_x, down_x, x, right_y, down_y, y)
     return np.asarray(padded.transform((side, side), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)), True

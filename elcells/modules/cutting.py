@@ -1,6 +1,7 @@
-"""An image of a whole module cut into its cells, and what is known of it."""
+"""Cut the image of a whole module into its cells, and tell what is doubtful."""
 
 import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,158 +10,214 @@ from PIL import Image
 from elcells.data.images import IMAGE_SIZE, as_gray
 from elcells.data.tables import read_rows
 from elcells.files import InputError, reason
-from elcells.modules.outline import FOUND, LEAD, SURE, find_grid
+from elcells.modules.grid import Grid
+from elcells.modules.search import FOUND, LEAD, SURE, find_grid, rough_score
 
-DIM_BORDER = 0.6  # a darker border line of cells, against the line beside it, does not tell where it ends
-DARK = 0.25  # a darker cell, against its module's middle one, is black
+DIM_BORDER = 0.6  # of the brightness of the line of cells beside it: a darker border line does not tell where it ends
+BLACK = 0.25  # of the module's median brightness: darker cells are black
+MANY_BLACK = 0.2  # of a module's cells
+BEYOND = 0.03  # of a cell, by which a module may leave the image
+MOST_LINES_OF_CELLS = 40
 PORTRAIT = ((6, 10), (6, 12), (6, 20), (6, 24), (4, 9), (8, 16), (8, 12))
-USUAL = (*PORTRAIT, *((rows, columns) for columns, rows in PORTRAIT))  # grids that are guessed
-DRAWN = 1600  # longest side in pixels of a module's image with its verdicts
-CORNERS = [f"{axis}{k}" for k in (1, 2, 3, 4) for axis in "xy"]
+USUAL = (*PORTRAIT, *((rows, columns) for columns, rows in PORTRAIT))  # (columns, rows) that are guessed
+GUESS_SIZE = 900  # pixels of the longer side of an image whose grid is guessed
+GUESS_LEAD = 0.05  # by which the score of a guess must exceed the next one's
+SHOWN_SIZE = 1600  # pixels of the longer side of a module's image with its verdicts
+CORNERS = [f"{axis}{k}" for k in (1, 2, 3, 4) for axis in "xy"]  # columns of tables
+LEFT, RIGHT, TOP, BOTTOM = [0, 3], [1, 2], [0, 1], [3, 2]  # corners of a cell
+
+
+@dataclass(frozen=True, eq=False)
+class CutModule:
+    """What is known of a module's image, and its cells where a module was found."""
+
+    filename: str
+    columns: int
+    rows: int
+    score: float | None = None  # up to 1; None where the image shows nothing
+    lead: float | None = None  # over the best other grid
+    sure: bool = False
+    why: str = ""  # it is not sure
+    error: str = ""  # why there are no cells
+    notes: list = field(default_factory=list)  # assumptions about the file, list of str
+    cell_pixels: int | None = None  # longer side of a cell in the image
+    bend: float | None = None  # the lens
+    grid: Grid | None = None
+    cells: list = field(default_factory=list)  # uint8 (h, w) each, row by row
+    black: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # bool (N,)
+    small: Image.Image | None = None  # the image, mode L, of at most SHOWN_SIZE pixels
+
+    def summary(self):
+        """The same without grid and images, which would take much memory for many modules."""
+        return replace(self, grid=None, cells=[], black=np.zeros(0, bool), small=None)
 
 
 def grid_size(text):
     """(columns, rows) of a text such as 10x6; raises InputError for another."""
-    found = re.fullmatch(r"(\d{1,2})[xX](\d{1,2})", text)
-    columns, rows = map(int, found.groups()) if found else (0, 0)
-    if not 1 <= columns <= 40 or not 1 <= rows <= 40 or columns * rows < 2:
+    match = re.fullmatch(r"(\d{1,2})[xX](\d{1,2})", text)
+    columns, rows = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= columns <= MOST_LINES_OF_CELLS or not 1 <= rows <= MOST_LINES_OF_CELLS or columns * rows < 2:
         raise InputError(f"grid {text!r}: expected COLUMNSxROWS as the image shows them, such as 10x6")
     return columns, rows
 
 
 def read_corners(path):
-    """Rough corners of modules: dict of image's file name -> (4, 2) pixels x, y, clockwise from the upper left.
+    """Rough corners of modules: dict of an image's file name -> (4, 2) pixels x, y, clockwise from the upper left.
 
-    The table's columns are filename, x1, y1 … x4, y4, as modules.csv has them. Raises InputError, naming the line.
+    The table's columns are filename, x1, y1 … x4, y4, as in modules.csv. Raises InputError, naming the line.
     """
     corners = {}
     for line, row in read_rows(path, ["filename", *CORNERS]).iterrows():
-        if all(row[k] == "" for k in CORNERS):
+        if all(row[column] == "" for column in CORNERS):
             continue
         try:
-            corners[Path(row["filename"]).name] = np.array([float(row[k]) for k in CORNERS]).reshape(4, 2)
+            values = [float(row[column]) for column in CORNERS]
         except ValueError:
             raise InputError(f"{path}, line {line}: x1 … y4 must be eight numbers, the corners in pixels") from None
+        corners[Path(row["filename"]).name] = np.array(values).reshape(4, 2)
     return corners
+
+
+def move_inwards(cells, outer, inner):
+    """Move the corners `outer` of cells (N, 4, 2) by one pixel towards their corners `inner`, in place."""
+    inwards = cells[:, inner] - cells[:, outer]
+    cells[:, outer] += inwards / np.linalg.norm(inwards, axis=-1, keepdims=True)
+
+
+def shape_of_cells(size, most):
+    """(width, height) in pixels of cut cells; size: of a cell in the image, float (2,).
+
+    Cells that are nearly square become squares, and half cells halves of squares.
+    """
+    width, height = np.round(size * min(1, most / size.max())).astype(int)
+    longer = max(width, height)
+    octaves = np.log2(width / height)
+    if abs(octaves) < 0.2:
+        return longer, longer
+    if abs(abs(octaves) - 1) >= 0.2:
+        return width, height
+    return (longer, longer // 2) if octaves > 0 else (longer // 2, longer)
+
+
+def perspective(target, source):
+    """The eight coefficients, as Pillow wants them, of the perspective from corners (4, 2) to others."""
+    equations = [[x, y, 1, 0, 0, 0, -u * x, -u * y] for (x, y), (u, _) in zip(target, source)]
+    equations += [[0, 0, 0, x, y, 1, -v * x, -v * y] for (x, y), (_, v) in zip(target, source)]
+    return np.linalg.solve(np.array(equations), source.T.ravel())
 
 
 def cut_cells(image, grid, most=IMAGE_SIZE):
     """Upright images of a grid's cells, row by row: list of uint8 (h, w).
 
-    image: float32 (H, W) in 0..255. A cell keeps the image's resolution, up to `most` pixels along its longer side;
-    square and half cells get exactly that shape. Each is taken by the perspective of its own four corners, so the lens
-    is followed cell by cell. At the module's border, where light fades, they begin a pixel of the resized further in:
-    a dark rim looks like an inactive region.
+    image: float32 (H, W) in 0..255. Cells keep the image's resolution, up to `most` pixels along the longer side. Each
+    is taken by the perspective of its own four corners, which follows the lens. At the module's border, where the light
+    fades, cells are cropped by one pixel: a dark rim looks like an inactive region.
     """
-    size, quads = grid.cell_size(), grid.cells()
-    for line, near, far in (
-        (quads[:, 0], [0, 3], [1, 2]),
-        (quads[:, -1], [1, 2], [0, 3]),
-        (quads[0], [0, 1], [3, 2]),
-        (quads[-1], [3, 2], [0, 1]),
-    ):
-        inward = line[:, far] - line[:, near]
-        line[:, near] += inward / np.linalg.norm(inward, axis=-1, keepdims=True)
-    width, height = np.round(size * min(1, most / size.max())).astype(int)
-    octaves, long = np.log2(width / height), max(width, height)
-    if abs(octaves) < 0.2:
-        width = height = long
-    elif abs(abs(octaves) - 1) < 0.2:
-        width, height = (long, long // 2) if octaves > 0 else (long // 2, long)
-    factor = max(1.0, size.max() / most)
+    quads = grid.cells()
+    move_inwards(quads[:, 0], LEFT, RIGHT)
+    move_inwards(quads[:, -1], RIGHT, LEFT)
+    move_inwards(quads[0], TOP, BOTTOM)
+    move_inwards(quads[-1], BOTTOM, TOP)
+    size = grid.cell_size()
+    width, height = shape_of_cells(size, most)
     resized = Image.fromarray(image)
+    factor = size.max() / most
     if factor > 1.2:
         resized = resized.resize([max(1, round(n / factor)) for n in resized.size], Image.Resampling.BILINEAR)
     scale = np.array(resized.size) / image.shape[::-1]
     target = np.array([[0, 0], [width, 0], [width, height], [0, height]], float)
     cells = []
     for corners in quads.reshape(-1, 4, 2):
-        pixels = (corners + 0.5) * scale
-        equations = [[x, y, 1, 0, 0, 0, -u * x, -u * y] for (x, y), (u, _) in zip(target, pixels)]
-        equations += [[0, 0, 0, x, y, 1, -v * x, -v * y] for (x, y), (_, v) in zip(target, pixels)]
-        coefficients = np.linalg.solve(np.array(equations), pixels.T.ravel())
+        coefficients = perspective(target, (corners + 0.5) * scale)
         cell = resized.transform((width, height), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
         cells.append(np.clip(np.rint(np.asarray(cell)), 0, 255).astype(np.uint8))
     return cells
 
 
 def black_cells(cells):
-    """Which of a module's cells are black: bool (N,); dead ones, against its middle one, or all of a black image."""
+    """Which of a module's cells are black: bool (N,). In an image that is dark as a whole all of them are."""
     brightness = np.array([cell.mean() for cell in cells]) / 255
-    return brightness < DARK * max(np.median(brightness), 0.1)
+    return brightness < BLACK * max(np.median(brightness), 0.1)
 
 
-def doubts(grid, shape, score, lead, cells, given=False):
+def has_dim_border(brightness):
+    """True if a border line of cells is much darker than the line beside it; brightness: (rows, columns)."""
+    for lines in (brightness, brightness[::-1], brightness.T, brightness.T[::-1]):
+        if len(lines) > 2 and np.median(lines[0] / np.maximum(lines[1], 1)) < DIM_BORDER:
+            return True
+    return False
+
+
+def doubts(grid, shape, score, lead, cells, corners_given=False):
     """What is not sure about a grid, a list of clauses; empty where it is sure.
 
-    shape: (height, width) of the image. score, lead: from find_grid. cells: from cut_cells. given: the user gave the
-    corners, so neither another place of the grid nor a dark border leads astray.
+    shape: (height, width) of the image. score, lead: from find_grid. cells: from cut_cells. corners_given: the user
+    gave them, so that another grid that fits and a dark border mislead nobody.
     """
     columns, rows = grid.columns, grid.rows
-    black, why = black_cells(cells), []
+    black = black_cells(cells)
     brightness = np.array([np.median(cell) for cell in cells]).reshape(rows, columns)
-    borders = [(a[0], a[1]) for a in (brightness, brightness[::-1], brightness.T, brightness.T[::-1]) if len(a) > 2]
+    clauses = []
     if score < SURE:
-        why.append("the grid is not clearly seen")
-    if lead < LEAD and not given:
-        why.append("another place of the grid fits nearly as well")
-    if black.mean() > 0.2:
-        why.append(f"{black.sum()} cells are black")
-    if not given and any(np.median(outer / np.maximum(inner, 1)) < DIM_BORDER for outer, inner in borders):
-        why.append("a border line of cells is dark")
+        clauses.append("the grid is not clearly seen")
+    if lead < LEAD and not corners_given:
+        clauses.append("another place of the grid fits nearly as well")
+    if black.mean() > MANY_BLACK:
+        clauses.append(f"{black.sum()} cells are black")
+    if not corners_given and has_dim_border(brightness):
+        clauses.append("a border line of cells is dark")
     width, height = grid.cell_size()
     halves = max(width, height) > 1.5 * min(width, height) and min(columns, rows) > 1
     if halves and (rows > columns) != (width > height):
-        why.append(f"half cells would lie across the strings: is it really {columns}x{rows}?")
-    inside = grid.nodes()
-    beyond = 0.03 * grid.cell_size()
-    if (inside < -0.5 - beyond).any() or (inside > np.array(shape[::-1]) - 0.5 + beyond).any():
-        why.append("the module goes beyond the image")
-    return why
+        clauses.append(f"half cells would lie across the strings: is it really {columns}x{rows}?")
+    nodes = grid.nodes()
+    beyond = BEYOND * grid.cell_size()
+    if (nodes < -0.5 - beyond).any() or (nodes > np.array(shape[::-1]) - 0.5 + beyond).any():
+        clauses.append("the module goes beyond the image")
+    return clauses
 
 
 def cut_image(path, columns, rows, corners=None, bend=None):
-    """Cut the image of a module.
+    """Cut the image of a module: a CutModule, whose `error` says why where none was found.
 
-    Returns a dict: filename, columns, rows, score (up to 1), lead (over the best other grid), sure (0 or 1), why (what
-    is not sure), cell_pixels, bend, x1 … y4 (the module's corners), error; and, where a module was found: grid, cells
-    (list of uint8), black (bool (N,)), notes, small (gray PIL image of at most DRAWN pixels).
+    corners, bend: as in find_grid.
     """
-    about = {"filename": str(path), "columns": columns, "rows": rows, "sure": 0, "why": "", "error": "", "notes": []}
+    module = CutModule(str(path), columns, rows)
     try:
-        gray, about["notes"] = as_gray(path)
+        gray, notes = as_gray(path)
     except InputError as error:
-        return {**about, "error": reason(error)}
+        return replace(module, error=reason(error))
+    module = replace(module, notes=notes)
     image = np.asarray(gray, np.float32)
     if min(image.shape) < 64 or np.ptp(image[::4, ::4]) < 8:
-        return {**about, "error": f"{path}: too small or too even to show a module"}
+        return replace(module, error=f"{path}: too small or too even to show a module")
     grid, score, lead = find_grid(image, columns, rows, corners, bend)
-    about.update(score=score, lead=lead)
+    module = replace(module, score=score, lead=lead)
     if not score >= FOUND:
-        return {**about, "error": f"{path}: no module of {columns}x{rows} cells found (score {score:.2f})"}
+        return replace(module, error=f"{path}: no module of {columns}x{rows} cells found (score {score:.2f})")
     cells = cut_cells(image, grid)
-    black = black_cells(cells)
     why = doubts(grid, image.shape, score, lead, cells, corners is not None)
     small = gray.convert("L")
-    small.thumbnail((DRAWN, DRAWN))
-    return {
-        **about,
-        "sure": int(not why),
-        "why": ", ".join(why),
-        "cell_pixels": round(float(grid.cell_size().max())),
-        "bend": grid.bend,
-        **dict(zip(CORNERS, grid.corners().ravel())),
-        "grid": grid,
-        "cells": cells,
-        "black": black,
-        "small": small,
-    }
+    small.thumbnail((SHOWN_SIZE, SHOWN_SIZE))
+    return replace(
+        module,
+        sure=not why,
+        why=", ".join(why),
+        cell_pixels=round(float(grid.cell_size().max())),
+        bend=grid.bend,
+        grid=grid,
+        cells=cells,
+        black=black_cells(cells),
+        small=small,
+    )
 
 
 def guess_grid(path):
     """The likeliest of the USUAL grids for an image, "10x6", or "" where none stands out."""
-    gray = as_gray(path)[0]
-    gray.thumbnail((900, 900))
+    gray, _ = as_gray(path)
+    gray.thumbnail((GUESS_SIZE, GUESS_SIZE))
     image = np.asarray(gray, np.float32)
-    scores = sorted(((find_grid(image, *grid, quick=True)[1], grid) for grid in USUAL), reverse=True)
-    return "{}x{}".format(*scores[0][1]) if scores[0][0] >= SURE and scores[0][0] - scores[1][0] > 0.05 else ""
+    guesses = sorted(((rough_score(image, *grid), grid) for grid in USUAL), reverse=True)
+    best, (columns, rows) = guesses[0]
+    next_best, _ = guesses[1]
+    return f"{columns}x{rows}" if best >= SURE and best - next_best > GUESS_LEAD else ""

@@ -4,56 +4,83 @@ from PIL import Image, ImageDraw, ImageFont
 
 from elcells.files import atomic_path
 
-COLOURS = {  # Okabe and Ito: told apart by people with any kind of colour vision
-    "no defect": "#bbbbbb",
+NO_DEFECT = "no defect"
+COLOURS = {  # of Okabe and Ito: people with any kind of colour vision can tell them apart
+    NO_DEFECT: "#bbbbbb",
     "crack": "#e69f00",
     "inactive": "#56b4e9",
     "crack and inactive": "#cc79a7",
     "nearly black": "#009e73",
 }
+FILL = "38"  # opacity of a defective cell's colour, hexadecimal
+TEXT_FROM = 28  # pixels of a cell: smaller ones have no room for probabilities
+LEGEND_HEIGHT = 34  # pixels
 
 
-def verdict(found, classes):
-    """The name in COLOURS of a cell's 0/1 calls; other classes than ours are shown as a crack is."""
-    names = [c for c, f in zip(classes, found) if f]
-    return " and ".join(names) if " and ".join(names) in COLOURS else "crack" if names else "no defect"
+def verdict(calls, classes):
+    """The name in COLOURS for a cell's calls, 0 or 1 for each class; "crack" for classes other than ours."""
+    names = [name for name, call in zip(classes, calls) if call]
+    if not names:
+        return NO_DEFECT
+    text = " and ".join(names)
+    return text if text in COLOURS else "crack"
 
 
 def draw_module(module, path, verdicts, probabilities=None):
-    """Save a module's image with its grid, each cell in the colour of its verdict, and the probabilities at defects.
+    """Save a CutModule's image with its grid, each cell in the colour of its verdict, and probabilities at defects.
 
     verdicts: a name of COLOURS for each cell. probabilities: text for each cell.
     """
-    small, grid = module["small"], module["grid"]
-    factor = small.width / (2 * grid.centre[0] + 1)
-    image = small.convert("RGB")
+    image = module.small.convert("RGB")
+    draw_cells(image, module.grid, verdicts, probabilities)
+    page = Image.new("RGB", (image.width, image.height + LEGEND_HEIGHT), "white")
+    page.paste(image)
+    draw_legend(ImageDraw.Draw(page), image.height, verdicts)
+    if not module.sure:
+        draw_doubt(ImageDraw.Draw(page), module.why)
+    with atomic_path(path) as temporary:
+        page.save(temporary, "PNG", compress_level=1)
+
+
+def draw_cells(image, grid, verdicts, probabilities):
+    """Draw the outline of each cell into an RGB image, which may be smaller than the grid's."""
+    factor = image.width / (2 * grid.centre[0] + 1)
     corners = (grid.cells().reshape(-1, 4, 2) + 0.5) * factor - 0.5
     cell = max(4.0, float(grid.cell_size().min() * factor))
-    draw, font = ImageDraw.Draw(image, "RGBA"), ImageFont.load_default(max(9, min(20, cell / 4)))
-    order = sorted(range(len(corners)), key=lambda k: verdicts[k] != "no defect")  # defects on top
-    for k in order:
-        marked, colour, middle = verdicts[k] != "no defect", COLOURS[verdicts[k]], corners[k].mean(0)
-        draw.polygon(
-            [tuple(p) for p in middle + (corners[k] - middle) * (0.94 if marked else 1)],
-            fill=colour + "38" if marked else None,
-            outline=colour,
-            width=max(1, round(cell / (22 if marked else 80))),
-        )
-        if marked and probabilities is not None and cell >= 28:
-            draw.text(tuple(middle), probabilities[k], "white", font, "mm", stroke_width=2, stroke_fill="black")
-    bar = Image.new("RGB", (image.width, image.height + 34), "white")
-    bar.paste(image)
-    legend, x, font = ImageDraw.Draw(bar), 8, ImageFont.load_default(14)
+    draw = ImageDraw.Draw(image, "RGBA")
+    font = ImageFont.load_default(max(9, min(20, cell / 4)))
+    thin = max(1, round(cell / 80))
+    thick = max(1, round(cell / 22))
+    places = sorted(range(len(corners)), key=lambda place: verdicts[place] != NO_DEFECT)  # defects on top
+    for place in places:
+        colour = COLOURS[verdicts[place]]
+        middle = corners[place].mean(0)
+        if verdicts[place] == NO_DEFECT:
+            draw.polygon([tuple(corner) for corner in corners[place]], outline=colour, width=thin)
+            continue
+        within = middle + (corners[place] - middle) * 0.94
+        draw.polygon([tuple(corner) for corner in within], fill=colour + FILL, outline=colour, width=thick)
+        if probabilities is not None and cell >= TEXT_FROM:
+            draw.text(tuple(middle), probabilities[place], "white", font, "mm", stroke_width=2, stroke_fill="black")
+
+
+def draw_legend(draw, top, verdicts):
+    """Draw how many cells have each verdict, below the row `top`."""
+    font = ImageFont.load_default(14)
+    x = 8
     for name, colour in COLOURS.items():
-        count = sum(v == name for v in verdicts)
-        if count:
-            legend.rectangle((x, image.height + 10, x + 14, image.height + 24), colour, "black")
-            legend.text((x + 20, image.height + 17), f"{name}: {count}", "black", font, "lm")
-            x += 34 + legend.textlength(f"{name}: {count}", font)
-    if not module["sure"]:
-        draw = ImageDraw.Draw(bar)
-        text = f"NOT SURE: {module['why']}"
-        draw.rectangle((0, 0, draw.textlength(text, font) + 16, 24), "black")
-        draw.text((8, 12), text, "white", font, "lm")
-    with atomic_path(path) as temporary:
-        bar.save(temporary, "PNG", compress_level=1)
+        count = verdicts.count(name)
+        if not count:
+            continue
+        text = f"{name}: {count}"
+        draw.rectangle((x, top + 10, x + 14, top + 24), colour, "black")
+        draw.text((x + 20, top + 17), text, "black", font, "lm")
+        x += 34 + draw.textlength(text, font)
+
+
+def draw_doubt(draw, why):
+    """Draw a bar on top that says why a module is not sure."""
+    font = ImageFont.load_default(14)
+    text = f"NOT SURE: {why}"
+    draw.rectangle((0, 0, draw.textlength(text, font) + 16, 24), "black")
+    draw.text((8, 12), text, "white", font, "lm")

@@ -3,14 +3,15 @@
 from sklearn.metrics import cohen_kappa_score, f1_score
 
 from elcells.files import InputError
-from elcells.pages.review import write_page
+from elcells.pages.page import PageImage
+from elcells.pages.review import ReviewCell, write_page
 
 
 def compare(a, b, classes):
     """Two tables of `data.read_table` on the cells that both have, by file name.
 
     Returns (pairs, figures): a DataFrame with path and the columns NAME_a and NAME_b, and a dict of class -> dict of
-    cells, kappa (Cohen 1960; None where one label is all there is), f1, and the counts both, only_a, only_b.
+    cells, kappa (Cohen 1960) and f1 (both None where all labels are the same), and the counts both, only_a, only_b.
     Raises InputError where they have no cell in common.
     """
     columns = ["filename", "path", *classes]
@@ -19,39 +20,49 @@ def compare(a, b, classes):
         raise InputError("the two tables have no file name in common, so there is nothing to compare")
     figures = {}
     for name in classes:
-        x, y = pairs[f"{name}_a"], pairs[f"{name}_b"]
-        varied = x.nunique() > 1 or y.nunique() > 1
+        in_a = pairs[f"{name}_a"] == 1
+        in_b = pairs[f"{name}_b"] == 1
+        varied = in_a.nunique() > 1 or in_b.nunique() > 1
         figures[name] = {
             "cells": len(pairs),
-            "kappa": float(cohen_kappa_score(x, y)) if varied else None,
-            "f1": float(f1_score(x, y, zero_division=0)) if varied else None,
-            **{k: int(v.sum()) for k, v in (("both", x & y), ("only_a", x & ~y & 1), ("only_b", ~x & 1 & y))},
+            "kappa": float(cohen_kappa_score(in_a, in_b)) if varied else None,
+            "f1": float(f1_score(in_a, in_b, zero_division=0)) if varied else None,
+            "both": int((in_a & in_b).sum()),
+            "only_a": int((in_a & ~in_b).sum()),
+            "only_b": int((in_b & ~in_a).sum()),
         }
     return pairs, figures
 
 
 def words(labels, classes):
     """Labels of a cell in words."""
-    return " and ".join(c for c, v in zip(classes, labels) if v) or "neither"
+    return " and ".join(c for c, label in zip(classes, labels) if label) or "neither"
+
+
+def cells_in_dispute(pairs, first, second, classes):
+    """Yield a ReviewCell for each of the `pairs` whose labels differ; first, second: the tables' names."""
+    for _, pair in pairs.iterrows():
+        in_a = words([pair[f"{c}_a"] for c in classes], classes)
+        in_b = words([pair[f"{c}_b"] for c in classes], classes)
+        if in_a != in_b:
+            yield ReviewCell(PageImage(str(pair["path"])), f"{first}: {in_a}. {second}: {in_b}.")
 
 
 def report_agreement(first, second, a, b, classes, root, target):
-    """Print how far the tables first and second (names) agree, and write the cells in dispute as a review page."""
+    """Print how far the tables a and b agree, and write the cells in dispute as a review page.
+
+    first, second: the tables' names. root: folder of the page's table of labels.
+    """
     pairs, figures = compare(a, b, classes)
-    print(f"{len(pairs)} cells stand in both tables; {first} has {len(a)}, {second} {len(b)}.")
+    print(f"{len(pairs)} cells are in both tables; {first} has {len(a)}, {second} {len(b)}.")
     print(f"{'':12}kappa     F1   both   only the first   only the second")
     for name, f in figures.items():
-        kappa, f1 = (f"{f[k]:.3f}" if f[k] is not None else "-" for k in ("kappa", "f1"))
+        kappa, f1 = ("-" if f[k] is None else f"{f[k]:.3f}" for k in ("kappa", "f1"))
         print(f"{name:10}{kappa:>7}{f1:>7}{f['both']:7}{f['only_a']:17}{f['only_b']:18}")
-    sides = [pairs[[f"{c}_{side}" for c in classes]].to_numpy() for side in "ab"]
-    differ = (sides[0] != sides[1]).any(1)
-    if not differ.any():
+    differ = sum(1 for _ in cells_in_dispute(pairs, first, second, classes))
+    if not differ:
         print("No cell is in dispute.")
         return
-    said = zip(*([words(row, classes) for row in side[differ]] for side in sides))
-    cells = [
-        {"path": str(path), "why": f"{first}: {x}. {second}: {y}.", "p": None, "maps": None}
-        for path, (x, y) in zip(pairs["path"][differ], said)
-    ]
+    cells = cells_in_dispute(pairs, first, second, classes)
     count = write_page(target, cells, classes, [0.5] * len(classes), root)
-    print(f"{differ.sum()} cells are in dispute; {target} shows {count} of them, to label anew.")
+    print(f"{differ} cells are in dispute; {target} shows {count} of them, to label anew.")

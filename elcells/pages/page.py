@@ -2,10 +2,10 @@
 
 import base64
 import contextlib
-import csv
 import io
 import json
 import os
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,24 +14,80 @@ from PIL import Image
 from scipy.special import logit
 from tqdm import tqdm
 
-from elcells.data.images import as_gray, read_image
-from elcells.files import ANY_NAME, InputError, atomic_path
+from elcells.data.images import as_gray, to_square
+from elcells.files import InputError, atomic_path
 
 UNSURE = 1.0  # a probability nearer to its threshold, in logits, may fall on either side
 SHOWN_SIDE = 800  # pixels of an embedded image's longer side
+THUMBNAIL_SIDE = 150  # pixels
 HIGHEST = 6.0  # of a class map, in logits, as bright as it gets
 BATCH = 16
+BROWSER_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+BROWSER_MODES = ("1", "L", "P", "RGB", "RGBA")
 
 
-def fill(template, target, data):
-    """Write the page `template` of pages/templates with data, a dict that JSON can hold, in place of its word DATA, and
-    page.js in place of SHARED."""
-    templates = Path(__file__).with_name("templates")
-    text = (templates / template).read_text(encoding="utf-8")
-    shared = (templates / "page.js").read_text(encoding="utf-8")
-    held = json.dumps(data).replace("<", "\\u003c")  # no </script> may stand in a file's name
-    with atomic_path(target) as temporary:
-        temporary.write_text(text.replace(">SHARED<", f">\n{shared}<").replace(">DATA<", f">{held}<"), encoding="utf-8")
+class PageImage:
+    """An image file as pages show it: decoded once, when it is first needed.
+
+    The methods raise InputError where the file can't be read.
+    """
+
+    def __init__(self, path):
+        self.path = path
+
+    @cached_property
+    def gray(self):
+        """The whole image, a gray PIL image of mode L or F."""
+        return as_gray(self.path)[0]
+
+    def pixels(self, size):
+        """What a network sees: uint8 (size, size)."""
+        return to_square(self.gray, size)
+
+    def thumbnail(self):
+        """A small version as a data: URI."""
+        return jpeg(Image.fromarray(self.pixels(THUMBNAIL_SIDE)), THUMBNAIL_SIDE, 80)
+
+    def source(self, target, embed=False):
+        """Where the page `target` finds the image: a relative URL, or a data: URI.
+
+        The latter with embed, and for what a browser does not show right (16 bits, TIFF).
+        """
+        url = None if embed else self._relative_url(target)
+        return url or jpeg(self.gray)
+
+    def _relative_url(self, target):
+        """The URL of a file that browsers show right; None for others."""
+        try:
+            with Image.open(self.path) as header:
+                if header.format not in BROWSER_FORMATS or header.mode not in BROWSER_MODES:
+                    return None
+            return quote(os.path.relpath(self.path, Path(target).parent).replace(os.sep, "/"), errors="strict")
+        except (OSError, ValueError):  # another drive of Windows, a page of a TIFF, a name that is not Unicode
+            return None
+
+
+def images_with_maps(paths, engine):
+    """Yield (PageImage, its class maps as text, or None) for each path; the maps are those of an Engine."""
+    for start in tqdm(range(0, len(paths), BATCH), "images", unit="batch", leave=False, disable=None):
+        images = [PageImage(path) for path in paths[start : start + BATCH]]
+        texts = [None] * len(images)
+        pixels = {}
+        if engine.class_maps:
+            for k, image in enumerate(images):
+                with contextlib.suppress(InputError):  # gone meanwhile
+                    pixels[k] = image.pixels(engine.image_size)
+        if pixels:
+            maps = engine.class_maps(np.stack([*pixels.values()])[:, None])
+            for k, maps_of_image in zip(pixels, maps):
+                texts[k] = map_text(maps_of_image)
+        yield from zip(images, texts)
+
+
+def map_text(maps):
+    """Class maps (C, h, w) as base64 of uint8."""
+    levels = np.rint(255 * np.clip(maps / HIGHEST, 0, 1)).astype(np.uint8)
+    return base64.b64encode(levels.tobytes()).decode()
 
 
 def jpeg(image, side=SHOWN_SIDE, quality=88):
@@ -43,65 +99,23 @@ def jpeg(image, side=SHOWN_SIDE, quality=88):
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def source_of(path, target, embed=False):
-    """Where the page `target` finds an image: a relative URL, or, for what a browser does not show right (16 bits,
-    TIFF) and with embed, a data: URI.
-
-    Raises InputError for an image that can't be read.
-    """
-    if not embed:
-        try:
-            with Image.open(path) as image:
-                shown = image.format in ("PNG", "JPEG", "WEBP", "BMP") and image.mode in ("1", "L", "P", "RGB", "RGBA")
-            relative = os.path.relpath(path, Path(target).parent).replace(os.sep, "/")
-            relative.encode("utf-8")
-            if shown:
-                return quote(relative)
-        except (OSError, ValueError):  # another drive of Windows, a page of a TIFF, a name that is not Unicode
-            pass
-    return jpeg(as_gray(path)[0])
-
-
-def map_text(maps):
-    """Class maps (C, h, w) as base64 of uint8."""
-    levels = np.rint(255 * np.clip(maps / HIGHEST, 0, 1)).astype(np.uint8)
-    return base64.b64encode(levels.tobytes()).decode()
-
-
-def class_maps_of(paths, class_maps, size):
-    """Class maps of image files as `map_text`: dict of path -> str; images that can't be read are left out.
-
-    class_maps: function from uint8 images (B, 1, size, size) to maps (B, C, h, w), or None: no maps.
-    """
-    found, paths = {}, list(paths) if class_maps else []
-    for start in tqdm(range(0, len(paths), BATCH), "class maps", unit="batch", leave=False, disable=None):
-        names, images = [], []
-        for path in paths[start : start + BATCH]:
-            with contextlib.suppress(InputError):  # gone meanwhile
-                images.append(read_image(path, size))
-                names.append(path)
-        if names:
-            found.update(zip(names, map(map_text, class_maps(np.stack(images)[:, None]))))
-    return found
-
-
 def doubt(probabilities, thresholds):
-    """How far each cell is from being called otherwise, in logits (N,).
+    """How far each cell is from another call, in logits (N,).
 
-    probabilities: (N, C), thresholds: (C,), or (N, C) where each cell has its own.
+    probabilities: (N, C). thresholds: (C,), or (N, C) where each cell has its own.
     """
-    p, t = (np.clip(np.asarray(v, float), 1e-4, 1 - 1e-4) for v in (probabilities, thresholds))
+    p = np.clip(np.asarray(probabilities, float), 1e-4, 1 - 1e-4)
+    t = np.clip(np.asarray(thresholds, float), 1e-4, 1 - 1e-4)
     return np.abs(logit(p) - logit(t)).min(1)
 
 
-def read_results(table, classes):
-    """Rows of an output table of predict.py, one dict at a time; judged rows have `p` and `found`, lists of numbers."""
-    with open(table, encoding="utf-8", errors=ANY_NAME, newline="") as file:
-        reader = csv.DictReader(file, delimiter=";")
-        for row in reader:
-            if not set(classes) <= row.keys() or "error" not in row:
-                raise InputError(f"{table}: is no output of predict.py for {', '.join(classes)}; give another --csv")
-            if row[classes[0]] != "":
-                row["found"] = [int(row[c]) for c in classes]
-                row["p"] = [float(row[f"p_{c}"]) for c in classes]
-            yield row
+def fill(template, target, data):
+    """Write a page: `template` of pages/templates with data, a dict that JSON can hold, in place of its word DATA, and
+    page.js in place of SHARED."""
+    templates = Path(__file__).with_name("templates")
+    text = (templates / template).read_text(encoding="utf-8")
+    shared = (templates / "page.js").read_text(encoding="utf-8")
+    json_text = json.dumps(data).replace("<", "\\u003c")  # a file's name may contain </script>
+    with atomic_path(target) as temporary:
+        page = text.replace(">SHARED<", f">\n{shared}<").replace(">DATA<", f">{json_text}<")
+        temporary.write_text(page, encoding="utf-8")

@@ -2,93 +2,124 @@
 
 import csv
 import heapq
-import itertools
 import os
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from elcells.data.images import NEARLY_BLACK, open_image, read_image
+from elcells.data.images import open_image
 from elcells.files import ANY_NAME, InputError, printable
+from elcells.inference.output import read_results
 from elcells.modules.cutting import CORNERS
 from elcells.modules.grid import Grid
-from elcells.pages.page import UNSURE, class_maps_of, doubt, fill, jpeg, read_results, source_of
+from elcells.pages.page import UNSURE, PageImage, doubt, fill, images_with_maps, jpeg
 
 REPORT_CELLS = 1000  # the surest defects that the report shows
 REPORT_UNSURE = 200  # cells without a defect, nearest to the thresholds, that it shows
 REPORT_BLACK = 100  # nearly black ones
 REPORT_MODULES = 50  # modules
 REPORT_LINES = 200  # unreadable files, folders
-THUMB = 150  # pixels
+BINS = 20  # of a histogram
+
+
+# ---------------------------------------------------------------- counts, and the cells to show
 
 
 class Summary:
-    """What a report says of all rows of an output table, gathered row by row in bounded memory."""
+    """Counts of all cells of an output table, gathered one by one in bounded memory."""
 
-    def __init__(self, classes, thresholds):
-        self.classes, self.thresholds = classes, np.asarray(thresholds, float)
-        self.cells = self.black = self.defect_free = self.failed = self.defective_count = 0
-        self.positives = np.zeros(len(classes), int)
-        self.histograms = np.zeros((len(classes), 20), int)
-        self.folders, self.errors, self.dark = {}, [], []
-        self.defective, self.near, self.number = [], [], itertools.count()
+    def __init__(self, classes):
+        self.classes = classes
+        self.names = ("cells", *classes, "no defect", "unreadable")  # of the counts of a folder
+        self.folders = {}  # folder -> Counter
+        self.histograms = np.zeros((len(classes), BINS), int)
+        self.nearly_black = 0
+        self.errors = []
 
-    def add(self, row):
-        """Take in a row of `read_results`."""
-        self.cells += 1
-        folder = self.folders.setdefault(os.path.dirname(row["filename"]) or ".", Counter())
+    def add(self, cell):
+        """Count a CellResult."""
+        folder = self.folders.setdefault(os.path.dirname(cell.filename) or ".", Counter())
         folder["cells"] += 1
-        if "p" not in row:
-            if "nearly black" in row["error"]:  # a dead cell of a module
-                self.black += 1
-            else:
-                self.failed += 1
-                folder["unreadable"] += 1
-                self.errors += [row["error"]] * (len(self.errors) < REPORT_LINES)
+        self.nearly_black += cell.nearly_black
+        if cell.judged:
+            folder.update(cell.defects(self.classes) or ["no defect"])
+            bins = np.minimum(np.array(cell.probabilities) * BINS, BINS - 1).astype(int)
+            self.histograms[range(len(bins)), bins] += 1
+        elif not cell.nearly_black:
+            folder["unreadable"] += 1
+            if len(self.errors) < REPORT_LINES:
+                self.errors.append(cell.error)
+
+    def page_data(self):
+        """What the page says of all cells."""
+        total = sum(self.folders.values(), Counter())
+        counts = [(name, total[name]) for name in self.names]
+        if self.nearly_black:
+            counts.append(("nearly black", self.nearly_black))
+        most_defects_first = sorted(self.folders.items(), key=lambda item: -sum(item[1][c] for c in self.classes))
+        rows = [[folder, *(counter[name] for name in self.names)] for folder, counter in most_defects_first]
+        return {
+            "counts": counts,
+            "histograms": self.histograms.tolist(),
+            "folder_columns": ["folder", *self.names],
+            "folders": rows[:REPORT_LINES],
+            "unreadable": self.errors,
+            "unreadable_count": total["unreadable"],
+        }
+
+
+class Selection:
+    """The cells that the report shows, chosen one by one in bounded memory.
+
+    Those with a defect, the surest first; those without one that are nearest to a threshold; nearly black ones.
+    """
+
+    def __init__(self, thresholds):
+        self.thresholds = thresholds
+        self.defective_count = 0
+        self.defective = []  # heaps of (key, number, cell)
+        self.unsure = []
+        self.nearly_black = []
+
+    def add(self, cell, number):
+        """Consider a CellResult; number: its place in the table, which settles ties."""
+        if not cell.judged:
             return
-        found, p = np.array(row["found"]), np.array(row["p"])
-        self.positives += found
-        for k, bin_ in enumerate(np.minimum((p * 20).astype(int), 19)):
-            self.histograms[k, bin_] += 1
-        for name, value in zip(self.classes, found):
-            folder[name] += int(value)
-        folder["no defect"] += int(not found.any())
-        self.defect_free += not found.any()
-        row["doubt"] = float(doubt(p[None], self.thresholds)[0])
-        row["dark"] = float(row["brightness"]) < NEARLY_BLACK
-        if row["dark"]:
-            self.black += 1
-            if len(self.dark) < REPORT_BLACK:
-                self.dark.append(row)
-        if found.any():
+        if cell.nearly_black and len(self.nearly_black) < REPORT_BLACK:
+            self.nearly_black.append(cell)
+        distance = doubt([cell.probabilities], self.thresholds)[0]
+        if any(cell.calls):
             self.defective_count += 1
-            keep(self.defective, (max(p[found > 0]), next(self.number), row), REPORT_CELLS)
-        elif row["doubt"] < UNSURE:
-            keep(self.near, (-row["doubt"], next(self.number), row), REPORT_UNSURE)
+            surest = max(p for p, call in zip(cell.probabilities, cell.calls) if call)
+            keep_largest(self.defective, (surest, number, cell), REPORT_CELLS)
+        elif distance < UNSURE:
+            keep_largest(self.unsure, (-distance, number, cell), REPORT_UNSURE)
 
-    def shown(self):
-        """The rows that the report shows, each once."""
-        rows = [row for heap in (self.defective, self.near) for *_, row in sorted(heap, reverse=True)]
-        return list({row["filename"]: row for row in [*rows, *self.dark]}.values())
+    def cells(self):
+        """The chosen cells, each once."""
+        ordered = [*sorted(self.defective, reverse=True), *sorted(self.unsure, reverse=True)]
+        chosen = [*(cell for _, _, cell in ordered), *self.nearly_black]
+        return list({cell.filename: cell for cell in chosen}.values())
+
+    def note(self):
+        """What the page says of them."""
+        few = f"; the {REPORT_CELLS} surest are shown" if self.defective_count > REPORT_CELLS else ""
+        return (
+            f"{self.defective_count} cells have a defect{few}. Also shown are the cells without a defect that are "
+            "nearest to a threshold, and nearly black cells, which are too dark to judge."
+        )
 
 
-def keep(heap, item, most):
-    """Put an item on a heap that keeps the `most` largest."""
-    (heapq.heappush if len(heap) < most else heapq.heappushpop)(heap, item)
+def keep_largest(heap, entry, most):
+    """Put an entry on a heap that keeps the `most` largest."""
+    heapq.heappush(heap, entry)
+    if len(heap) > most:
+        heapq.heappop(heap)
 
 
-def as_cell(row, name, target, maps):
-    """A row as the page takes it, by the name that it shows; its image is missing where it can't be read any more."""
-    about = {"file": printable(name), "p": row["p"], "found": row["found"]}
-    about.update(unsure=row["doubt"] < UNSURE, doubt=row["doubt"], dark=row["dark"], maps=maps)
-    try:
-        thumb = jpeg(Image.fromarray(read_image(row["filename"], THUMB)), THUMB, 80)
-        return {**about, "thumb": thumb, "src": source_of(row["filename"], target)}
-    except InputError:
-        return {**about, "thumb": "", "src": ""}
+# ---------------------------------------------------------------- what the page is filled with
 
 
 def common_folder(folders):
@@ -100,83 +131,104 @@ def common_folder(folders):
     return "" if root in ("", ".", os.sep) else os.path.join(root, "")
 
 
-def module_parts(about, rows, target, classes, maps):
-    """Modules of about/modules.csv as the page takes them: those not sure first, then those with most defective cells.
+def cell_entry(cell, name, image, maps, target, thresholds):
+    """A cell as the page takes it, under the name that it shows; thumb and src are "" where its image is gone."""
+    distance = float(doubt([cell.probabilities], thresholds)[0])
+    try:
+        thumbnail, source = image.thumbnail(), image.source(target)
+    except InputError:
+        thumbnail = source = ""
+    return {
+        "file": printable(name),
+        "p": cell.probabilities,
+        "calls": cell.calls,
+        "unsure": distance < UNSURE,
+        "doubt": distance,
+        "dark": cell.nearly_black,
+        "maps": maps,
+        "thumb": thumbnail,
+        "src": source,
+    }
 
-    rows: dict of module -> its cells' rows. Returns (modules, how many there are, errors of those not found).
-    """
-    with open(about / "modules.csv", encoding="utf-8", errors=ANY_NAME, newline="") as file:
-        table = list(csv.DictReader(file, delimiter=";"))
-    modules = [m for m in table if not m["error"]]
-    modules.sort(key=lambda m: (m["sure"] == "1", -sum(int(m[c]) for c in classes)))
-    parts = []
-    for m in modules[:REPORT_MODULES]:
-        with Image.open(about / f"{m['name']}.png") as opened:
-            size, image = opened.size, jpeg(opened, max(opened.size), 82)
-        columns, lines = int(m["columns"]), int(m["rows"])
-        quad = np.array([float(m[k]) for k in CORNERS]).reshape(4, 2)
-        factor = size[0] / open_image(m["filename"]).width
-        shapes = Grid((quad + 0.5) * factor - 0.5, columns, lines, size[::-1]).cells()
-        cells = []
-        for row in rows.get(m["name"], []):
-            r, c = int(row["row"]), int(row["column"])
-            found = ", ".join(f"{k} {v:.3f}" for k, v in zip(classes, row["p"])) if "p" in row else row["error"]
-            points = " ".join(f"{x:.0f},{y:.0f}" for x, y in shapes[r - 1, c - 1])
-            seen = maps.get(row["filename"])
-            cells.append([points, source_of(row["filename"], target), f"row {r}, column {c}: {found}", seen])
-        counts = ", ".join(f"{m[k]} {k.replace('_', ' ')}" for k in (*classes, "nearly_black"))
-        text = f"{columns}x{lines} cells of {m['cell_pixels']} pixels, {counts}."
-        doubts = m["why"] if m["sure"] != "1" else ""
-        parts.append(
-            {"file": m["filename"], "text": text, "doubt": doubts, "image": image, "size": size, "cells": cells}
+
+def module_entry(row, folder, cells, entries, target, classes):
+    """A module as the page takes it; row: of modules.csv, cells: its CellResults, entries: known ones of cells."""
+    with Image.open(folder / f"{row['name']}.png") as image:
+        size = image.size
+        source = jpeg(image, max(size), 82)
+    columns, lines = int(row["columns"]), int(row["rows"])
+    corners = np.array([float(row[k]) for k in CORNERS]).reshape(4, 2)
+    scale = size[0] / open_image(row["filename"]).width
+    outlines = Grid((corners + 0.5) * scale - 0.5, columns, lines, size[::-1]).cells()
+    areas = []
+    for cell in cells:
+        entry = entries.get(cell.filename) or {"src": PageImage(cell.filename).source(target), "maps": None}
+        outline = outlines[cell.place.row - 1, cell.place.column - 1]
+        judgement = ", ".join(f"{name} {p:.3f}" for name, p in zip(classes, cell.probabilities)) or cell.error
+        areas.append(
+            {
+                "points": " ".join(f"{x:.0f},{y:.0f}" for x, y in outline),
+                "src": entry["src"],
+                "text": f"row {cell.place.row}, column {cell.place.column}: {judgement}",
+                "maps": entry["maps"],
+            }
         )
-    return parts, len(modules), [m["error"] for m in table if m["error"]]
+    counts = ", ".join(f"{row[k]} {k.replace('_', ' ')}" for k in (*classes, "nearly_black"))
+    return {
+        "file": row["filename"],
+        "text": f"{columns}x{lines} cells of {row['cell_pixels']} pixels, {counts}.",
+        "doubt": row["why"] if row["sure"] != "1" else "",
+        "image": source,
+        "size": size,
+        "cells": areas,
+    }
 
 
-def write_report(table, target, engine, model, about=None, class_maps=None):
-    """One HTML page about an output table of predict.py.
+def read_modules(folder, classes):
+    """Rows (dicts of text) of folder/modules.csv: those not sure first, then those with most defective cells; and the
+    errors of images in which no module was found."""
+    with open(folder / "modules.csv", encoding="utf-8", errors=ANY_NAME, newline="") as file:
+        rows = list(csv.DictReader(file, delimiter=";"))
+    modules = [row for row in rows if not row["error"]]
+    modules.sort(key=lambda row: (row["sure"] == "1", -sum(int(row[c]) for c in classes)))
+    return modules, [row["error"] for row in rows if row["error"]]
 
-    about: folder with modules.csv and the modules' images, where whole modules were cut (`predict.py --grid`); they
-    stand first. class_maps: function from uint8 images (B, 1, S, S) to maps (B, C, h, w), or None.
+
+def write_report(table, target, engine, thresholds, model, modules_folder=None):
+    """Write one HTML page about an output table of predict.py.
+
+    model: name of the network's file. modules_folder: Path of the folder with modules.csv and the modules' images,
+    where whole modules were cut (`predict.py --grid`); they come first.
     """
-    summary, of_modules = Summary(engine.classes, engine.thresholds), {}
-    for row in read_results(table, engine.classes):
-        summary.add(row)
-        if about and (len(of_modules) < REPORT_CELLS or row["module"] in of_modules):
-            of_modules.setdefault(row["module"], []).append(row)
-    shown = summary.shown()
+    classes = engine.classes
+    summary, selection = Summary(classes), Selection(thresholds)
+    cells_of = {}  # module -> its cells
+    for number, cell in enumerate(read_results(table, classes)):
+        summary.add(cell)
+        selection.add(cell, number)
+        if modules_folder and (len(cells_of) < REPORT_CELLS or cell.place.module in cells_of):
+            cells_of.setdefault(cell.place.module, []).append(cell)
     root = common_folder(summary.folders)
-    maps = class_maps_of((row["filename"] for row in shown), class_maps, engine.image_size)
-    modules, module_count, failed = [], 0, []
-    if about:
-        modules, module_count, failed = module_parts(Path(about), of_modules, target, engine.classes, maps)
-    counts = [("cells", summary.cells), *zip(engine.classes, summary.positives.tolist())]
-    counts += [("no defect", int(summary.defect_free)), ("unreadable", summary.failed)]
-    counts += [("nearly black", int(summary.black))] * bool(summary.black)
-    few = f"; the {REPORT_CELLS} surest are shown" * (summary.defective_count > REPORT_CELLS)
-    names = ("cells", *engine.classes, "no defect", "unreadable")
-    folders = sorted(summary.folders.items(), key=lambda f: -sum(f[1][c] for c in engine.classes))
-    fill(
-        "report.html",
-        target,
-        {
-            "model": Path(model).name + f", cells in {printable(root)}" * bool(root),
-            "when": time.strftime("%Y-%m-%d %H:%M"),
-            "classes": list(engine.classes),
-            "thresholds": [float(t) for t in engine.thresholds],
-            "counts": counts,
-            "histograms": summary.histograms.tolist(),
-            "folders": [[name, *(int(n[k]) for k in names)] for name, n in folders[:REPORT_LINES]],
-            "note": f"{summary.defective_count} cells have a defect{few}. Beside them are those without one that are "
-            "nearest to a threshold, and nearly black ones, which the probabilities can't tell.",
-            "cells": [
-                as_cell(row, row["filename"].removeprefix(root), target, maps.get(row["filename"])) for row in shown
-            ],
-            "modules": modules,
-            "module_count": module_count,
-            "module_folder": str(about or ""),
-            "failed": failed,
-            "unreadable": summary.errors,
-            "unreadable_count": summary.failed,
-        },
-    )
+    cells = selection.cells()
+    entries = {}
+    for cell, (image, maps) in zip(cells, images_with_maps([cell.filename for cell in cells], engine)):
+        name = cell.filename.removeprefix(root)
+        entries[cell.filename] = cell_entry(cell, name, image, maps, target, thresholds)
+    modules, failed = read_modules(modules_folder, classes) if modules_folder else ([], [])
+    data = {
+        "model": f"{model}, cells in {printable(root)}" if root else model,
+        "when": time.strftime("%Y-%m-%d %H:%M"),
+        "classes": classes,
+        "thresholds": [float(t) for t in thresholds],
+        "note": selection.note(),
+        "cells": list(entries.values()),
+        "modules": [
+            module_entry(row, modules_folder, cells_of.get(row["name"], []), entries, target, classes)
+            for row in modules[:REPORT_MODULES]
+        ],
+        "module_count": len(modules),
+        "module_folder": str(modules_folder or ""),
+        "failed": failed,
+        **summary.page_data(),
+    }
+    fill("report.html", target, data)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,36 +10,54 @@ from tqdm import tqdm
 
 from elcells.data.images import read_image, symmetries
 from elcells.files import InputError
-from elcells.pages.page import UNSURE, class_maps_of, doubt, fill, read_results, source_of
+from elcells.inference.output import read_results
+from elcells.pages.page import UNSURE, PageImage, doubt, fill, images_with_maps
 
 MOST = 5000  # cells of a page
 TURNED = 200  # cells, the next nearest to the thresholds, whose eight symmetries are compared
 SAMPLE = 100  # sure cells, drawn at random
-NEAR, DIFFER, RANDOM = "close to a threshold", "turned or mirrored it is judged otherwise", "sure, drawn at random"
+NEAR = "close to a threshold"
+DIFFER = "judged differently when turned or mirrored"
+RANDOM = "sure, drawn at random"
 
 
-def choose(rows, engine, seed=0):
-    """Which judged rows are shown, in order, and why: list of (row, reason).
+@dataclass(frozen=True)
+class ReviewCell:
+    """A cell to label: its image, why it is shown, a network's probabilities of it and class maps as text, or None."""
 
-    rows: dicts of `read_results`. Near ones first, by how near; then those of the next nearest whose eight symmetries
-    the network does not judge alike; then SAMPLE of the others.
+    image: PageImage
+    why: str
+    probabilities: tuple | None = None
+    maps: str | None = None
+
+
+def depends_on_orientation(path, engine, thresholds):
+    """Whether a network calls the eight symmetries of an image differently; False where the image is gone."""
+    try:
+        pixels = read_image(path, engine.image_size)
+    except InputError:
+        return False
+    calls = engine(np.stack([*symmetries(pixels[None])])) >= thresholds
+    return bool((calls.any(0) != calls.all(0)).any())
+
+
+def choose(cells, engine, thresholds, seed=0):
+    """Which judged cells are shown, in order, and why: list of (CellResult, reason).
+
+    The cells near a threshold first, the nearest in front; then those of the next nearest whose eight symmetries the
+    network judges differently; then SAMPLE of the others.
     """
-    order = np.argsort(doubts := doubt([r["p"] for r in rows], engine.thresholds), kind="stable")
-    near = [i for i in order if doubts[i] < UNSURE][:MOST]
-    others = [i for i in order if doubts[i] >= UNSURE]
-    differ = []
-    for i in tqdm(others[:TURNED], "symmetries", unit="cell", leave=False, disable=None):
-        try:
-            turned = np.stack([*symmetries(read_image(rows[i]["filename"], engine.image_size)[None])])
-            calls = engine(turned) >= engine.thresholds
-        except InputError:  # gone meanwhile
-            continue
-        if calls.any(0).tolist() != calls.all(0).tolist():
-            differ.append(i)
-    sure = np.setdiff1d(others, differ)
-    sample = np.random.default_rng(seed).permutation(sure)[:SAMPLE]
-    chosen = [*((i, NEAR) for i in near), *((i, DIFFER) for i in differ), *((i, RANDOM) for i in sample)]
-    return [(rows[i], why) for i, why in chosen[:MOST]]
+    doubts = doubt([cell.probabilities for cell in cells], thresholds)
+    order = np.argsort(doubts, kind="stable")
+    near = [k for k in order if doubts[k] < UNSURE][:MOST]
+    others = [k for k in order if doubts[k] >= UNSURE]
+    bar = tqdm(others[:TURNED], "symmetries", unit="cell", leave=False, disable=None)
+    differ = [k for k in bar if depends_on_orientation(cells[k].filename, engine, thresholds)]
+    sample = np.random.default_rng(seed).permutation(np.setdiff1d(others, differ))[:SAMPLE]
+    chosen = [(cells[k], NEAR) for k in near]
+    chosen += [(cells[k], DIFFER) for k in differ]
+    chosen += [(cells[int(k)], RANDOM) for k in sample]
+    return chosen[:MOST]
 
 
 def root_of(paths):
@@ -56,43 +75,39 @@ def name_in(path, root):
 
 
 def write_page(target, cells, classes, thresholds, root, embed=False):
-    """Write the page; cells: dicts of path, why, p (or None) and maps (or None). Unreadable ones are left out.
+    """Write the page and return how many cells it shows; cells that can't be read are left out.
 
-    Returns how many it shows.
+    cells: iterable of ReviewCell, of which one at a time is held. root: folder of the table of labels. embed: put the
+    images into the page.
     """
-    shown = []
-    for cell in tqdm(cells, "images", unit="cell", leave=False, disable=None):
+    entries = []
+    for cell in cells:
         try:
-            source = source_of(cell["path"], target, embed)
+            source = cell.image.source(target, embed)
         except InputError:
             continue
-        shown.append({"file": name_in(cell["path"], root), "src": source, **{k: cell[k] for k in ("why", "p", "maps")}})
-    if not shown:
+        name = name_in(cell.image.path, root)
+        entries.append({"file": name, "src": source, "why": cell.why, "p": cell.probabilities, "maps": cell.maps})
+    if not entries:
         raise InputError(f"{target}: no cell to look at, so no page is written")
-    key = hashlib.sha256("\n".join([*classes, *(c["file"] for c in shown)]).encode("utf-8", "replace")).hexdigest()
-    where = os.path.relpath(root)
-    place = f"{root if where.startswith('..') else where}, beside the images"
-    fill(
-        "review.html",
-        target,
-        {"classes": list(classes), "thresholds": thresholds, "cells": shown, "key": key[:16], "place": place},
-    )
-    return len(shown)
+    names = "\n".join([*classes, *(entry["file"] for entry in entries)])
+    key = hashlib.sha256(names.encode("utf-8", "replace")).hexdigest()[:16]
+    relative = os.path.relpath(root)
+    place = f"{root if relative.startswith('..') else relative}, beside the images"
+    thresholds = [round(float(t), 4) for t in thresholds]
+    data = {"classes": list(classes), "thresholds": thresholds, "cells": entries, "key": key, "place": place}
+    fill("review.html", target, data)
+    return len(entries)
 
 
-def write_review(table, target, engine, class_maps=None, embed=False):
-    """The review page of an output table of predict.py; returns how many cells it shows.
-
-    class_maps: function from uint8 images (B, 1, S, S) to maps (B, C, h, w), or None. embed: put images into it.
-    """
-    rows = [row for row in read_results(table, engine.classes) if "p" in row]
-    if not rows:
+def write_review(table, target, engine, thresholds, embed=False):
+    """Write the review page of an output table of predict.py; returns how many cells it shows."""
+    classes = engine.classes
+    judged = [cell for cell in read_results(table, classes) if cell.judged]
+    if not judged:
         raise InputError(f"{table}: no cell was judged, so there is nothing to review")
-    chosen = choose(rows, engine)
-    maps = class_maps_of((row["filename"] for row, _ in chosen), class_maps, engine.image_size)
-    cells = [
-        {"path": row["filename"], "why": why, "p": row["p"], "maps": maps.get(row["filename"])} for row, why in chosen
-    ]
-    thresholds = [round(float(t), 4) for t in engine.thresholds]
-    root = root_of([row["filename"] for row in rows])
-    return write_page(target, cells, engine.classes, thresholds, root, embed)
+    chosen = choose(judged, engine, thresholds)
+    images = images_with_maps([cell.filename for cell, _ in chosen], engine)
+    cells = (ReviewCell(image, why, cell.probabilities, maps) for (cell, why), (image, maps) in zip(chosen, images))
+    root = root_of([cell.filename for cell in judged])
+    return write_page(target, cells, classes, thresholds, root, embed)

@@ -1,4 +1,4 @@
-"""Files of checkpoints: written whole or not at all, read without running any code that they may carry."""
+"""Checkpoint files: written whole or not at all, read without running any code that they may carry."""
 
 import io
 import os
@@ -10,27 +10,17 @@ import torch
 from elcells.files import InputError, atomic_path, reason
 
 FIRST_CONVOLUTIONS = {"conv1.weight", "stem.0.weight"}
-RENAMED = {
-    "even_exposure": "normalise_brightness",
-    "turns": "dihedral",
-    "defective": "oversample",
-    "frozen": "freeze_stages",
-    "places": "aux_loss",
-    "noise": "noise_std",
-    "budget": "max_time",
-    "keep": "keep_checkpoints",
-}
 
 
 def write_checkpoint(path, checkpoint):
-    """Write a checkpoint's dict as a file that is on the disk, whole, when it gets its name; OSError if it can't be."""
-    buffer = io.BytesIO()  # torch.save itself tells a full disk by a RuntimeError
+    """Write a checkpoint's dict to a file that is complete on the disk before it gets its name; OSError if it can't."""
+    buffer = io.BytesIO()  # torch.save itself reports a full disk by a RuntimeError
     torch.save(checkpoint, buffer)
     with atomic_path(path) as temporary:
         with open(temporary, "wb") as file:
             file.write(buffer.getbuffer())
             file.flush()
-            os.fsync(file.fileno())  # else the name may outlive a power cut, and the bytes not
+            os.fsync(file.fileno())  # else the name may survive a power cut, and the bytes may not
 
 
 def read_checkpoint(path):
@@ -41,21 +31,21 @@ def read_checkpoint(path):
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint; train one with `python train.py`")
     try:
-        with warnings.catch_warnings():  # about the pickle protocol of foreign files; they are refused below
+        with warnings.catch_warnings():  # about the pickle protocol of other programs' files, which are refused below
             warnings.simplefilter("ignore")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and tensor readers raise many kinds for a damaged file
         raise InputError(f"{path}: damaged or no checkpoint ({reason(error)})") from None
     if not isinstance(checkpoint, dict) or not checkpoint:
         raise InputError(f"{path}: not a checkpoint (a {type(checkpoint).__name__}); train one with `python train.py`")
-    return with_todays_names(checkpoint)
+    return checkpoint
 
 
 def network_state(checkpoint):
     """The network's state dict in a checkpoint of ours, of the original recipe, or in a plain torchvision file.
 
-    A first convolution over three channels, as others and our own older files have it, becomes one over their gray
-    image: its weights summed are exactly the same function of three equal channels.
+    A first convolution over three channels becomes one over a gray image: its weights summed are exactly the same
+    function of three equal channels. Returns {} where there is no state dict.
     """
     state = checkpoint.get("model", checkpoint.get("state_dict", checkpoint))
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
@@ -69,31 +59,20 @@ def network_state(checkpoint):
     return state
 
 
-def with_todays_names(checkpoint):
-    """A checkpoint dict with the names of before replaced by today's, in its config and its settings."""
-    checkpoint = {"aux_head" if k == "head" else k: v for k, v in checkpoint.items()}
-    for part in ("config", "settings"):
-        if isinstance(checkpoint.get(part), dict):
-            checkpoint[part] = {RENAMED.get(k, k): v for k, v in checkpoint[part].items()}
-    settings = checkpoint.get("settings")
-    if isinstance(settings, dict):
-        for name in ("noise_std", "scale", "light", "epoch_cells", "keep_initial"):
-            settings.setdefault(name, 0.0)  # at first there was none
-        if settings.get("schedule") == "one-cycle":
-            settings["schedule"] = "cosine"
-    return checkpoint
-
-
 def find_checkpoint(which="best", folder="checkpoints"):
     """Path of a checkpoint named as people do: "best", "last", an epoch's number (3: checkpoint_003.ckp), or a path.
 
-    Raises InputError where there is none, listing those that are there.
+    Raises InputError, listing those in `folder`, where there is none.
     """
-    which, folder = str(which), Path(folder)
-    path = folder / (f"checkpoint_{int(which):03}.ckp" if which.isdigit() else f"{which}.ckp")
-    if not which.isdigit() and which not in ("best", "last"):
+    which = str(which)
+    folder = Path(folder)
+    if which.isdigit():
+        path = folder / f"checkpoint_{int(which):03}.ckp"
+    elif which in ("best", "last"):
+        path = folder / f"{which}.ckp"
+    else:
         path = Path(which)
     if not path.is_file():
-        there = ", ".join(p.name for p in sorted(folder.glob("*.ckp"))) or "none"
-        raise InputError(f"{path}: no such checkpoint ({folder} has: {there}); train one with `python train.py`")
+        existing = ", ".join(p.name for p in sorted(folder.glob("*.ckp"))) or "none"
+        raise InputError(f"{path}: no such checkpoint ({folder} has: {existing}); train one with `python train.py`")
     return path

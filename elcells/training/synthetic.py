@@ -7,6 +7,7 @@ The masks of drawings.py are drawn once and then laid over cells in ever new com
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,93 +21,150 @@ from elcells.files import InputError
 from elcells.training.drawings import DRAWINGS
 
 SHARE = 0.5  # of the defect-free cells that get a defect
-KINDS = (0.6, 0.05, 0.35)  # of these: crack only, inactive only, both
+CRACK_ONLY = 0.6  # of these
+INACTIVE_ONLY = 0.05  # of these; the others get both
 DISTRACTORS = 0.4  # share of all defect-free cells that get distractors, with or without a defect
-COUNTS = {"distractor": 800, "crack": 1800, "inactive": 700}
-NUMBERS = 3 + 3 * 6  # random numbers that a cell takes
-SMOOTH = 0.014  # texture of ELPV's mono cells: below in 95 %; of poly cells in 4 %
+COUNTS = {"distractor": 800, "crack": 1800, "inactive": 700}  # masks of each kind
+CELL_NUMBERS = 3  # random numbers that a cell takes: whether it gets a defect, which ones, and whether a distractor
+MASK_NUMBERS = 6  # and for each kind: which mask, its strength, mirrored twice, transposed, which drawing
+NUMBERS = CELL_NUMBERS + MASK_NUMBERS * len(DRAWINGS)
+SMOOTH = 0.014  # texture below which a cell counts as mono: so have 95 % of ELPV's mono cells and 4 % of its poly cells
 
 
 def texture(images):
-    """How much the brightness of gray images, uint8 (B, 1, S, S), changes along the fingers: float (B,), the median
-    step between neighbouring fiftieths of the side, as a share of the mean. Poly cells have more of it than mono ones.
+    """How much the brightness of gray images, uint8 (B, 1, S, S), changes along the fingers: float (B,).
+
+    It is the median step between neighbouring fiftieths of the side, as a share of the mean. Poly cells have more of it
+    than mono ones.
     """
     coarse = F.adaptive_avg_pool2d(images.float(), 50)
     steps = (coarse[..., 1:] - coarse[..., :-1]).abs().flatten(1).sort(1).values
-    steps = steps[:, steps.shape[1] // 2]
-    return steps / coarse.mean((1, 2, 3)).clamp(1)
+    median_step = steps[:, steps.shape[1] // 2]
+    return median_step / coarse.mean((1, 2, 3)).clamp(1)
+
+
+@dataclass
+class Masks:
+    """The masks of one kind and the drawings that they are of, on one device. D: drawings of the kind.
+
+    masks: uint8 (N, S, S), those of one drawing side by side. first, number: int (D,), where its masks begin and how
+    many they are. cumulated_share: float (2, D - 1), of the drawings, in textured and in smooth cells. upright: bool
+    (D,). low, high: float (D,), range of the strength.
+    """
+
+    masks: torch.Tensor
+    first: torch.Tensor
+    number: torch.Tensor
+    cumulated_share: torch.Tensor
+    upright: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+
+    def choose(self, smooth, numbers):
+        """Masks and strengths for cells: uint8 (B, S, S) and float (B,).
+
+        smooth: int (B,), 1 for mono cells. numbers: float (MASK_NUMBERS, B) in 0..1, random.
+        """
+        which_mask, how_strong, mirror_x, mirror_y, transpose, which_drawing = numbers
+        drawing = (which_drawing[:, None] >= self.cumulated_share[smooth]).sum(1)
+        masks = self.masks[self.first[drawing] + (which_mask * self.number[drawing]).long()]
+        may_turn = ~self.upright[drawing]
+        masks = torch.where(of_masks(mirror_x < 0.5), masks.flip(-1), masks)
+        masks = torch.where(of_masks(mirror_y < 0.5), masks.flip(-2), masks)
+        masks = torch.where(of_masks((transpose < 0.5) & may_turn), masks.transpose(-1, -2), masks)
+        strength = self.low[drawing] + (self.high - self.low)[drawing] * how_strong
+        return masks, strength
+
+
+def of_masks(values):
+    """One value per mask (B,) in a shape that meets masks (B, S, S)."""
+    return values[:, None, None]
+
+
+def draw_masks(number, kind, drawings, count, size, seed, device):
+    """The Masks of one kind: `count` of them from its drawings, by their shares. number: of the kind, for the seed."""
+    shares = np.array([max(d.smooth, d.textured) for d in drawings])
+    numbers = np.maximum(1, (count * shares / shares.sum()).round().astype(int))
+    drawing_of_mask = np.repeat(np.arange(len(drawings)), numbers)
+
+    def draw_mask(i):
+        rng = np.random.default_rng([seed, number, i])
+        mask = drawings[drawing_of_mask[i]].draw(rng, size)
+        return torch.from_numpy((255 * mask).astype(np.uint8))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        drawn = pool.map(draw_mask, range(len(drawing_of_mask)))
+        bar = tqdm(drawn, f"drawing {kind}", len(drawing_of_mask), unit="mask", leave=False, disable=None)
+        masks = torch.stack(list(bar))
+    shares = np.array([[d.textured for d in drawings], [d.smooth for d in drawings]])
+    cumulated = np.cumsum(shares / shares.sum(1, keepdims=True), 1)[:, :-1]
+
+    def on_device(values, kind):
+        return torch.from_numpy(np.asarray(values, kind)).to(device)
+
+    return Masks(
+        masks=masks.to(device),
+        first=on_device(np.cumsum(numbers) - numbers, np.int64),
+        number=on_device(numbers, np.int64),
+        cumulated_share=on_device(cumulated, np.float32),
+        upright=on_device([d.upright for d in drawings], bool),
+        low=on_device([d.low for d in drawings], np.float32),
+        high=on_device([d.high for d in drawings], np.float32),
+    )
 
 
 class SyntheticDefects:
     """Masks of defects, and how they are laid over batches of cells.
 
-    classes: of the labels; only those among "crack" and "inactive" are drawn. size: side of the cells in pixels.
-    seed: of the masks. device: where the batches are. counts: masks of each kind.
+    classes: of the labels; "crack" and "inactive", which are drawn, must be among them. size: side of the cells in
+    pixels. seed: of the masks. device: where the batches are. counts: masks of each kind (COUNTS).
     """
 
-    def __init__(self, classes=CLASSES, size=IMAGE_SIZE, seed=0, device="cpu", counts=COUNTS):
+    def __init__(self, classes=CLASSES, size=IMAGE_SIZE, seed=0, device="cpu", counts=None):
         if not set(CLASSES) <= set(classes):
             raise InputError(
                 f"labels {', '.join(classes)}: only {' and '.join(CLASSES)} can be drawn; train without drawn defects"
             )
-        self.column = {c: list(classes).index(c) for c in CLASSES}
-        self.masks, self.drawings = {}, {}
-        with ThreadPoolExecutor(THREADS) as pool:
-            for number, (kind, drawings) in enumerate(DRAWINGS.items()):
-                shares = np.array([max(d.smooth, d.textured) for d in drawings])
-                numbers = np.maximum(1, (counts[kind] * shares / shares.sum()).round().astype(int))
-                draws = np.repeat([d.draw for d in drawings], numbers)
+        counts = counts or COUNTS
+        self.column = {name: list(classes).index(name) for name in CLASSES}
+        self.masks = {
+            kind: draw_masks(number, kind, drawings, counts[kind], size, seed, device)
+            for number, (kind, drawings) in enumerate(DRAWINGS.items())
+        }
 
-                def one(i, draws=draws, number=number):
-                    mask = draws[i](np.random.default_rng([seed, number, i]), size)
-                    return torch.from_numpy((255 * mask).astype(np.uint8))
+    def draw(self, images, labels, numbers, share=SHARE):
+        """Draw into the defect-free cells of a batch; cells with a label are left alone.
 
-                masks = pool.map(one, range(len(draws)))
-                bar = tqdm(masks, f"drawing {kind}", len(draws), unit="mask", leave=False, disable=None)
-                self.masks[kind] = torch.stack(list(bar)).to(device)
-                shares = np.array([[d.textured for d in drawings], [d.smooth for d in drawings]])
-                table = {
-                    "share": np.float32(np.cumsum(shares / shares.sum(1, keepdims=True), 1)[:, :-1]),
-                    "first": np.cumsum(numbers) - numbers,
-                    "number": numbers,
-                    "upright": np.array([d.upright for d in drawings]),
-                    **{name: np.float32([getattr(d, name) for d in drawings]) for name in ("low", "high")},
-                }
-                self.drawings[kind] = {k: torch.from_numpy(v).to(device) for k, v in table.items()}
-
-    def draw(self, images, labels, u, share=SHARE):
-        """Draw into the defect-free cells of a batch.
-
-        images: uint8 (B, 1, S, S), on any device. labels: float (B, C) and u: float (NUMBERS, B) in 0..1, random
-            numbers from which all that is drawn follows, both on the CPU. share: of the defect-free cells that get a
-            defect.
-        Returns (images, labels, aux_masks), new tensors; the labels say what was drawn, aux_masks, uint8 (B, C, S, S),
-        where.
-        Cells with a label are left alone.
+        images: uint8 (B, 1, S, S), on any device. labels: float (B, C) and numbers: float (NUMBERS, B) in 0..1, from
+            which all that is drawn follows, both on the CPU. share: of the defect-free cells that get a defect.
+        Returns (images, labels, aux_masks), new tensors: the labels say what was drawn; aux_masks, uint8 (B, C, S, S),
+        say where.
         """
-        defect_free = labels.amax(1) == 0
-        cracked = defect_free & (u[0] < share) & ((u[1] < KINDS[0]) | (u[1] >= KINDS[0] + KINDS[1]))
-        dead = defect_free & (u[0] < share) & (u[1] >= KINDS[0])
-        chosen = {"distractor": defect_free & (u[2] < DISTRACTORS), "crack": cracked, "inactive": dead}
         smooth = (texture(images) < SMOOTH).long()
-        images, labels = images.clone(), labels.clone()
+        images = images.clone()
+        labels = labels.clone()
         aux_masks = images.new_zeros(len(images), labels.shape[1], *images.shape[2:])
-        for (kind, cells), v in zip(chosen.items(), u[3:].split(6)):
-            rows = cells.nonzero()[:, 0]
-            there, v, table = (
-                send(rows, images.device),
-                send(v[:, rows].contiguous(), images.device),
-                self.drawings[kind],
-            )
-            which = (v[5, :, None] >= table["share"][smooth[there]]).sum(1)
-            masks = self.masks[kind][table["first"][which] + (v[0] * table["number"][which]).long()]
-            x, y, turned = (v[2:5] < 0.5)[:, :, None, None]
-            masks = torch.where(x, masks.flip(-1), masks)
-            masks = torch.where(y, masks.flip(-2), masks)
-            masks = torch.where(turned & ~table["upright"][which, None, None], masks.transpose(-1, -2), masks)
-            strength = table["low"][which] + (table["high"] - table["low"])[which] * v[1]
-            images[there, 0] = (images[there, 0] * (1 - strength[:, None, None] / 255 * masks)).to(torch.uint8)
+        chosen = self.choose_cells(labels, numbers[:CELL_NUMBERS], share)
+        for (kind, is_chosen), mask_numbers in zip(chosen.items(), numbers[CELL_NUMBERS:].split(MASK_NUMBERS)):
+            cells = is_chosen.nonzero()[:, 0]
+            cells_there = send(cells, images.device)
+            numbers_there = send(mask_numbers[:, cells].contiguous(), images.device)
+            masks, strength = self.masks[kind].choose(smooth[cells_there], numbers_there)
+            images[cells_there, 0] = (images[cells_there, 0] * (1 - of_masks(strength) / 255 * masks)).to(torch.uint8)
             if kind in self.column:
-                labels[rows, self.column[kind]] = 1
-                aux_masks[there, self.column[kind]] = masks
+                labels[cells, self.column[kind]] = 1
+                aux_masks[cells_there, self.column[kind]] = masks
         return images, labels, aux_masks
+
+    def choose_cells(self, labels, numbers, share):
+        """Which cells get which kind of drawing: {kind: bool (B,)}, in the order of DRAWINGS."""
+        whether, which, whether_distractor = numbers
+        defect_free = labels.amax(1) == 0
+        gets_defect = defect_free & (whether < share)
+        only_crack = which < CRACK_ONLY
+        only_inactive = ~only_crack & (which < CRACK_ONLY + INACTIVE_ONLY)
+        return {
+            "distractor": defect_free & (whether_distractor < DISTRACTORS),
+            "crack": gets_defect & ~only_inactive,
+            "inactive": gets_defect & ~only_crack,
+        }

@@ -1,5 +1,5 @@
 "use strict";
-// What both pages draw: class maps, bytes in base64 of n x n for each class, over an image.
+// Draws class maps over an image, in both pages; maps: base64 of n x n bytes for each class.
 const colours = [[255, 110, 20], [40, 150, 255], [60, 220, 120], [230, 90, 230]];
 function paintMap(canvas, maps, classes) {
   const bytes = atob(maps), n = Math.round(Math.sqrt(bytes.length / classes.length)), small = new ImageData(n, n);

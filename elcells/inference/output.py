@@ -1,0 +1,140 @@
+"""The output table of predict.py: a row for each image, written as it is judged and read again for the pages.
+
+It is a CSV file that `train.py --data` could read. A note beside it, TABLE.run.json, says what made it, so that no
+other network goes on with it.
+"""
+
+import csv
+import io
+import json
+import os
+import sys
+import time
+from collections import namedtuple
+from dataclasses import dataclass
+from pathlib import Path
+
+from elcells.data.images import NEARLY_BLACK
+from elcells.files import ANY_NAME, InputError, atomic_path
+
+TOO_DARK = "nearly black: not judged"  # the error of a dead cell of a module
+
+
+# Where a cell lies in its module, row and column counted from 1, and whether (0 or 1) the module's grid is sure.
+Place = namedtuple("Place", "module row column sure")
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a network says of the image of a cell; a cell that was not judged has an error, but no calls."""
+
+    filename: str
+    calls: tuple = ()  # 0 or 1 for each class
+    probabilities: tuple = ()  # for each class, in 0..1
+    brightness: float | None = None  # mean pixel in 0..1
+    error: str = ""
+    place: Place | None = None
+    notes: tuple = ()  # what was assumed when the image was read; not in the table
+
+    @property
+    def judged(self):
+        return bool(self.calls)
+
+    @property
+    def nearly_black(self):
+        """Whether it is too dark to judge: a dead cell of a module, or an image without light."""
+        return self.error == TOO_DARK or (self.judged and self.brightness < NEARLY_BLACK)
+
+    def defects(self, classes):
+        """Names of the classes that it was called."""
+        return [name for name, call in zip(classes, self.calls) if call]
+
+
+class OutputTable:
+    """The rows of CellResults, in a file, or on the screen where `path` is None.
+
+    An existing file is continued: an incomplete last row is cut off, and `done` holds the file names that have rows.
+    of_modules: rows say where a cell lies in its module. identity: of what changes rows, a dict that JSON can hold.
+    Raises InputError for a file that something else made.
+    """
+
+    def __init__(self, path, classes, of_modules=False, identity=None):
+        place = Place._fields if of_modules else ()
+        header = ["filename", *classes, *(f"p_{c}" for c in classes), *place, "brightness", "error"]
+        self.path = path
+        self.not_judged = [""] * (2 * len(classes))
+        self.done = set()
+        self.file = sys.stdout
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _check_note(path, identity)
+            if path.exists():
+                self.done = _read_done(path, header)
+            self.file = open(path, "a", encoding="utf-8", errors=ANY_NAME, newline="")
+        self.writer = csv.writer(self.file, delimiter=";", lineterminator="\n")
+        if not path or not self.file.tell():
+            self.writer.writerow(header)
+        self.flushed = time.monotonic()
+
+    def write(self, cell):
+        """Add the row of a CellResult; it is in the file a second later."""
+        judged = [*cell.calls, *(f"{p:.4f}" for p in cell.probabilities)] if cell.judged else self.not_judged
+        brightness = "" if cell.brightness is None else f"{cell.brightness:.3f}"
+        self.writer.writerow([cell.filename, *judged, *(cell.place or ()), brightness, cell.error])
+        if time.monotonic() - self.flushed > 1:
+            self.flush()
+
+    def flush(self):
+        """Bring all rows to the file."""
+        self.file.flush()
+        self.flushed = time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.path:
+            self.file.close()
+
+
+def _check_note(table, identity):
+    """Write the note of a new table; of an existing one raise InputError where something else began it."""
+    note = Path(f"{table}.run.json")
+    if table.exists() and note.exists():
+        begun_by = json.loads(note.read_text())
+        different = [key for key in identity if begun_by.get(key) != identity[key]]
+        if different:
+            names = " and ".join(different)
+            raise InputError(f"{table}: was begun with another {names}; go on with that, or give another --csv")
+        return
+    with atomic_path(note) as temporary:
+        temporary.write_text(json.dumps(identity, indent=1))
+
+
+def _read_done(path, expected_header):
+    """File names that have rows in a table, which is cut behind its last complete row."""
+    raw = path.read_bytes()
+    complete = raw[: raw.rfind(b"\n") + 1]
+    rows = csv.reader(io.StringIO(complete.decode("utf-8", ANY_NAME)), delimiter=";")
+    header = next(rows, None)
+    if header not in (None, expected_header):
+        raise InputError(f"{path}: is no output of this model (its columns differ); give another --csv")
+    os.truncate(path, len(complete))
+    return {row[0] for row in rows}
+
+
+def read_results(path, classes):
+    """Yield the CellResult of each row of an output table; InputError for another table."""
+    with open(path, encoding="utf-8", errors=ANY_NAME, newline="") as file:
+        for row in csv.DictReader(file, delimiter=";"):
+            if not set(classes) <= row.keys() or "error" not in row:
+                raise InputError(f"{path}: is no output of predict.py for {', '.join(classes)}; give another --csv")
+            calls = probabilities = ()
+            if row[classes[0]] != "":
+                calls = tuple(int(row[c]) for c in classes)
+                probabilities = tuple(float(row[f"p_{c}"]) for c in classes)
+            brightness = float(row["brightness"]) if row["brightness"] else None
+            place = None
+            if "module" in row:
+                place = Place(row["module"], int(row["row"]), int(row["column"]), int(row["sure"]))
+            yield CellResult(row["filename"], calls, probabilities, brightness, row["error"], place)
