@@ -10,16 +10,16 @@ import contextlib
 import hashlib
 import json
 import logging
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 import warnings
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import pandas as pd
 import torch
 from PIL import Image
 from torch import nn
@@ -34,44 +34,80 @@ from elcells.files import InputError, atomic_path, print_any_name, reason
 from elcells.inference.engines import open_model
 from elcells.inference.quantize import quantise, round_weights
 from elcells.training.checkpoints import find_checkpoint
-from model import load_model, logits_of
+from model import load_model, logits_over_symmetries
 
+DEFAULT_TABLE = "data.csv"
 TOLERANCE = 1e-4  # of probabilities, between ONNX Runtime and PyTorch
 CHECK_CELLS = 64
 CALIBRATION_CELLS = 96
-SMALLER = ("int8", "int8_weights")  # files, by the option that asks for them
+SMALLER = {"int8": quantise, "int8_weights": round_weights}  # how each smaller file is made
 
 
-# ---------------------------------------------------------------- what is exported
+@dataclass(frozen=True)
+class Export:
+    """What the command line asks for; a field for each option.
+
+    smaller: keys of SMALLER. images: None for the table's folder.
+    """
+
+    checkpoint: Path
+    out: Path
+    raw_input: bool
+    tta: bool
+    opset: int
+    smaller: list
+    max_drop: float
+    table: str
+    images: str | None
+    device: str
+
+    def path(self, ending=".onnx"):
+        """Path of a file to write: the float file, or one whose name ends differently."""
+        tta = "_tta" if self.tta else ""
+        raw = "_raw" if self.raw_input else ""
+        return self.out / f"{self.checkpoint.stem}{tta}{raw}{ending}"
+
+
+# ---------------------------------------------------------------- the exported network
 
 
 class GrayInput(nn.Module):
-    """uint8 gray (N, 1, S, S) straight from the camera -> probabilities (N, C): all of a CellClassifier."""
+    """All of a CellClassifier: uint8 gray images (N, 1, S, S), straight from the camera -> probabilities (N, C)."""
 
-    def __init__(self, model):
+    def __init__(self, model, tta=False):
         super().__init__()
-        self.network, self.normalise = model.network, model.normalise
-        self.probabilities, self.tta = model.probabilities, model.config["tta"]
+        self.network = model.network  # this name is in the file, where elcells/training/weights.py expects it
+        self.metadata = model.metadata
+        self.normalise = model.normalise
+        self.to_probabilities = model.probabilities
+        self.tta = tta
 
     def forward(self, images):
-        return self.probabilities(logits_of(self.network, self.normalise(images), self.tta))
+        return self.probabilities(self.normalise(images))
+
+    def probabilities(self, normalised):
+        """Probabilities (N, C) of normalised images, float (N, 1, S, S)."""
+        logits = logits_over_symmetries(self.network, normalised) if self.tta else self.network(normalised)
+        return self.to_probabilities(logits, self.tta)
 
 
 class RawInput(GrayInput):
     """The classic form: three equal, normalised float channels (N, 3, S, S) -> probabilities (N, C).
 
-    Normalised by mean and std alone: where the network wants the same brightness, that is done here.
+    They come normalised by mean and std alone; brightness is normalised here if the network expects it.
     """
 
-    def __init__(self, model):
-        super().__init__(model)
-        self.config = model.config
-
     def forward(self, images):
-        images = images[:, :1]
-        if self.config["normalise_brightness"]:
-            images = self.normalise(images * self.config["std"] + self.config["mean"])
-        return self.probabilities(logits_of(self.network, images, self.tta))
+        gray = images[:, :1]
+        if self.metadata.normalise_brightness:
+            gray = self.normalise(gray * self.metadata.std + self.metadata.mean)
+        return self.probabilities(gray)
+
+
+def as_raw_input(images, metadata):
+    """uint8 images (N, 1, S, S) as RawInput takes them, float32 (N, 3, S, S)."""
+    pixels = torch.from_numpy(images).float() / 255
+    return ((pixels - metadata.mean) / metadata.std).expand(-1, 3, -1, -1).numpy()
 
 
 def write_onnx(module, example, path, opset):
@@ -93,81 +129,109 @@ def write_onnx(module, example, path, opset):
         program.save(str(path), external_data=False)
 
 
+def metadata_of(model, checkpoint, export):
+    """The metadata of the ONNX file, as a dict that JSON can hold."""
+    calibration = model.calibrated(export.tta)
+    return {
+        **asdict(model.metadata),
+        "thresholds": calibration.thresholds(),
+        "operating_points": calibration.operating_points,
+        "tta": export.tta,
+        "input": "raw" if export.raw_input else "uint8",
+        "metrics": checkpoint.get("metrics", {}),
+        "epoch": checkpoint.get("epoch"),
+        "checkpoint": export.checkpoint.name,
+        "checkpoint_sha256": hashlib.sha256(export.checkpoint.read_bytes()).hexdigest(),
+    }
+
+
 def set_metadata(path, metadata):
-    """Store a dict in an ONNX file as metadata, each value as JSON; what the exporter noted of this machine goes."""
+    """Make a dict an ONNX file's metadata, each value as JSON, and remove what the exporter noted of this machine."""
     proto = onnx.load(path)
     for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
         part.doc_string = ""
         del part.metadata_props[:]  # stack traces, with the paths of our files
     proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import, True)  # for old runtimes
-    onnx.helper.set_model_props(proto, {k: json.dumps(v) for k, v in metadata.items()})
+    onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in metadata.items()})
     onnx.save(proto, path)
 
 
-# ---------------------------------------------------------------- cells and checks
+def check_onnx(path, name):
+    """Raise InputError, calling the file by `name`, where ONNX's checker or shape inference objects to it."""
+    try:
+        proto = onnx.shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True)
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:
+        raise InputError(f"{name}: not valid ONNX ({reason(error)}); nothing written") from None
+
+
+# ---------------------------------------------------------------- comparison with PyTorch
+
+
+@dataclass(frozen=True)
+class Check:
+    """Images on which a file is compared with PyTorch.
+
+    images: uint8 (N, 1, S, S). description: what they are, in words. expected: PyTorch's probabilities, float32 (N, C).
+    """
+
+    images: np.ndarray
+    description: str
+    expected: np.ndarray
+
+    def largest_difference(self, path):
+        """Largest difference of ONNX Runtime's probabilities, in batches of 16, 7 and 1 images."""
+        engine = open_model(path, "onnxruntime", device="cpu")
+        differences = [np.abs(engine_probabilities(engine, self.images) - self.expected).max()]
+        for count in (1, 7):
+            differences.append(np.abs(engine(self.images[:count]) - self.expected[:count]).max())
+        return float(max(differences))
+
+
+def images_to_check(export, size):
+    """CHECK_CELLS images, uint8 (N, 1, size, size), and what they are in words.
+
+    Random cells of the table, without any image being copied; drawn images where it has too few. Only the default
+    table may be missing: raises InputError where another can't be read.
+    """
+    images = []
+    if export.table != DEFAULT_TABLE or Path(DEFAULT_TABLE).exists():
+        names = read_rows(export.table, ["filename"])["filename"]
+        paths = data.image_paths(names, Path(export.images or Path(export.table).parent))
+        for place in np.random.default_rng(0).permutation(len(paths)):
+            with contextlib.suppress(InputError):
+                images.append(read_image(paths[place], size)[None])
+            if len(images) == CHECK_CELLS:
+                return np.stack(images), f"{CHECK_CELLS} cells"
+    drawn = drawn_images(CHECK_CELLS - len(images), size)
+    description = f"{len(drawn)} drawn images"
+    if images:
+        description = f"{len(images)} cells and {description}"
+    return np.stack([*images, *drawn]), description
 
 
 def drawn_images(count, size, seed=0):
-    """Something like cells, uint8 (count, 1, size, size): grains and busbars, each of another brightness and contrast.
+    """Rough drawings of cells, uint8 (count, 1, size, size): grains and busbars of various brightness and contrast.
 
-    Good enough to compare two ways of computing one network where no image is at hand.
+    Good enough to compare two ways of computing one network.
     """
     rng = np.random.default_rng(seed)
     grains = rng.normal(size=(count, 12, 12)).astype(np.float32)
-    smooth = [Image.fromarray(g).resize((size, size), Image.Resampling.BICUBIC) for g in grains]
-    levels = rng.uniform(40, 200, (count, 1, 1)) + rng.uniform(5, 40, (count, 1, 1)) * np.stack(smooth)
+    smooth = np.stack([Image.fromarray(g).resize((size, size), Image.Resampling.BICUBIC) for g in grains])
+    brightness = rng.uniform(40, 200, (count, 1, 1))
+    contrast = rng.uniform(5, 40, (count, 1, 1))
+    levels = brightness + contrast * smooth
     for y in (size // 6, size // 2, size - size // 6):
         levels[:, y : y + max(1, size // 60)] *= 0.4
     return np.clip(levels, 0, 255).astype(np.uint8)[:, None]
 
 
-def images_to_check(args, size):
-    """CHECK_CELLS images, uint8 (N, 1, size, size), of the table as far as it is there, else drawn; and their name.
-
-    Labels do not matter here, and no image is copied from anywhere. Raises InputError for a table that was asked for
-    and can't be read.
-    """
-    found = []
-    if Path(args.data).exists() or args.data != options().get_default("data"):
-        names = read_rows(args.data, ["filename"])["filename"]
-        paths = data.image_paths(names, Path(args.images or Path(args.data).parent))
-        for place in np.random.default_rng(0).permutation(len(paths)):
-            with contextlib.suppress(InputError):
-                found.append(read_image(paths[place], size)[None])
-            if len(found) == CHECK_CELLS:
-                return np.stack(found), f"{CHECK_CELLS} cells"
-    drawn = drawn_images(CHECK_CELLS - len(found), size)
-    return np.stack([*found, *drawn]), f"{len(found)} cells and " * bool(found) + f"{len(drawn)} drawn images"
-
-
-class Cells:
-    """What smaller files are made and measured with: cells that training did not see, and some that it saw.
-
-    test, unseen (validation part, then test part), calibration: uint8 (N, 1, S, S). labels: (N, C) of the unseen.
-    """
-
-    def __init__(self, args, model, checkpoint):
-        table = data.read_table(args.data, model.classes, args.images)
-        data.fill_images(table)
-        pixels, table["image"] = load_images(table, model.config["image_size"])
-        split = checkpoint.get("split")
-        if not split:
-            _, val, test = data.split_parts(table, classes=model.classes)
-            split = data.record_split(val, test, "cell")
-        val, test, train = (data.recorded_part(table, split, part) for part in ("val", "test", "train"))
-        unseen = data.CellDataset(data.pd.concat([val, test], ignore_index=True), pixels, model.classes)
-        images, labels = unseen.batch(range(len(unseen)))
-        self.unseen, self.labels, self.test = images.numpy(), labels.numpy(), images.numpy()[len(val) :]
-        chosen = np.random.default_rng(0).permutation(len(train))[:CALIBRATION_CELLS]
-        self.calibration = data.CellDataset(train, pixels, model.classes).batch(chosen)[0].numpy()
-
-
 @torch.inference_mode()
-def torch_probabilities(model, images, batch_size=32):
-    """Probabilities (N, C) of a CellClassifier in float32, on the device that it is on."""
+def torch_probabilities(model, images, tta, batch_size=32):
+    """Probabilities (N, C) of a CellClassifier in float32, on its device."""
     device = next(model.parameters()).device
     parts = [torch.from_numpy(images[i : i + batch_size]).to(device) for i in range(0, len(images), batch_size)]
-    return torch.cat([model.probabilities(model(part)) for part in parts]).cpu().numpy()
+    return torch.cat([model.probabilities(model(part, tta), tta) for part in parts]).cpu().numpy()
 
 
 def engine_probabilities(engine, images, batch_size=16):
@@ -175,29 +239,70 @@ def engine_probabilities(engine, images, batch_size=16):
     return np.concatenate([engine(images[i : i + batch_size]) for i in range(0, len(images), batch_size)])
 
 
-def check_file(path):
-    """ONNX's own checker and shape inference; raises InputError where they object."""
-    try:
-        proto = onnx.shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True)
-        onnx.checker.check_model(proto, full_check=True)
-    except Exception as error:
-        raise InputError(f"{path.name}: not valid ONNX ({reason(error)}); nothing written") from None
+# ---------------------------------------------------------------- quality, size and speed
 
 
-def largest_difference(path, expected, images):
-    """Largest difference between ONNX Runtime's probabilities and those expected, on all images and on 1 and 7."""
+@dataclass(frozen=True)
+class Cells:
+    """What smaller files are made and measured with.
+
+    unseen: cells that training did not see, uint8 (N, 1, S, S): the validation part, then the test part. labels: theirs,
+    0/1 (N, C). test_count: size of the test part. calibration: some training cells, as the exported file takes them.
+    """
+
+    unseen: np.ndarray
+    labels: np.ndarray
+    test_count: int
+    calibration: np.ndarray
+
+    @property
+    def test(self):
+        """The test part of `unseen`."""
+        return self.unseen[-self.test_count :]
+
+
+def read_cells(export, metadata, split):
+    """The Cells of a checkpoint with this Metadata and record of its split (None: the default split)."""
+    table = data.read_table(export.table, metadata.classes, export.images)
+    data.fill_images(table)
+    pixels, table["image"] = load_images(table, metadata.image_size)
+    val = data.part_of_checkpoint(table, split, "val", metadata.classes)
+    test = data.part_of_checkpoint(table, split, "test", metadata.classes)
+    train = data.part_of_checkpoint(table, split, "train", metadata.classes)
+    unseen = data.CellDataset(pd.concat([val, test], ignore_index=True), pixels, metadata.classes)
+    images, labels = unseen.batch(range(len(unseen)))
+    chosen = np.random.default_rng(0).permutation(len(train))[:CALIBRATION_CELLS]
+    calibration = data.CellDataset(train, pixels, metadata.classes).batch(chosen)[0].numpy()
+    if export.raw_input:
+        calibration = as_raw_input(calibration, metadata)
+    return Cells(images.numpy(), labels.numpy(), len(test), calibration)
+
+
+def quality_and_speed(path, cells):
+    """Figures of an ONNX file on the test part, as a dict.
+
+    Files are compared by f1_unseen, the mean F1 on validation and test part: the test part has so few positives that
+    one more or less at the threshold can be worth 0.01.
+    """
     engine = open_model(path, "onnxruntime", device="cpu")
-    differences = [np.abs(engine_probabilities(engine, images) - expected).max()]
-    for n in (1, 7):
-        differences.append(np.abs(engine(images[:n]) - expected[:n]).max())
-    return float(max(differences))
+    thresholds = engine.thresholds()
+    probabilities = engine_probabilities(engine, cells.unseen)
+    test = slice(-cells.test_count, None)
+    table = metrics_table(cells.labels[test], probabilities[test], thresholds, engine.classes)
+    figures = {f"f1_{name}": metrics["f1"] for name, metrics in table.items()}
+    figures["average_precision"] = table["mean"]["average_precision"]
+    figures["f1_unseen"] = float(f1_scores(cells.labels, probabilities, thresholds).mean())
+    figures["megabytes"] = path.stat().st_size / 1e6
+    figures["cells_per_second"] = cells_per_second(engine, cells.test)
+    return figures
 
 
 def cells_per_second(engine, images, batch_size=16, seconds=2.0):
     """Median speed of an Engine on batches of real images, after one to warm up."""
     batch = np.resize(images, (batch_size, *images.shape[1:]))
     engine(batch)
-    times, end = [], time.perf_counter() + seconds
+    times = []
+    end = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:
         start = time.perf_counter()
         engine(batch)
@@ -205,189 +310,127 @@ def cells_per_second(engine, images, batch_size=16, seconds=2.0):
     return batch_size / statistics.median(times)
 
 
-def measure(path, cells):
-    """Quality, size and speed of an ONNX file on the test part, as a dict.
-
-    f1_unseen is the mean F1 on validation and test part, by which files are compared: of the test part's positives
-    alone one more or less at the threshold can be worth 0.01.
-    """
-    engine = open_model(path, "onnxruntime", device="cpu")
-    p, tested = engine_probabilities(engine, cells.unseen), slice(-len(cells.test), None)
-    table = metrics_table(cells.labels[tested], p[tested], engine.thresholds, engine.classes)
-    figures = {f"f1_{c}": table[c]["f1"] for c in (*engine.classes, "mean")}
-    figures["average_precision"] = table["mean"]["average_precision"]
-    figures["f1_unseen"] = float(f1_scores(cells.labels, p, engine.thresholds).mean())
-    figures["megabytes"] = Path(path).stat().st_size / 1e6
-    figures["cells_per_second"] = cells_per_second(engine, cells.test)
-    return figures
+def print_table(figures, test_count):
+    """Print the figures of all files (dict of path -> quality_and_speed), one line each."""
+    table = pd.DataFrame.from_dict(figures, orient="index")
+    table.index = [Path(path).name for path in figures]
+    print(
+        f"\nOn the {test_count} test cells (f1_unseen: validation and test cells), ONNX Runtime, batch 16, "
+        f"{torch.get_num_threads()} threads:"
+    )
+    print(table.to_string(float_format="{:.4g}".format))
 
 
 # ---------------------------------------------------------------- command
 
 
-def metadata_of(model, checkpoint, path, raw):
-    """What travels inside the ONNX file, as a dict of things that JSON can hold."""
-    keys = (
-        "network",
-        "classes",
-        "thresholds",
-        "operating_points",
-        "mean",
-        "std",
-        "image_size",
-        "normalise_brightness",
-        "initial_weights",
-        "tta",
-    )
-    return {
-        **{k: model.config[k] for k in keys},
-        "input": "raw" if raw else "uint8",
-        "metrics": checkpoint.get("metrics", {}),
-        "epoch": checkpoint.get("epoch"),
-        "checkpoint": Path(path).name,
-        "checkpoint_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
-    }
+def write_files(export):
+    """Write the float file and, if asked for, smaller ones and the figures of all."""
+    model, checkpoint = load_model(export.checkpoint, pick_device(export.device))
+    metadata = metadata_of(model, checkpoint, export)
+    cells = read_cells(export, model.metadata, checkpoint.get("split")) if export.smaller else None
+    images, description = images_to_check(export, model.metadata.image_size)
+    check = Check(images, description, torch_probabilities(model, images, export.tta))
+    write_float(export, model.cpu(), metadata, check)
+    if not cells:
+        return
+    figures = {str(export.path()): quality_and_speed(export.path(), cells)}
+    try:
+        for kind in export.smaller:
+            write_smaller(kind, export, metadata, check, cells, figures)
+    finally:
+        print_table(figures, cells.test_count)
+    with atomic_path(export.path(".json")) as temporary:
+        temporary.write_text(json.dumps(figures, indent=1))
 
 
-def export(args):
-    """Everything that the command line asks for; returns the exit code."""
-    path = find_checkpoint(args.checkpoint)
-    model, checkpoint = load_model(path, pick_device(args.device))
-    if args.tta:
-        model.average_symmetries()
-    size = model.config["image_size"]
-    smaller = [name for name in SMALLER if getattr(args, name)]
-    cells = Cells(args, model, checkpoint) if smaller else None
-    check, check_name = images_to_check(args, size)
-    expected = torch_probabilities(model, check)
-    model.cpu()
-    module = RawInput(model) if args.raw_input else GrayInput(model)
-    example = torch.zeros(2, 3, size, size) if args.raw_input else torch.zeros(2, 1, size, size, dtype=torch.uint8)
-    target = Path(args.out) / f"{path.stem}{'_tta' * args.tta}{'_raw' * args.raw_input}.onnx"
-    metadata = metadata_of(model, checkpoint, path, args.raw_input)
-    files = {}
-    with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / target.name
-        write_onnx(module, example, plain, args.opset)
-        set_metadata(plain, metadata)
-        check_file(plain)
-        difference = largest_difference(plain, expected, check)
+def write_float(export, model, metadata, check):
+    """Export a model that is on the CPU; raises InputError, leaving no file, where the file differs from PyTorch."""
+    path = export.path()
+    size = model.metadata.image_size
+    if export.raw_input:
+        module = RawInput(model, export.tta)
+        example = torch.zeros(2, 3, size, size)
+    else:
+        module = GrayInput(model, export.tta)
+        example = torch.zeros(2, 1, size, size, dtype=torch.uint8)
+    with atomic_path(path) as temporary:
+        write_onnx(module, example, temporary, export.opset)
+        set_metadata(temporary, metadata)
+        check_onnx(temporary, path.name)
+        difference = check.largest_difference(temporary)
         if not difference <= TOLERANCE:
             raise InputError(
-                f"{target}: probabilities differ from PyTorch's by {difference:.1e}, more than {TOLERANCE:g}; "
+                f"{path}: probabilities differ from PyTorch's by {difference:.1e}, more than {TOLERANCE:g}; "
                 "nothing written"
             )
-        set_metadata(plain, {**metadata, "largest_difference": difference})
-        with atomic_path(target) as temporary:
-            shutil.copyfile(plain, temporary)
-        print(
-            f"{target}: {plain.stat().st_size / 1e6:.1f} MB, {metadata['input']} input, opset {args.opset}, "
-            f"probabilities within {difference:.1e} of PyTorch's on {check_name}"
-        )
-        files[target] = measure(plain, cells) if smaller else None
-        for name in smaller:
-            small = target.with_name(f"{target.stem}_{name}.onnx")
-            work = Path(folder) / small.name
-            make = quantise if name == "int8" else round_weights
-            make(plain, work, as_input(cells.calibration, model, args.raw_input))
-            set_metadata(work, {**metadata, "arithmetic": name})
-            difference = largest_difference(work, expected, check)
-            set_metadata(work, {**metadata, "arithmetic": name, "largest_difference": difference})
-            files[small] = measure(work, cells)
-            drop = files[target]["f1_unseen"] - files[small]["f1_unseen"]
-            if drop > args.max_drop:
-                print_table(files, cells)
-                raise InputError(
-                    f"{small}: mean F1 on validation and test cells falls by {drop:.4f}, more than --max-drop "
-                    f"{args.max_drop:g}; not written"
-                )
-            with atomic_path(small) as temporary:
-                shutil.copyfile(work, temporary)
-    if smaller:
-        print_table(files, cells)
-        results = target.with_suffix(".json")
-        with atomic_path(results) as temporary:
-            temporary.write_text(json.dumps({str(k): v for k, v in files.items()}, indent=1))
-    return 0
+        set_metadata(temporary, {**metadata, "largest_difference": difference})
+    print(
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB, {metadata['input']} input, opset {export.opset}, "
+        f"probabilities within {difference:.1e} of PyTorch's on {check.description}"
+    )
 
 
-def as_input(images, model, raw):
-    """uint8 images in the form that the exported file takes."""
-    if not raw:
-        return images
-    pixels = torch.from_numpy(images).float() / 255
-    return ((pixels - model.config["mean"]) / model.config["std"]).expand(-1, 3, -1, -1).numpy()
+def write_smaller(kind, export, metadata, check, cells, figures):
+    """Write a smaller file beside the float one, and add what it achieves to the figures (dict by path).
 
-
-def print_table(files, cells):
-    """Quality, size and speed of the files, one line each."""
-    print(f"\nOn the {len(cells.test)} test cells, ONNX Runtime, batch 16, {torch.get_num_threads()} threads:")
-    known = {
-        "average_precision": "av. prec.",
-        "f1_unseen": "F1 val+test",
-        "megabytes": "MB",
-        "cells_per_second": "cells/s",
-    }
-    headers = {k: f"  {known.get(k, k.replace('f1_', 'F1 ')):>7}" for k in next(iter(files.values()))}
-    print(f"{'':23}" + "".join(headers.values()))
-    for path, figures in files.items():
-        row = (
-            f"{figures[k]:{len(h)}.{1 if k in ('megabytes', 'cells_per_second') else 4}f}" for k, h in headers.items()
-        )
-        print(f"{path.name:23}" + "".join(row))
+    Raises InputError, leaving no file, where it loses too much F1.
+    """
+    path = export.path(f"_{kind}.onnx")
+    metadata = {**metadata, "arithmetic": kind}
+    with atomic_path(path) as temporary:
+        SMALLER[kind](export.path(), temporary, cells.calibration)
+        set_metadata(temporary, metadata)
+        set_metadata(temporary, {**metadata, "largest_difference": check.largest_difference(temporary)})
+        figures[str(path)] = quality_and_speed(temporary, cells)
+        drop = figures[str(export.path())]["f1_unseen"] - figures[str(path)]["f1_unseen"]
+        if drop > export.max_drop:
+            raise InputError(
+                f"{path}: mean F1 on validation and test cells falls by {drop:.4f}, more than --max-drop "
+                f"{export.max_drop:g}; not written"
+            )
 
 
 def options():
-    """The parser of this script's command line."""
+    """The parser of this script's command line; its results are the fields of Export."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "checkpoint", nargs="?", default="best", help="best, last, an epoch's number or a path (%(default)s)"
-    )
+    text = "best, last, an epoch's number or a path (%(default)s)"
+    parser.add_argument("checkpoint", nargs="?", default="best", help=text)
     group = parser.add_argument_group("file")
-    group.add_argument("--out", default="onnx", metavar="DIR", help="folder of the ONNX files (%(default)s)")
-    group.add_argument(
-        "--raw-input", action="store_true", help="take three normalised float channels instead of uint8 gray"
-    )
-    group.add_argument(
-        "--tta",
-        action="store_true",
-        help="the file gives the mean over an image's eight symmetries: a little better, eight times the work",
-    )
+    group.add_argument("--out", type=Path, default="onnx", metavar="DIR", help="folder of the ONNX files (%(default)s)")
+    text = "take three normalised float channels instead of uint8 gray"
+    group.add_argument("--raw-input", action="store_true", help=text)
+    text = "predict the mean over an image's eight symmetries: a little better, eight times the work"
+    group.add_argument("--tta", action="store_true", help=text)
     group.add_argument("--opset", type=int, default=18, metavar="N", help="ONNX operator set (%(default)s)")
     group = parser.add_argument_group("smaller files")
-    group.add_argument("--int8", action="store_true", help="also write NAME_int8.onnx, quantised, and measure it")
-    group.add_argument(
-        "--int8-weights",
-        action="store_true",
-        help="also write NAME_int8_weights.onnx, a quarter of the size, its arithmetic in float, and measure it",
-    )
-    group.add_argument(
-        "--max-drop",
-        type=float,
-        default=0.01,
-        metavar="F1",
-        help="refuse smaller files that lose more on validation and test cells (%(default)s)",
-    )
-    group = parser.add_argument_group(
-        "images to check and to quantise with (to check: drawn ones where there are none)"
-    )
-    group.add_argument("--data", default="data.csv", metavar="CSV", help="table with the cells (%(default)s)")
+    text = "also write NAME_int8.onnx, quantised, and measure it"
+    group.add_argument("--int8", action="append_const", dest="smaller", const="int8", default=[], help=text)
+    text = "also write NAME_int8_weights.onnx, a quarter of the size, its arithmetic in float, and measure it"
+    group.add_argument("--int8-weights", action="append_const", dest="smaller", const="int8_weights", help=text)
+    text = "refuse smaller files that lose more on validation and test cells (%(default)s)"
+    group.add_argument("--max-drop", type=float, default=0.01, metavar="F1", help=text)
+    group = parser.add_argument_group("images to check with (drawn where there are none) and to quantise with")
+    text = "table with the cells (%(default)s)"
+    group.add_argument("--data", dest="table", default=DEFAULT_TABLE, metavar="CSV", help=text)
     group.add_argument("--images", metavar="DIR", help="folder of its file names (the table's folder)")
-    group.add_argument("--device", default="auto", help="of PyTorch's side of the check: auto, cpu, cuda (%(default)s)")
+    text = "of PyTorch's side of the check: auto, cpu, cuda (%(default)s)"
+    group.add_argument("--device", default="auto", help=text)
     return parser
 
 
 def main(argv=None):
     """Command line of this file; returns the exit code."""
     print_any_name()
-    args = options().parse_args(argv)
+    export = Export(**vars(options().parse_args(argv)))
     try:
-        if not 18 <= args.opset <= 23:
-            raise InputError(f"--opset {args.opset}: the exporter writes 18 to 23")
-        return export(args)
+        if not 18 <= export.opset <= 23:
+            raise InputError(f"--opset {export.opset}: the exporter writes 18 to 23")
+        write_files(replace(export, checkpoint=find_checkpoint(export.checkpoint)))
     except (InputError, OSError) as error:
         print(f"export_onnx.py: {error}", file=sys.stderr)
         return 2
+    return 0
 
 
 if __name__ == "__main__":

@@ -19,19 +19,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from elcells.data.images import LIKE_MODULE, SUFFIXES, THREADS, as_lines, examine, find_images, to_square
+from elcells.data.images import LIKE_MODULE, SUFFIXES, THREADS, as_lines, examine, find_images
 from elcells.files import InputError, print_any_name
+from elcells.inference.cells import CellResult, judge
 from elcells.inference.class_maps import onnx_class_maps, weighted
 from elcells.inference.engines import ENGINES, PRECISIONS, Engine, open_model
-from elcells.inference.output import TOO_DARK, CellResult, OutputTable, Place
+from elcells.inference.output import OutputTable
 from elcells.modules.align import align_cell
 from elcells.modules.cutting import grid_size, guess_grid, read_corners
-from elcells.modules.overlay import draw_module, verdict
-from elcells.modules.parallel import ModulesTable, cell_name, cut_modules, folders_of, module_names, warnings_of
+from elcells.modules.judging import ModuleLayout, draw_results, judge_modules
+from elcells.modules.parallel import ModulesTable, folders_of, module_names, warnings_of
 from elcells.pages.report import write_report
 from elcells.pages.review import write_review
 
@@ -64,16 +63,7 @@ class NetworkChoice:
 
 
 @dataclass(frozen=True)
-class ModuleLayout:
-    """What images of whole modules show: columns x rows of cells, and rough corners of some (`read_corners`)."""
-
-    columns: int
-    rows: int
-    corners: dict
-
-
-@dataclass(frozen=True)
-class Images:
+class ImageChoice:
     """Which images are judged, and how they are taken."""
 
     inputs: list  # folders, files, globs, or -
@@ -173,33 +163,21 @@ def batches(paths, size, batch_size, threads=THREADS, align=False):
     """Yield lists of `batch_size` results of read_cell, decoded in threads a few batches ahead."""
     paths = iter(paths)
     waiting = deque()
+
+    def submit_next():
+        batch = list(itertools.islice(paths, batch_size))
+        if batch:
+            waiting.append([pool.submit(read_cell, path, size, align) for path in batch])
+
     with ThreadPoolExecutor(threads) as pool:
         try:
-            while True:
-                while len(waiting) < BATCHES_AHEAD and (batch := list(itertools.islice(paths, batch_size))):
-                    waiting.append([pool.submit(read_cell, path, size, align) for path in batch])
-                if not waiting:
-                    return
+            for _ in range(BATCHES_AHEAD):
+                submit_next()
+            while waiting:
                 yield [future.result() for future in waiting.popleft()]
+                submit_next()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def judge(engine, thresholds, cells, batch_size):
-    """Run a network over cells, pairs of pixels uint8 (S, S) and CellResult; returns the CellResults with calls.
-
-    Those without pixels (None) stay as they are.
-    """
-    pixels = [array for array, _ in cells if array is not None]
-    parts = [pixels[i : i + batch_size] for i in range(0, len(pixels), batch_size)]
-    predicted = iter([p for part in parts for p in engine(np.stack(part)[:, None])])
-    results = []
-    for array, cell in cells:
-        if array is not None:
-            p = next(predicted)
-            cell = replace(cell, probabilities=tuple(p), calls=tuple((p >= thresholds).astype(int)))
-        results.append(cell)
-    return results
 
 
 def judge_images(engine, thresholds, paths, batch_size=16, align=False):
@@ -238,63 +216,37 @@ def predict_cells(engine, thresholds, paths, images, table):
 # ---------------------------------------------------------------- images of whole modules
 
 
-def cells_of_module(module, name, folder, size):
-    """A CutModule's cells, whose files are in `folder`, as pairs that `judge` takes; black ones have no pixels."""
-    cells = []
-    for k, (cell, black) in enumerate(zip(module.cells, module.black)):
-        row, column = divmod(k, module.columns)
-        place = Place(name, row + 1, column + 1, int(module.sure))
-        path = str(folder / cell_name(name, k, module.columns))
-        result = CellResult(path, brightness=cell.mean() / 255, error=TOO_DARK if black else "", place=place)
-        cells.append((None if black else to_square(Image.fromarray(cell), size), result))
-    return cells
-
-
-def draw_results(module, path, results, classes):
-    """Save the image of a module with the verdicts of its cells and the probabilities of their defects."""
-    verdicts = [verdict(cell.calls, classes) if cell.judged else "nearly black" for cell in results]
-    texts = []
-    for cell in results:
-        texts.append(" ".join(f"{p:.2f}" for p, call in zip(cell.probabilities, cell.calls) if call))
-    draw_module(module, path, verdicts, texts)
-
-
 def predict_modules(engine, thresholds, named, images, table):
-    """Cut whole modules and judge their cells while other processes cut the next; write rows, print a summary.
+    """Cut whole modules, judge their cells, write rows and print a summary; returns whether all modules are sure.
 
-    named: list of (path, name), including those that a resumed run has done. Returns whether all modules are sure.
+    named: list of (path, name), including those that a resumed run has done.
     """
     classes = engine.classes
-    layout = images.layout
     cells_folder, modules_folder = folders_of(table.path.with_suffix(""))
     defects, notes = Counter(), Counter()
+    drawing = None  # of the module before
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(1))
         modules = stack.enter_context(ModulesTable(modules_folder / "modules.csv", [*classes, "nearly_black"]))
         left = [(path, name) for path, name in named if name not in modules.done]
-        cut = cut_modules(left, cells_folder, layout.columns, layout.rows, layout.corners)
-        stack.enter_context(contextlib.closing(cut))
-        bar = stack.enter_context(tqdm(total=len(left) * layout.columns * layout.rows, unit="cell", leave=False))
-        pool = stack.enter_context(ThreadPoolExecutor(1))
-        drawing = None  # of the module before
-        for name, module in cut:
+        judged = judge_modules(engine, thresholds, left, cells_folder, images.layout, images.batch_size)
+        stack.enter_context(contextlib.closing(judged))
+        for name, module, results in judged:
+            for cell in results:
+                if cell.filename not in table.done:
+                    table.write(cell)
+            table.flush()  # before the module is noted as done
+            counts = Counter(itertools.chain.from_iterable(cell.defects(classes) for cell in results))
+            defects.update(counts)
             notes.update(module.notes)
-            counts = [""] * (len(classes) + 1)
-            if module.cells:
-                cells = cells_of_module(module, name, cells_folder, engine.image_size)
-                results = judge(engine, thresholds, cells, images.batch_size)
-                for cell in results:
-                    if cell.filename not in table.done:
-                        table.write(cell)
-                bar.update(len(results))
-                defects_here = Counter(defect for cell in results for defect in cell.defects(classes))
-                defects.update(defects_here)
-                counts = [*(defects_here[c] for c in classes), int(module.black.sum())]
+            if results:
                 if drawing:
                     drawing.result()
                 drawing = pool.submit(draw_results, module, modules_folder / f"{name}.png", results, classes)
-            table.flush()  # before the module is noted as done
-            modules.add(module, name, counts)
+                modules.add(module, name, [*(counts[c] for c in classes), int(module.black.sum())])
+            else:
+                modules.add(module, name, [""] * (len(classes) + 1))
         if drawing:
             drawing.result()
     seconds = time.monotonic() - started
@@ -354,7 +306,7 @@ def options():
 
 
 def images_of(args):
-    """The Images of parsed options; InputError for options that contradict each other."""
+    """The ImageChoice of parsed options; InputError for options that contradict each other."""
     if args.batch_size < 1:
         raise InputError(f"--batch-size {args.batch_size}: must be at least 1")
     if args.corners and not args.grid:
@@ -364,7 +316,7 @@ def images_of(args):
     layout = None
     if args.grid:
         layout = ModuleLayout(*grid_size(args.grid), read_corners(args.corners) if args.corners else {})
-    return Images(args.inputs, args.shard, layout, args.align, args.batch_size)
+    return ImageChoice(args.inputs, args.shard, layout, args.align, args.batch_size)
 
 
 def output_of(args):
@@ -437,8 +389,10 @@ def main(argv=None):
         images = images_of(args)
         output = output_of(args)
         path = Path(args.model) if args.model else default_model()
-        running = (args.device, args.engine, args.engine_precision, args.threads)
-        return run(NetworkChoice(path, args.operating_point, args.tta, *running), images, output)
+        network = NetworkChoice(
+            path, args.operating_point, args.tta, args.device, args.engine, args.engine_precision, args.threads
+        )
+        return run(network, images, output)
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
         return 0

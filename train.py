@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,8 @@ from elcells.files import InputError, atomic_path, move_aside, print_any_name, s
 from elcells.settings import add_option, given_options, option_name
 from elcells.training.checkpoints import read_checkpoint
 from elcells.training.jobs import Job
-from elcells.training.progress import Progress, progress_header, progress_line
+from elcells.training.progress import progress_header, progress_line, report_epoch
 from elcells.training.recipes import RECIPES, Recipe, kept_share, values_of_recipes
-from elcells.training.time_limit import epochs_within
 from elcells.training.weights import describe_network_file, describe_weights, load_initial_weights, restore_norms
 from model import DEFAULT, WIDTH, build_model, load_model
 from trainer import Run, Trainer
@@ -350,13 +350,9 @@ def train(session, parts, folder, plots, resume):
     trainer = Trainer(model, train_set, session.dataset(val_part), session.recipe, run)
     if resume:
         trainer.resume(resume)
-    if job.max_time:
-        seconds = job.max_time / (job.folds or 1)
-        trainer.set_epochs(read_checkpoint(resume)["recipe"]["epochs"] if resume else epochs_within(trainer, seconds))
     print_plan(session, trainer, train_part, val_part, test_part)
-    progress = Progress(plots, trainer.epoch, job.tensorboard) if rank() == 0 else None
     with stopped_by_signals(trainer):
-        finished = trainer.fit(progress)
+        finished = trainer.fit(partial(report_epoch, plots=plots))
     if not finished:
         where = "" if session.out == Path(".") else f" --out {session.out}"
         print(

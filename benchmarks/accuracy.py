@@ -1,10 +1,10 @@
 """The tables of accuracy in doc/results.md, from the committed out-of-fold probabilities.
 
 $ python -m benchmarks.accuracy                      # doc/oof_by_cell.csv and doc/oof_by_module.csv as rows of a table
-$ python -m benchmarks.accuracy doc/tta              # the same of the two files in another folder
+$ python -m benchmarks.accuracy doc/tta              # the same of the files in another folder
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -36,17 +36,25 @@ def read(by, folder):
 
 def arrays(predicted):
     """Labels, probabilities and thresholds of a predicted table, float (N, C) each."""
-    return (predicted[[f"{k}{c}" for c in CLASSES]].to_numpy(float) for k in ("", "p_", "threshold_"))
+    labels = predicted[list(CLASSES)]
+    probabilities = predicted[[f"p_{c}" for c in CLASSES]]
+    thresholds = predicted[[f"threshold_{c}" for c in CLASSES]]
+    return labels.to_numpy(float), probabilities.to_numpy(float), thresholds.to_numpy(float)
 
 
 def line(name, predicted, by):
     """One row of the table: figures of predicted cells at the thresholds of their folds, the interval over groups."""
-    y, p, thresholds = arrays(predicted)
-    m, half = metrics_table(y, p, thresholds, CLASSES), metrics_table(y, p, 0.5, CLASSES)
-    low, high = bootstrap_mean_f1(y, p, thresholds, predicted["filename" if by == "cell" else "module"])
-    figures = [m[c]["f1"] for c in (*CLASSES, "mean")] + [f"{low:.3f} to {high:.3f}", half["mean"]["f1"]]
-    figures += [m[c][k] for k in ("average_precision", "calibration_error") for c in CLASSES]
-    return f"| {name} | " + " | ".join(f if isinstance(f, str) else f"{f:.3f}" for f in figures) + " |"
+    labels, probabilities, thresholds = arrays(predicted)
+    figures = metrics_table(labels, probabilities, thresholds, CLASSES)
+    figures_at_half = metrics_table(labels, probabilities, 0.5, CLASSES)
+    groups = predicted["filename" if by == "cell" else "module"]
+    low, high = bootstrap_mean_f1(labels, probabilities, thresholds, groups)
+    cells = [f"{figures[c]['f1']:.3f}" for c in (*CLASSES, "mean")]
+    cells.append(f"{low:.3f} to {high:.3f}")
+    cells.append(f"{figures_at_half['mean']['f1']:.3f}")
+    for figure in ("average_precision", "calibration_error"):
+        cells += [f"{figures[c][figure]:.3f}" for c in CLASSES]
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 def lines(folder):
@@ -60,16 +68,25 @@ def lines(folder):
     return rows
 
 
-def any_defect(by, folder):
-    """Share of cells whose being defect-free or not (either label) is told right, in 0..1."""
-    y, p, thresholds = arrays(read(by, folder))
-    return float(np.mean((p >= thresholds).any(1) == (y > 0).any(1)))
+def any_defect(predicted):
+    """Share of predicted cells, in 0..1, that are rightly called defective (either label) or not."""
+    labels, probabilities, thresholds = arrays(predicted)
+    return float(np.mean((probabilities >= thresholds).any(1) == (labels > 0).any(1)))
+
+
+def main(argv=None):
+    """Command line of this file; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", default=ROOT / "doc", help="of the oof_by_....csv (doc)")
+    folder = parser.parse_args(argv).folder
+    print(HEADER, *lines(folder), sep="\n")
+    print()
+    for by in splits(folder):
+        predicted = read(by, folder)
+        print(f"{SPLITS[by]}: {any_defect(predicted):.1%} rightly called defective or not")
+        print(f"    unsure or with a wrong call: {doubtful(*arrays(predicted))}")
+    return 0
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1] if len(sys.argv) > 1 else ROOT / "doc"
-    print("\n".join([HEADER, *lines(chosen)]))
-    told = (f"{any_defect(by, chosen):.1%} {SPLITS[by]}" for by in splits(chosen))
-    print("\nDefect-free or not, told right: " + ", ".join(told))
-    for by in splits(chosen):
-        print(f"Unsure or with a wrong call, {SPLITS[by]}: {doubtful(*arrays(read(by, chosen)))}")
+    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""A sheet of cells with drawn defects, to look at: what `train.py` draws into defect-free cells.
+"""Show what `train.py` draws into defect-free cells: a sheet of 24 of them.
 
 $ python -m benchmarks.drawn_defects           # plots/drawn_defects.png
 """
@@ -15,6 +15,23 @@ from elcells.evaluation.plots import save
 from elcells.files import InputError
 from elcells.training.synthetic import COUNTS, NUMBERS, SyntheticDefects
 
+ROWS = 3  # of the sheet
+COLUMNS = 8
+
+
+def drawn_cells(table, classes, seed):
+    """Defect-free cells of a table with defects drawn in: images uint8 (N, 1, S, S) and labels (N, C)."""
+    count = ROWS * COLUMNS
+    defect_free = table[table[classes].sum(axis=1) == 0]
+    cells = defect_free.sample(count, random_state=seed).reset_index(drop=True)
+    data.fill_images(cells)
+    pixels, cells["image"] = load_images(cells)
+    images, labels = data.CellDataset(cells, pixels, classes).batch(range(count))
+    defects = SyntheticDefects(classes, counts=dict.fromkeys(COUNTS, 200), seed=seed)
+    numbers = torch.rand(NUMBERS, count, generator=torch.Generator().manual_seed(seed))
+    images, labels, _ = defects.draw(images, labels, numbers)
+    return images, labels
+
 
 def main(argv=None):
     """Command line of this file; returns the exit code."""
@@ -24,21 +41,14 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="of cells and drawings (%(default)s)")
     args = parser.parse_args(argv)
     try:
-        table = data.read_table(args.data, args.classes, args.images)
-        table = table[table[args.classes].sum(axis=1) == 0].sample(24, random_state=args.seed).reset_index(drop=True)
-        data.fill_images(table)
-        pixels, table["image"] = load_images(table)
-        images, labels = data.CellDataset(table, pixels, args.classes).batch(range(24))
-        defects = SyntheticDefects(args.classes, counts={k: 200 for k in COUNTS}, seed=args.seed)
-        u = torch.rand(NUMBERS, 24, generator=torch.Generator().manual_seed(args.seed))
-        images, labels, _ = defects.draw(images, labels, u)
+        images, labels = drawn_cells(data.read_table(args.data, args.classes, args.images), args.classes, args.seed)
     except (InputError, OSError, ValueError) as error:
         print(f"drawn_defects.py: {error}", file=sys.stderr)
         return 2
     figure = Figure(figsize=(16, 6.6), layout="constrained")
-    for axes, image, label in zip(figure.subplots(3, 8).flat, images, labels):
+    for axes, image, row in zip(figure.subplots(ROWS, COLUMNS).flat, images, labels):
         axes.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(" and ".join(c for c, y in zip(args.classes, label) if y) or "neither", fontsize=10)
+        axes.set_title(" and ".join(c for c, label in zip(args.classes, row) if label) or "neither", fontsize=10)
         axes.axis("off")
     save(figure, args.out, dpi=80)
     print(f"{args.out}: defect-free cells with drawn defects")

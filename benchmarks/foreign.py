@@ -13,12 +13,10 @@ say what people outlined, cells with crack lines and cells with nothing but cros
 import argparse
 import json
 import sys
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 import data
@@ -28,7 +26,6 @@ from elcells.evaluation.metrics import bootstrap_mean_f1, metrics_table
 from elcells.evaluation.plots import plot_errors
 from elcells.evaluation.results import number
 from elcells.files import InputError, atomic_path
-from elcells.inference.engines import Engine
 from elcells.pages.page import UNSURE, doubt
 from predict import SHIPPED, NetworkChoice, open_network
 
@@ -40,21 +37,6 @@ MEANS = {  # over the eight orientations: key, name and format
     "average_precision": ("AP", ".3f"),
     "crosses": ("crosses found", ".3g"),
 }
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A network and its single predictions of labelled cells.
-
-    table: its column `image` numbers `images`, uint8 (P, 1, S, S). labels, probabilities: (N, C). thresholds: (C,).
-    """
-
-    engine: Engine
-    thresholds: np.ndarray
-    table: pd.DataFrame
-    images: np.ndarray
-    labels: np.ndarray
-    probabilities: np.ndarray
 
 
 def parts_of(table):
@@ -129,55 +111,55 @@ def probabilities_of(engine, images, index):
     return np.concatenate([engine(np.ascontiguousarray(images[part])) for part in bar])
 
 
-def judge_table(path, images, network, tta):
-    """The Judged of a network's file and a table's file; images: folder of its file names, or None."""
-    engine = open_network(NetworkChoice(network, tta=tta))
-    table = data.read_table(path, engine.classes, images)
-    pixels, table["image"] = load_images(table, engine.image_size, print)
-    labels = table[list(engine.classes)].to_numpy()
-    probabilities = probabilities_of(engine, pixels, table["image"].to_numpy())
-    return Judged(engine, engine.thresholds(), table, pixels, labels, probabilities)
-
-
-def in_orientations(judged):
+def in_orientations(engine, images, table, upright):
     """Figures of single predictions in each of the eight orientations of all cells: {key of MEANS: [8 numbers]}.
 
+    upright: the probabilities (N, C) of the cells as they are, the first of the eight.
     Their mean tells networks apart better than one orientation, in which a network may be lucky by 0.02.
     """
-    engine = judged.engine
-    index = judged.table["image"].to_numpy()
-    predicted = [judged.probabilities]
-    for turned in islice(symmetries(judged.images), 1, None):
-        predicted.append(probabilities_of(engine, turned, index))
-    means = [metrics_table(judged.labels, p, judged.thresholds, engine.classes)["mean"] for p in predicted]
+    thresholds = engine.thresholds()
+    labels, index = table[list(engine.classes)].to_numpy(), table["image"].to_numpy()
+    predicted = [upright, *(probabilities_of(engine, turned, index) for turned in islice(symmetries(images), 1, None))]
+    means = [metrics_table(labels, p, thresholds, engine.classes)["mean"] for p in predicted]
     figures = {name: [mean[name] for mean in means] for name in ("f1", "average_precision")}
-    crosses = parts_of(judged.table).get(CROSSES)
+    crosses = parts_of(table).get(CROSSES)
     if "crack" in engine.classes and crosses is not None and crosses.any():
         k = engine.classes.index("crack")
-        figures["crosses"] = [int((p[crosses, k] >= judged.thresholds[k]).sum()) for p in predicted]
+        figures["crosses"] = [int((p[crosses, k] >= thresholds[k]).sum()) for p in predicted]
     return figures
 
 
-def report_network(path, judged, tta, orientations):
-    """Print the figures of one network and return them as a dict that JSON can hold."""
-    classes = judged.engine.classes
-    predictions = (judged.labels, judged.probabilities, judged.thresholds)
-    figures = figures_by_part(judged.table, *predictions, classes)
-    print(f"\n{path}{' over the symmetries' if tta else ''}, {judged.engine.name}")
+def report_network(path, cells_table, folder, tta=False, orientations=False, errors=None):
+    """Judge one network on a table's cells, print its figures and return them as a dict that JSON can hold.
+
+    folder: of the table's file names, or None. orientations: also `in_orientations`. errors: file for a plot of the
+    surest errors, or None.
+    """
+    engine = open_network(NetworkChoice(path, tta=tta))
+    classes, thresholds = engine.classes, engine.thresholds()
+    table = data.read_table(cells_table, classes, folder)
+    images, table["image"] = load_images(table, engine.image_size, print)
+    labels = table[list(classes)].to_numpy()
+    probabilities = probabilities_of(engine, images, table["image"].to_numpy())
+    figures = figures_by_part(table, labels, probabilities, thresholds, classes)
+    print(f"\n{path}{' over the symmetries' if tta else ''}, {engine.name}")
     print(*as_text(figures, classes), sep="\n")
-    counts = doubtful(*predictions)
+    counts = doubtful(labels, probabilities, thresholds)
     print(
         f"{counts['wrong']} cells have a wrong call, {counts['both']} of them among the {counts['unsure']} "
-        f"({counts['unsure'] / len(judged.labels):.0%}) that predict.py's report calls unsure"
+        f"({counts['unsure'] / len(table):.0%}) that predict.py's report calls unsure"
     )
     report = {"network": str(path), "tta": tta, "parts": figures, "doubtful": counts}
     if orientations:
-        report["orientations"] = in_orientations(judged)
+        report["orientations"] = in_orientations(engine, images, table, probabilities)
         parts = []
         for key, values in report["orientations"].items():
             name, form = MEANS[key]
             parts.append(f"{name} {np.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})")
         print("mean of the eight orientations: " + ", ".join(parts))
+    if errors:
+        dataset = data.CellDataset(table.assign(transform=""), images, classes)
+        plot_errors(labels, probabilities, thresholds, dataset, classes, Path(errors))
     return report
 
 
@@ -196,8 +178,8 @@ def main(argv=None):
     try:
         reports = []
         for path in args.networks:
-            judged = judge_table(args.table, args.images, path, args.tta)
-            reports.append(report_network(path, judged, args.tta, args.orientations))
+            options = {"tta": args.tta, "orientations": args.orientations, "errors": args.errors}
+            reports.append(report_network(path, args.table, args.images, **options))
         if len(reports) > 1:
             f1 = np.mean([r["parts"]["all"]["mean"]["f1"] for r in reports])
             ap = np.mean([r["parts"]["all"]["mean"]["average_precision"] for r in reports])
@@ -205,11 +187,6 @@ def main(argv=None):
         if args.json:
             with atomic_path(Path(args.json)) as temporary:
                 temporary.write_text(json.dumps(reports, indent=1))
-        if args.errors:
-            classes = judged.engine.classes
-            dataset = data.CellDataset(judged.table.assign(transform=""), judged.images, classes)
-            errors = Path(args.errors)
-            plot_errors(judged.labels, judged.probabilities, judged.thresholds, dataset, classes, errors)
     except (InputError, OSError, ValueError) as error:
         print(f"foreign.py: {error}", file=sys.stderr)
         return 2

@@ -12,8 +12,7 @@ import json
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Sized
-from dataclasses import dataclass
+import time
 from functools import partial
 from pathlib import Path
 
@@ -26,20 +25,20 @@ from torchvision import transforms
 from torchvision.models import resnet34
 
 import data
-from benchmarks.inference import speed
+from benchmarks.gpu import usual_model, usual_recipe
 from elcells.data.cache import load_images
 from elcells.data.images import IMAGE_SIZE
 from elcells.data.tables import CLASSES
 from elcells.devices import keep_freed_memory, pick_precision
 from elcells.files import InputError, atomic_path
-from elcells.training.recipes import FAST, FINETUNE
+from elcells.training.batches import Batches
+from elcells.training.recipes import FAST
 from elcells.training.synthetic import SyntheticDefects
-from elcells.training.weights import load_initial_weights
-from model import DEFAULT, MEAN, NETWORKS, STD, build_model
+from model import MEAN, NETWORKS, STD
 from trainer import Run, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
-CELLS = 64  # that are trained on and evaluated
+CELLS = 64  # that are trained on and evaluated; twice as many go through the pipeline
 CLASSIC_BATCH = 16
 CLASSIC_AUGMENTATION = [
     transforms.RandomHorizontalFlip(),
@@ -90,83 +89,75 @@ class Classic:
                 self.network(images)
 
 
-def usual_recipe(name):
-    """The recipe of a network's usual initial weights: ImageNet's for the default network, random ones for others."""
-    return FINETUNE if name == DEFAULT else FAST
+def ways_of(table, networks, precision, folder):
+    """What is measured: {part: {name: (function, the cells that it is called with)}}, the classic way first.
 
-
-def usual_model(name, image_size=IMAGE_SIZE):
-    """A network with its usual initial weights, the same ones each time."""
-    torch.manual_seed(0)
-    model = build_model(name, image_size=image_size)
-    load_initial_weights(model, "imagenet" if name == DEFAULT else "none")
-    return model
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way of doing a part: a function, and the cells that it is called with."""
-
-    run: Callable
-    cells: Sized
-
-
-def ways_of(table, networks, cells, precision, folder):
-    """What is measured: {part: {name: Way}}, the classic way first.
-
-    table: all cells. networks: names of ours. cells: how many go through the pipeline in a turn. precision:
-    torch.dtype of ours. folder: gets the classic way's files.
+    table: all cells. networks: names of ours. precision: torch.dtype of ours. folder: gets the classic way's files.
     """
     handful = data.limit_cells(table, CELLS)
     data.write_variants(handful, folder)
-    variants = data.read_table(folder / "data.csv").sample(cells, random_state=0).reset_index(drop=True)
-    files = ClassicDataset(variants, CLASSIC_AUGMENTATION)
+    files = data.read_table(folder / "data.csv").sample(2 * CELLS, random_state=0).reset_index(drop=True)
+    files = ClassicDataset(files, CLASSIC_AUGMENTATION)
     images, handful["image"] = load_images(handful)
     dataset = data.CellDataset(handful, images)
-    defects = SyntheticDefects()
+    rows = np.resize(np.random.default_rng(0).permutation(CELLS), 2 * CELLS)
     run = Run(folder, precision=precision)
-    trainers = {n: Trainer(usual_model(n), dataset, dataset, usual_recipe(n), run, defects) for n in networks}
-    batches = next(iter(trainers.values())).batches
-    rows = np.resize(np.random.default_rng(0).permutation(len(dataset)), cells)
-    batch_size = FAST.batch_size
+    defects = SyntheticDefects()
     classic = Classic()
+    batches = Batches(dataset, FAST, defects)
+    pipeline = {"classic": (load_files, files), "ours": (partial(make_batches, batches), rows)}
+    steps = {"classic": (classic.step, [files[i] for i in range(CLASSIC_BATCH)])}
+    evaluations = {"classic": (classic.evaluate, ClassicDataset(handful))}
+    for name in networks:
+        trainer = Trainer(usual_model(name), dataset, dataset, usual_recipe(name), run, defects)
+        steps[f"ours, {name}"] = (partial(train_step, trainer), rows[: FAST.batch_size])
+        evaluations[f"ours, {name}"] = (partial(evaluate, trainer), dataset)
+    return {"training step, cells/s": steps, "evaluation, cells/s": evaluations, "data pipeline, images/s": pipeline}
 
-    def load_files(dataset):
-        for _ in DataLoader(dataset, batch_size=CLASSIC_BATCH, shuffle=True):
-            pass
 
-    def make_batches(rows):
-        for start in range(0, len(rows), batch_size):
-            batches.batch(rows[start : start + batch_size], epoch=0, step=start).augmented_images("cpu")
+def load_files(dataset):
+    """Read all images of a ClassicDataset in batches."""
+    for _ in DataLoader(dataset, CLASSIC_BATCH, shuffle=True):
+        pass
 
-    def step(trainer, rows):
-        with trainer.fast_layers():
-            trainer.training_mode()
-            trainer.train_step(trainer.batches.batch(rows, epoch=0, step=0))
 
-    def evaluate(trainer, dataset):
-        with trainer.fast_layers():
-            trainer.evaluate(dataset)
+def make_batches(batches, rows):
+    """Make Batches of rows, with drawn defects, as the network sees them."""
+    for start in range(0, len(rows), FAST.batch_size):
+        batches.batch(rows[start : start + FAST.batch_size], epoch=0, step=start).augmented_images("cpu")
 
-    pipeline = {"classic": Way(load_files, files), "ours": Way(make_batches, rows)}
-    steps = {"classic": Way(classic.step, [files[i] for i in range(CLASSIC_BATCH)])}
-    evaluations = {"classic": Way(classic.evaluate, ClassicDataset(handful))}
-    for name, trainer in trainers.items():
-        steps[f"ours, {name}"] = Way(partial(step, trainer), rows[:batch_size])
-        evaluations[f"ours, {name}"] = Way(partial(evaluate, trainer), dataset)
-    return {
-        "training step, cells/s": steps,
-        "evaluation, cells/s": evaluations,
-        "data pipeline, images/s": pipeline,
-    }
+
+def train_step(trainer, rows):
+    """A Trainer's step with rows of its training part, drawn defects included."""
+    with trainer.fast_layers():
+        trainer.training_mode()
+        trainer.train_step(trainer.batches.batch(rows, epoch=0, step=0))
+
+
+def evaluate(trainer, dataset):
+    """Evaluate a Trainer's model on a CellDataset."""
+    with trainer.fast_layers():
+        trainer.evaluate(dataset)
+
+
+def speed(function, cells, seconds):
+    """Cells a second of function(cells), from its median time within `seconds`."""
+    function(cells)
+    times = []
+    end = time.perf_counter() + seconds
+    while len(times) < 2 or time.perf_counter() < end:
+        start = time.perf_counter()
+        function(cells)
+        times.append(time.perf_counter() - start)
+    return len(cells) / float(np.median(times))
 
 
 def median_speeds(ways, repeats, seconds):
-    """{name: median cells a second} of ways {name: Way}, which take turns of so many seconds."""
+    """{name: median cells a second} of ways {name: (function, cells)}, which take turns of so many seconds."""
     speeds = {name: [] for name in ways}
     for _ in range(repeats):
-        for name, way in ways.items():
-            speeds[name].append(speed(way.run, way.cells, seconds))
+        for name, (function, cells) in ways.items():
+            speeds[name].append(speed(function, cells, seconds))
     return {name: float(np.median(values)) for name, values in speeds.items()}
 
 
@@ -177,7 +168,6 @@ def main(argv=None):
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of ours (%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each way (%(default)s)")
     parser.add_argument("--seconds", type=float, default=2, help="of each turn (%(default)s)")
-    parser.add_argument("--cells", type=int, default=128, help="images of the pipeline's turn (%(default)s)")
     parser.add_argument("--out", default="training.json", metavar="FILE", help="figures (%(default)s)")
     args = parser.parse_args(argv)
     keep_freed_memory()  # for all ways alike, as they share the process
@@ -191,7 +181,7 @@ def main(argv=None):
         table = data.read_table(ROOT / "data.csv")
         data.fill_images(table)
         with tempfile.TemporaryDirectory() as folder:
-            for part, ways in ways_of(table, args.networks, args.cells, precision, Path(folder)).items():
+            for part, ways in ways_of(table, args.networks, precision, Path(folder)).items():
                 figures[part] = median_speeds(ways, args.repeats, args.seconds)
                 for name, value in figures[part].items():
                     ratio = value / figures[part]["classic"]

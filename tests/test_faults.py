@@ -122,7 +122,7 @@ def test_checkpoints_removed_while_running_come_again(elpv, tmp_path, monkeypatc
             removed.append(shutil.rmtree(tmp_path / "checkpoints"))
         plot(history, classes, path)
 
-    monkeypatch.setattr(train, "plot_losses", remove_once)
+    monkeypatch.setattr("elcells.training.progress.plot_losses", remove_once)
     assert run(elpv, tmp_path, "--epochs", 4) == 0 and removed
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckp")["epoch"] == 4
     load_model(tmp_path / "checkpoints" / "best.ckp")

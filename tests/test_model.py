@@ -1,19 +1,19 @@
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 
+from elcells.evaluation.calibration import Calibration
 from elcells.files import InputError
 from elcells.training.checkpoints import read_checkpoint
-from elcells.training.cpu import DepthwiseConv2d, ReLU
 from elcells.training.weights import LITE0_CONTRAST, imagenet_file, load_initial_weights
 from model import (
     BRIGHTNESS,
     NETWORKS,
-    LiteConvolution,
     build_model,
     first_layers,
     load_model,
@@ -49,7 +49,7 @@ def test_networks_give_logits_of_gray_images(small, name, size):
     logits = model(images)
     assert logits.shape == (2, 3) and logits.dtype == torch.float32
     assert torch.allclose(model(images.float() / 255), logits, atol=1e-4)
-    assert torch.equal(model.probabilities(logits), 1 / (1 + torch.exp(-logits)))
+    assert torch.allclose(model.probabilities(logits), 1 / (1 + torch.exp(-logits)))
 
 
 def test_with_normalised_brightness_an_image_taken_darker_gives_the_same_logits(small):
@@ -57,7 +57,7 @@ def test_with_normalised_brightness_an_image_taken_darker_gives_the_same_logits(
     model, images = build_model("resnet", width=16).eval(), cells(small).float() / 255
     darker = images * torch.tensor([0.5, 0.8])[:, None, None, None]
     assert (model(darker) - model(images)).abs().max() > 0.01
-    model.config["normalise_brightness"] = True
+    model.metadata = replace(model.metadata, normalise_brightness=True)
     assert torch.allclose(model(darker), model(images), atol=1e-4)
     assert model(torch.zeros(1, 1, 64, 64)).isfinite().all()
 
@@ -104,8 +104,8 @@ def test_imagenet_weights_are_taken_from_torch_hubs_cache(imagenet):
     assert imagenet_file().name == "resnet34-b627a593.pth"
     model = build_model("resnet34")
     last = model.network.fc.weight.clone()
-    record = load_initial_weights(model, "imagenet")
-    assert record == {"asked": "imagenet", "used": "imagenet", "reason": ""} == model.config["initial_weights"]
+    load_initial_weights(model, "imagenet")
+    assert model.metadata.initial_weights == {"asked": "imagenet", "used": "imagenet"}
     mine = model.network.state_dict()
     assert torch.equal(mine.pop("conv1.weight"), imagenet.pop("conv1.weight").sum(1, keepdim=True))
     assert all(torch.equal(mine[k], v) for k, v in imagenet.items() if not k.startswith("fc."))
@@ -114,7 +114,8 @@ def test_imagenet_weights_are_taken_from_torch_hubs_cache(imagenet):
 
 def test_imagenet_weights_of_efficientnet_lite0_come_from_a_package(lite0, small):
     model = build_model("efficientnet_lite0").eval()
-    assert load_initial_weights(model, "imagenet")["used"] == "imagenet"
+    load_initial_weights(model, "imagenet")
+    assert model.metadata.initial_weights["used"] == "imagenet"
     mine = {k: v for k, v in model.network.state_dict().items() if "num_batches" not in k}
     theirs = [v for k, v in lite0.items() if "num_batches" not in k]
     assert len(mine) == len(theirs)
@@ -146,67 +147,19 @@ def test_without_the_package_the_way_to_it_is_named():
         load_initial_weights(build_model("efficientnet_lite0"), "imagenet")
 
 
-@pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (5, 1), (5, 2)])
-def test_in_bfloat16_a_depthwise_convolutions_gradient_is_that_of_float32(small, kernel, stride):
-    torch.manual_seed(0)
-    layer = DepthwiseConv2d(8, 8, kernel, stride, padding=kernel // 2, groups=8, bias=False)
-    x = (cells(small, 16).float() / 255).view(2, 8, 64, 64).bfloat16().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
-        out = layer(x)
-    gradient = torch.randn(out.shape).bfloat16()
-    by_x, by_weight = torch.autograd.grad(out, (x, layer.weight), gradient)
-    x32, weight = x.detach().float().requires_grad_(), layer.weight.detach().requires_grad_()
-    out32 = torch.nn.functional.conv2d(x32, weight, None, stride, kernel // 2, groups=8)
-    by_x32, by_weight32 = torch.autograd.grad(out32, (x32, weight), gradient.float())
-    assert out.dtype == torch.bfloat16 and torch.allclose(out.float(), out32, atol=0.02)
-    assert torch.equal(by_x, by_x32.bfloat16()) and by_weight.dtype == torch.float32
-    assert torch.allclose(by_weight, by_weight32, rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize("top", [6, float("inf")])
-@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
-def test_relu_is_pytorchs(top, precision):
-    torch.manual_seed(0)
-    special = torch.tensor([0.0, -0.0, 6.0, 5.97, 6.03, -6.0, 1e-40, -1e-40, 3e38, float("inf"), -float("inf")])
-    x = torch.cat([special, 4 * torch.randn(1000)]).to(precision).requires_grad_()
-    gradient = torch.randn(len(x)).to(precision)
-    original = torch.nn.functional.relu(x) if top == float("inf") else torch.nn.functional.relu6(x)
-    for y in (ReLU(top)(x * 1), ReLU(top)(x.detach().clone())):
-        assert torch.equal(y, original)
-        if y.requires_grad:
-            assert torch.equal(*(torch.autograd.grad(out, x, gradient, retain_graph=True)[0] for out in (y, original)))
-
-
-@pytest.mark.parametrize("maps, kernel, groups", [(1, 3, 1), (8, 1, 1), (8, 5, 8)])
-def test_in_bfloat16_a_batch_norm_that_does_not_learn_is_part_of_the_convolution(small, maps, kernel, groups):
-    torch.manual_seed(0)
-    layers = LiteConvolution(maps, 8, kernel, groups=groups).eval()
-    norm = layers[1]
-    for values, low in ((norm.weight, 0.5), (norm.bias, -1), (norm.running_mean, -1), (norm.running_var, 0.5)):
-        torch.nn.init.uniform_(values, low, low + 2)
-    x = cells(small, 16).float() / 255
-    x = x if maps == 1 else x.view(2, 8, 64, 64)
-    with torch.no_grad():
-        exact = layers(x)
-        norm.register_forward_hook(lambda *_: pytest.fail("the batch norm was called"))
-        with torch.autocast("cpu", torch.bfloat16):
-            out = layers(x)
-    assert out.dtype == torch.bfloat16 and exact.std() > 0.1
-    assert (out.float() - exact).abs().max() < 0.05
-
-
 @pytest.mark.parametrize(
     "name, layer", [("efficientnet_lite0", "blocks.2"), ("resnet34", "layer1"), ("resnet", "blocks.1")]
 )
 def test_the_first_layers_are_all_up_to_the_end_of_a_stage(small, name, layer):
-    network = build_model(name, width=16).network.eval()
+    model = build_model(name, width=16)
+    network = model.network.eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    torch.nn.ModuleList(first_layers(network, 1)).requires_grad_(True)
+    torch.nn.ModuleList(first_layers(model, 1)).requires_grad_(True)
     outputs_of(network, [layer, "fc"])(torch.rand(1, 1, 64, 64))[layer].sum().backward()
     learning = {n for n, p in network.named_parameters() if p.requires_grad}
     assert learning == {n for n, p in network.named_parameters() if p.grad is not None} and learning
-    assert not first_layers(network, 0)
+    assert not first_layers(model, 0)
 
 
 def test_without_network_the_file_and_its_place_are_named():
@@ -229,7 +182,8 @@ def test_initial_weights_from_a_checkpoint(tmp_path):
     source, path = build_model("resnet", width=8), tmp_path / "a.ckp"
     save_checkpoint(path, source)
     same, three = build_model("resnet", width=8), build_model("resnet", ("a", "b", "c"), width=8)
-    assert load_initial_weights(same, str(path))["used"] == str(path)
+    load_initial_weights(same, str(path))
+    assert same.metadata.initial_weights["used"] == str(path)
     assert torch.equal(same.network.fc.weight, source.network.fc.weight)
     load_initial_weights(three, str(path))
     assert torch.equal(three.network.stem[0].weight, source.network.stem[0].weight)
@@ -242,46 +196,31 @@ def test_initial_weights_from_a_checkpoint(tmp_path):
 
 def test_a_checkpoint_is_all_that_it_takes_to_use_the_network(small, tmp_path):
     model = build_model("resnet", ("finger", "crack"), width=16, image_size=64).eval()
-    model.config["thresholds"] = [0.25, 0.75]
+    model.calibration = Calibration((2.0, 0.5), {"f1": (0.25, 0.75), "recall": (0.1, 0.2)})
     save_checkpoint(tmp_path / "a.ckp", model, epoch=3)
     loaded, checkpoint = load_model(tmp_path / "a.ckp")
     assert torch.equal(loaded(cells(small)), model(cells(small))) and not loaded.training
-    assert loaded.config == model.config and loaded.classes == ("finger", "crack") and checkpoint["epoch"] == 3
+    assert (loaded.metadata, loaded.calibration) == (model.metadata, model.calibration)
+    assert loaded.calibration_tta is None and loaded.classes == ("finger", "crack") and checkpoint["epoch"] == 3
     assert checkpoint["versions"]["torch"] == torch.__version__
-
-
-@pytest.mark.parametrize("name, first", [("resnet34", "conv1.weight"), ("efficientnet_lite0", "stem.0.weight")])
-def test_a_checkpoint_of_before_predicts_as_before(small, tmp_path, name, first):
-    """Its first convolution had three channels, whose weights were summed, and its config other names."""
-    torch.manual_seed(0)
-    model = build_model(name, image_size=64).eval()
-    model.config["normalise_brightness"] = True
-    state, config = model.network.state_dict(), dict(model.config)
-    weight = state[first]
-    state[first] = torch.cat([0.5 * weight, 0.2 * weight, 0.3 * weight], 1)
-    config["even_exposure"] = config.pop("normalise_brightness")
-    torch.save({"model": state, "config": config, "settings": {"frozen": 2}, "head": {}}, tmp_path / "old.ckp")
-    loaded, checkpoint = load_model(tmp_path / "old.ckp")
-    images = cells(small, 8)
-    with torch.no_grad():
-        assert torch.allclose(loaded.probabilities(loaded(images)), model.probabilities(model(images)), atol=1e-5)
-    assert checkpoint["settings"]["freeze_stages"] == 2
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_mean_over_symmetries_is_the_same_for_a_turned_or_mirrored_cell(small, network):
     model, images = build_model(network, width=16, image_size=64).eval(), cells(small)
-    model.config["with_tta"] = {"temperatures": [2.0, 3.0], "thresholds": [0.2, 0.3], "operating_points": {}}
+    with pytest.raises(InputError, match="no thresholds for the mean over symmetries"):
+        model.probabilities(torch.zeros(1, 2), tta=True)
+    model.calibration_tta = Calibration((2.0, 3.0), {"f1": (0.2, 0.3)})
     with torch.no_grad():
         plain = torch.stack([model(images), model(images.flip(3)), model(images.transpose(2, 3))])
-        model.average_symmetries()
-        mean = model(images)
-        turned = [model(torch.rot90(images, 1, (2, 3))), model(images.flip(2)), model(images.transpose(2, 3))]
+        mean = model(images, tta=True)
+        turned = [torch.rot90(images, 1, (2, 3)), images.flip(2), images.transpose(2, 3)]
+        turned = [model(others, tta=True) for others in turned]
     assert (plain[0] - plain[1]).abs().max() > 1e-3
     assert all(torch.allclose(mean, t, atol=1e-4) for t in turned)
-    assert model.config["thresholds"] == [0.2, 0.3] and torch.allclose(
-        model.probabilities(mean), torch.sigmoid(mean / torch.tensor([2.0, 3.0]))
-    )
+    expected = torch.sigmoid(mean / torch.tensor([2.0, 3.0]))
+    assert torch.allclose(model.probabilities(mean, tta=True), expected)
+    assert torch.allclose(model.probabilities(mean), torch.sigmoid(mean))
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
@@ -302,7 +241,7 @@ def test_the_original_recipes_checkpoint_loads(small, tmp_path):
     with torch.no_grad():
         three = ((images.float() / 255 - 0.597) / 0.161).expand(-1, 3, -1, -1)
         assert torch.allclose(model.probabilities(model(images)), original.eval()(three), atol=1e-4)
-    assert model.config["initial_weights"]["used"] == "unknown" and model.classes == ("crack", "inactive")
+    assert model.metadata.initial_weights["used"] == "unknown" and model.classes == ("crack", "inactive")
 
 
 def test_files_that_are_no_checkpoint_are_named(tmp_path):

@@ -1,4 +1,4 @@
-"""Whole modules: composed of real cells, cut, judged, shown; and what is told where that fails."""
+"""Whole modules, composed of real cells: cut, judged and shown, and what is reported where that fails."""
 
 import csv
 import json
@@ -9,13 +9,14 @@ from PIL import Image
 
 import cut_module
 import predict
-from benchmarks.modules import Cells, compose
+from benchmarks.composed_modules import Cells, compose
 from elcells.data.images import LIKE_MODULE, examine
 from elcells.files import InputError
 from elcells.modules.align import align_cell
-from elcells.modules.cutting import cut_image, doubts, grid_size, read_corners
+from elcells.modules.cutting import CutModule, cut_image, doubts, grid_size, read_corners
 from elcells.modules.grid import Grid
-from elcells.modules.parallel import MOST_LINES, lens_of, module_names, module_row, warnings_of
+from elcells.modules.lens import lens_of
+from elcells.modules.parallel import MOST_LINES, module_names, warnings_of
 
 MODULES = ("26", "42")
 
@@ -38,7 +39,7 @@ def composed(cells):
 
 @pytest.fixture
 def folder(composed, tmp_path):
-    """A folder with one composed module, m1.png, and what is true of it."""
+    """A folder with one composed module, m1.png, and its Truth."""
     image, true = composed(4)
     (tmp_path / "in").mkdir()
     Image.fromarray(image).save(tmp_path / "in" / "m1.png")
@@ -51,21 +52,22 @@ def rows_of(path):
 
 
 def size_text(true):
-    return "x".join(map(str, true["grid"]))
+    return "x".join(map(str, true.grid))
 
 
-def worst(about, true):
-    off = np.linalg.norm(about["grid"].nodes() - true["nodes"], axis=-1)
-    return off.max() / np.sqrt(about["grid"].cell_size().prod())
+def worst(module, true):
+    """The largest error of a cut module's corners, in units of a cell's side."""
+    off = np.linalg.norm(module.grid.nodes() - true.nodes, axis=-1)
+    return off.max() / module.grid.cell_side()
 
 
 @pytest.mark.parametrize("level, seed", [("easy", 1), ("medium", 3), ("hard", 5), ("layouts", 0), ("layouts", 2)])
 def test_a_composed_module_is_cut_at_its_true_corners(composed, tmp_path, level, seed):
     image, true = composed(seed, level)
     Image.fromarray(image).save(tmp_path / "m.png")
-    about = cut_image(tmp_path / "m.png", *true["grid"])
-    assert about["error"] == "" and worst(about, true) < 0.05
-    assert len(about["cells"]) == np.prod(true["grid"])
+    module = cut_image(tmp_path / "m.png", *true.grid)
+    assert module.error == "" and worst(module, true) < 0.05
+    assert len(module.cells) == np.prod(true.grid)
 
 
 @pytest.mark.parametrize("turn", [np.rot90, lambda a: a[::-1, ::-1], lambda a: np.repeat(a[..., None] * 1, 3, -1)])
@@ -74,36 +76,37 @@ def test_turned_and_coloured_images_give_the_same_cells(composed, tmp_path, turn
     plain, other = tmp_path / "plain.png", tmp_path / "other.png"
     Image.fromarray(image).save(plain)
     Image.fromarray(np.ascontiguousarray(turn(image))).save(other)
-    grid = true["grid"][::-1] if turn is np.rot90 else true["grid"]
-    expected, found = cut_image(plain, *true["grid"]), cut_image(other, *grid)
-    back = turn(np.arange(np.prod(true["grid"])).reshape(true["grid"][::-1]))
+    grid = true.grid[::-1] if turn is np.rot90 else true.grid
+    expected = cut_image(plain, *true.grid)
+    turned = cut_image(other, *grid)
+    back = turn(np.arange(np.prod(true.grid)).reshape(true.grid[::-1]))
     order = back[..., 0].ravel() if back.ndim == 3 else back.ravel()
     for k, source in enumerate(order):
-        assert abs(found["cells"][k].mean() - expected["cells"][source].mean()) < 3
+        assert abs(turned.cells[k].mean() - expected.cells[source].mean()) < 3
 
 
 def test_deep_images_are_cut_alike(composed, tmp_path):
     image, true = composed(1, "easy")
     Image.fromarray(image).save(tmp_path / "a.png")
     Image.fromarray(image.astype(np.uint16) * 257).save(tmp_path / "b.png")
-    first, deep = (cut_image(tmp_path / name, *true["grid"]) for name in ("a.png", "b.png"))
-    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(first["cells"], deep["cells"])) <= 2
+    first, deep = (cut_image(tmp_path / name, *true.grid) for name in ("a.png", "b.png"))
+    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(first.cells, deep.cells)) <= 2
 
 
 def test_half_cells_keep_their_shape(composed, tmp_path):
     image, true = composed(2, "layouts")
     Image.fromarray(image).save(tmp_path / "m.png")
-    shape = cut_image(tmp_path / "m.png", *true["grid"])["cells"][0].shape
+    shape = cut_image(tmp_path / "m.png", *true.grid).cells[0].shape
     assert max(shape) // min(shape) == 2
 
 
 def test_modules_in_verdicts_out(folder, exported, tmp_path):
     images, true = folder
-    given = [str(images), "--grid", size_text(true), "--model", str(exported)]
-    assert predict.main([*given, "--csv", str(tmp_path / "c.csv"), "--report", str(tmp_path / "c.html")]) == 0
+    options = [str(images), "--grid", size_text(true), "--model", str(exported)]
+    assert predict.main([*options, "--csv", str(tmp_path / "c.csv"), "--report", str(tmp_path / "c.html")]) == 0
     rows, (module,) = rows_of(tmp_path / "c.csv"), rows_of(tmp_path / "c_modules" / "modules.csv")
     assert len(rows) == 60 and {(r["row"], r["column"]) for r in rows} == {
-        (str(r + 1), str(c + 1)) for r in range(true["grid"][1]) for c in range(true["grid"][0])
+        (str(r + 1), str(c + 1)) for r in range(true.grid[1]) for c in range(true.grid[0])
     }
     assert {r["module"] for r in rows} == {"m1"} and {r["sure"] for r in rows} == {"1"} == {module["sure"]}
     for row in rows:
@@ -113,54 +116,54 @@ def test_modules_in_verdicts_out(folder, exported, tmp_path):
     with Image.open(tmp_path / "c_modules" / "m1.png") as shown:
         assert shown.mode == "RGB" and len(shown.getcolors(10**6)) > 256
     shown = json.loads((tmp_path / "c.html").read_text().split('id="data">')[1].split("</script>")[0])["modules"]
-    assert len(shown[0]["cells"]) == 60 and shown[0]["cells"][0][1] == "c/m1/r01_c01.png"
+    assert len(shown[0]["cells"]) == 60 and shown[0]["cells"][0]["src"] == "c/m1/r01_c01.png"
 
 
 def test_black_cells_are_named_and_not_judged(cells, exported, tmp_path):
-    seed = next(s for s in range(50) if 0 < compose(cells, s, "medium", 40)[1]["dark"].sum() < 6)
+    seed = next(s for s in range(50) if 0 < compose(cells, s, "medium", 40)[1].dark.sum() < 6)
     image, true = compose(cells, seed, "medium", 80)
     Image.fromarray(image).save(tmp_path / "m.png")
-    given = [str(tmp_path / "m.png"), "--grid", size_text(true), "--model", str(exported)]
-    predict.main([*given, "--csv", str(tmp_path / "c.csv")])
+    options = [str(tmp_path / "m.png"), "--grid", size_text(true), "--model", str(exported)]
+    predict.main([*options, "--csv", str(tmp_path / "c.csv")])
     black = [r for r in rows_of(tmp_path / "c.csv") if r["error"]]
-    assert 0 < len(black) <= true["dark"].sum()
+    assert 0 < len(black) <= true.dark.sum()
     assert all(r["crack"] == r["p_crack"] == "" and "nearly black" in r["error"] for r in black)
 
 
-def test_small_cells_and_pixels_are_told(folder, exported, tmp_path, capsys):
+def test_few_pixels_a_cell_are_warned_about(folder, exported, tmp_path, capsys):
     images, true = folder
-    given = [str(images), "--grid", size_text(true), "--model", str(exported)]
-    predict.main([*given, "--csv", str(tmp_path / "c.csv")])
+    options = [str(images), "--grid", size_text(true), "--model", str(exported)]
+    predict.main([*options, "--csv", str(tmp_path / "c.csv")])
     assert "fine cracks will be missed" in capsys.readouterr().err
 
 
 def test_resuming_judges_no_cell_twice(folder, exported, tmp_path):
     images, true = folder
-    given = [str(images), "--grid", size_text(true), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
-    assert predict.main(given) == 0
+    options = [str(images), "--grid", size_text(true), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
+    assert predict.main(options) == 0
     table = tmp_path / "c.csv"
     whole = table.read_text().splitlines()
     table.write_text("\n".join(whole[:20]) + "\n" + whole[20][:9])  # killed in the middle of a row
     header = (tmp_path / "c_modules" / "modules.csv").read_text().splitlines()[0]
     (tmp_path / "c_modules" / "modules.csv").write_text(header + "\n")
-    assert predict.main([*given, "--resume"]) == 0
+    assert predict.main([*options, "--resume"]) == 0
     assert table.read_text().splitlines() == whole and len(rows_of(tmp_path / "c_modules" / "modules.csv")) == 1
-    assert predict.main([*given, "--resume", "--grid", "3x4"]) == 2
+    assert predict.main([*options, "--resume", "--grid", "3x4"]) == 2
 
 
-def test_cells_alone_are_cut_by_several_processes(composed, tmp_path, capsys):
+def test_cut_module_uses_several_processes(composed, tmp_path, capsys):
     (tmp_path / "in" / "a").mkdir(parents=True)
     for k, name in enumerate(("m1.png", "a/m1.png", "m2.png")):
         image, true = composed((1, 2, 4)[k], "easy", 50)
-        if true["grid"] != (6, 10):
+        if true.grid != (6, 10):
             image = np.rot90(image)
         Image.fromarray(np.ascontiguousarray(image)).save(tmp_path / "in" / name)
-    given = [str(tmp_path / "in"), "--grid", "6x10", "--out", str(tmp_path / "out")]
-    assert cut_module.main(given) == 0
+    options = [str(tmp_path / "in"), "--grid", "6x10", "--out", str(tmp_path / "out")]
+    assert cut_module.main(options) == 0
     assert len(list((tmp_path / "out" / "a" / "m1").glob("r??_c??.png"))) == 60
     assert [r["name"] for r in rows_of(tmp_path / "out_modules" / "modules.csv")] == ["m1", "m2", "a/m1"]
     assert (tmp_path / "out_modules" / "a" / "m1.png").exists()
-    assert cut_module.main(given) == 2 and "is there already" in capsys.readouterr().err
+    assert cut_module.main(options) == 2 and "already exists" in capsys.readouterr().err
 
 
 NO_MODULES = {
@@ -172,7 +175,7 @@ NO_MODULES = {
 
 
 @pytest.mark.parametrize("what", [*NO_MODULES, "cell", "broken"])
-def test_what_is_no_module_gives_no_verdicts(what, elpv, exported, tmp_path, capsys):
+def test_an_image_of_no_module_gives_no_verdicts(what, elpv, exported, tmp_path, capsys):
     path = tmp_path / "in.png"
     if what == "broken":
         path.write_bytes(b"no image")
@@ -180,20 +183,20 @@ def test_what_is_no_module_gives_no_verdicts(what, elpv, exported, tmp_path, cap
         first = sorted((elpv.parent / "images").glob("*.png"))[0]
         pixels = np.asarray(Image.open(first)) if what == "cell" else NO_MODULES[what].astype(np.uint8)
         Image.fromarray(pixels).save(path)
-    given = [str(path), "--grid", "10x6", "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
-    assert predict.main(given) == 3
+    options = [str(path), "--grid", "10x6", "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
+    assert predict.main(options) == 3
     assert rows_of(tmp_path / "c.csv") == [] and str(path) in capsys.readouterr().err
     if what == "black":
-        assert predict.main([*given[:5], "--report", str(tmp_path / "d.html")]) == 3
+        assert predict.main([*options[:5], "--report", str(tmp_path / "d.html")]) == 3
         assert json.loads((tmp_path / "d.html").read_text().split('id="data">')[1].split("</script>")[0])["failed"]
 
 
-@pytest.mark.parametrize("more", [(-1, 0), (0, 1), (2, 0)])
-def test_a_wrong_grid_is_not_sure(folder, more, exported, tmp_path, capsys):
+@pytest.mark.parametrize("change", [(-1, 0), (0, 1), (2, 0)])
+def test_a_wrong_grid_is_not_sure(folder, change, exported, tmp_path, capsys):
     images, true = folder
-    wrong = f"{true['grid'][0] + more[0]}x{true['grid'][1] + more[1]}"
-    given = [str(images), "--grid", wrong, "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
-    assert predict.main(given) == 3
+    wrong = f"{true.grid[0] + change[0]}x{true.grid[1] + change[1]}"
+    options = [str(images), "--grid", wrong, "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
+    assert predict.main(options) == 3
     assert {r["sure"] for r in rows_of(tmp_path / "c.csv")} <= {"0"}
 
 
@@ -201,8 +204,7 @@ def test_a_dead_border_string_is_flagged(composed, tmp_path):
     for seed in range(2):
         image, true = composed(seed, "string", 40)
         Image.fromarray(image).save(tmp_path / "m.png")
-        about = cut_image(tmp_path / "m.png", *true["grid"])
-        assert not about["sure"]
+        assert not cut_image(tmp_path / "m.png", *true.grid).sure
 
 
 @pytest.mark.parametrize("line", [np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]])
@@ -215,18 +217,18 @@ def test_a_dim_border_line_is_flagged(line):
         assert doubts(grid, (1020, 620), 0.9, 0.2, cells) == why
 
 
-def test_rough_corners_find_what_the_image_alone_does_not(composed, tmp_path):
+def test_rough_corners_find_a_module_that_the_image_alone_does_not_show(composed, tmp_path):
     image, true = composed(5, "string")
     Image.fromarray(image).save(tmp_path / "m.png")
-    nodes = true["nodes"]
+    nodes = true.nodes
     rough = nodes[[0, 0, -1, -1], [0, -1, -1, 0]] + np.random.default_rng(0).uniform(-6, 6, (4, 2))
     header = "filename;x1;y1;x2;y2;x3;y3;x4;y4\n"
     (tmp_path / "k.csv").write_text(header + "m.png;" + ";".join(f"{v:.1f}" for v in rough.ravel()) + "\n")
     corners = read_corners(tmp_path / "k.csv")
-    about = cut_image(tmp_path / "m.png", *true["grid"], corners["m.png"])
-    assert worst(about, true) < 0.25
-    given = [str(tmp_path / "m.png"), "--grid", size_text(true), "--out", str(tmp_path / "o")]
-    assert cut_module.main([*given, "--corners", str(tmp_path / "k.csv")]) in (0, 3)
+    module = cut_image(tmp_path / "m.png", *true.grid, corners["m.png"])
+    assert worst(module, true) < 0.25
+    options = [str(tmp_path / "m.png"), "--grid", size_text(true), "--out", str(tmp_path / "o")]
+    assert cut_module.main([*options, "--corners", str(tmp_path / "k.csv")]) in (0, 3)
 
 
 @pytest.mark.parametrize("text", ["m;1;2", "m;1;2;3;4;5;6;7;x"])
@@ -244,12 +246,12 @@ def test_a_grid_is_columns_x_rows(text, tmp_path, capsys):
     assert "COLUMNSxROWS" in capsys.readouterr().err
 
 
-def test_grid_needs_a_place_for_the_cells(exported, capsys):
+def test_grid_needs_an_output_file(exported, capsys):
     assert predict.main(["x", "--grid", "10x6", "--model", str(exported)]) == 2
     assert "--grid: needs --csv" in capsys.readouterr().err
 
 
-def test_a_module_given_as_a_cell_is_told_and_its_grid_guessed(folder, exported, tmp_path, capsys):
+def test_a_module_without_grid_is_reported_and_its_grid_guessed(folder, exported, tmp_path, capsys):
     images, true = folder
     assert predict.main([str(images), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]) == 0
     err = capsys.readouterr().err
@@ -264,7 +266,7 @@ def test_cells_do_not_look_like_modules(elpv, tmp_path):
             assert LIKE_MODULE not in examine(tmp_path / "x.png")[1]
 
 
-def test_names_of_modules_are_their_own():
+def test_module_names_are_unique():
     names = module_names(
         ["a/m1.png", "a/m1.tif", "b/m1.png", "b/M1.2.png", "b/M1.3.png", "b/p.tif#page=1", "b/p.tif#page=2"]
     )
@@ -272,23 +274,22 @@ def test_names_of_modules_are_their_own():
     assert names[2:] == ["b/m1", "b/M1.2", "b/M1.3", "b/p_page1", "b/p_page2"]
 
 
-def test_many_doubtful_modules_are_told_in_a_few_lines():
-    module = {"filename": "m.png", "sure": 0, "why": "dark", "error": "", "cell_pixels": 200}
-    rows = [module_row(module, f"m{k}", [0, 0, 0]) for k in range(50)]
-    lines, sure = warnings_of(rows)
+def test_many_doubtful_modules_are_summarised_in_a_few_lines():
+    modules = [CutModule("m.png", 10, 6, why="dark", cell_pixels=200)] * 50
+    lines, sure = warnings_of(modules)
     assert not sure and len(lines) == MOST_LINES + 1 and f"{50 - MOST_LINES} more" in lines[-1]
-    assert len(warnings_of(rows[:MOST_LINES])[0]) == MOST_LINES
+    assert len(warnings_of(modules[:MOST_LINES])[0]) == MOST_LINES
 
 
 def test_the_lens_of_one_camera_is_a_median(cells, tmp_path):
     paths = []
     for seed in range(5):
         image, true = compose(cells, 2 * seed, "medium", 40, -0.03)
-        image = image if true["grid"] == (6, 10) else np.rot90(image)
+        image = image if true.grid == (6, 10) else np.rot90(image)
         paths.append(tmp_path / f"{seed}.png")
         Image.fromarray(np.ascontiguousarray(image)).save(paths[-1])
-    found = lens_of(paths, 6, 10)
-    assert found is None or abs(found + 0.03) < 0.01
+    lens = lens_of(paths, 6, 10)
+    assert lens is None or abs(lens + 0.03) < 0.01
     assert lens_of(paths[:4], 6, 10) is None
 
 
@@ -303,10 +304,10 @@ def test_a_turned_cell_is_made_upright(elpv):
     assert moved >= 6
 
 
-def test_align_is_told_and_bound_to_the_table(elpv, exported, tmp_path, capsys):
+def test_align_is_stored_and_checked_on_resume(elpv, exported, tmp_path, capsys):
     first = sorted((elpv.parent / "images").glob("*.png"))[0]
     Image.open(first).rotate(5, Image.Resampling.BILINEAR).save(tmp_path / "t.png")
-    given = [str(tmp_path / "t.png"), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
-    assert predict.main([*given, "--align"]) == 0
+    options = [str(tmp_path / "t.png"), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
+    assert predict.main([*options, "--align"]) == 0
     assert json.loads((tmp_path / "c.csv.run.json").read_text())["align"] is True
-    assert predict.main([*given, "--resume"]) == 2 and "another align" in capsys.readouterr().err
+    assert predict.main([*options, "--resume"]) == 2 and "another align" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,9 @@ from elcells.data.cache import load_images, load_sources
 from elcells.data.images import read_image
 from elcells.files import InputError
 from elcells.inference.engines import open_model
+from elcells.training.batches import Batches
 from elcells.training.checkpoints import read_checkpoint
-from elcells.training.recipes import kept_share
+from elcells.training.recipes import ADAPT, kept_share
 from elcells.training.weights import load_initial_weights, restore_norms
 from model import build_model
 
@@ -130,18 +132,14 @@ def test_what_can_not_be_weighted_or_adapted_is_told(elpv, mine, tmp_path, capsy
     assert complaint in capsys.readouterr().err
 
 
-def test_heavier_cells_are_drawn_more_often(finished, both, tmp_path):
-    from elcells.training.recipes import RECIPES
-    from trainer import Trainer
-
+def test_heavier_cells_are_drawn_more_often(both):
     images, both["image"] = load_sources(both, 64)
     both["weight"] = np.where(both["source"] == "mine", 5, 1)
     dataset = data.CellDataset(both, images)
-    recipe = {**RECIPES["adapt"], "oversample": 1, "freeze_stages": 0, "epoch_cells": 40}
-    trainer = Trainer(build_model("resnet", width=16, image_size=64), dataset, dataset, tmp_path, **recipe)
+    batches = Batches(dataset, replace(ADAPT, oversample=1, epoch_cells=40))
     share = []
-    for trainer.epoch in range(20):
-        order = trainer._order()
+    for epoch in range(20):
+        order = batches.order(epoch)
         assert len(order) == 40
         share.append((both["source"][order] == "mine").mean())
     assert np.mean(share) == pytest.approx(24 * 5 / (24 * 5 + len(both) - 24), abs=0.05)
@@ -169,9 +167,8 @@ def test_an_adapted_network_is_of_its_files_kind_and_lies_between_it_and_the_tra
 
 
 def test_the_network_that_comes_along_is_a_starting_point(lite0, elpv):
-    model = build_model()
+    model = build_model(normalise_brightness=True)
     load_initial_weights(model, ROOT / "cells.onnx")
-    model.config["normalise_brightness"] = True
     images = np.stack([read_image(p, 300) for p in data.read_table(elpv)["path"][:12]])[:, None]
     probabilities = open_model(ROOT / "cells.onnx", "onnxruntime")(images)
     with torch.no_grad():

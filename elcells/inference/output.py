@@ -10,44 +10,10 @@ import json
 import os
 import sys
 import time
-from collections import namedtuple
-from dataclasses import dataclass
 from pathlib import Path
 
-from elcells.data.images import NEARLY_BLACK
 from elcells.files import ANY_NAME, InputError, atomic_path
-
-TOO_DARK = "nearly black: not judged"  # the error of a dead cell of a module
-
-
-# Where a cell lies in its module, row and column counted from 1, and whether (0 or 1) the module's grid is sure.
-Place = namedtuple("Place", "module row column sure")
-
-
-@dataclass(frozen=True)
-class CellResult:
-    """What a network says of the image of a cell; a cell that was not judged has an error, but no calls."""
-
-    filename: str
-    calls: tuple = ()  # 0 or 1 for each class
-    probabilities: tuple = ()  # for each class, in 0..1
-    brightness: float | None = None  # mean pixel in 0..1
-    error: str = ""
-    place: Place | None = None
-    notes: tuple = ()  # what was assumed when the image was read; not in the table
-
-    @property
-    def judged(self):
-        return bool(self.calls)
-
-    @property
-    def nearly_black(self):
-        """Whether it is too dark to judge: a dead cell of a module, or an image without light."""
-        return self.error == TOO_DARK or (self.judged and self.brightness < NEARLY_BLACK)
-
-    def defects(self, classes):
-        """Names of the classes that it was called."""
-        return [name for name, call in zip(classes, self.calls) if call]
+from elcells.inference.cells import CellResult, Place
 
 
 class OutputTable:

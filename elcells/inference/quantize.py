@@ -1,4 +1,4 @@
-"""Smaller ONNX files."""
+"""Smaller ONNX files: int8 arithmetic, or int8 weights alone."""
 
 import contextlib
 import io
@@ -10,14 +10,17 @@ import numpy as np
 import onnx
 import onnxruntime
 
+BATCH = 8  # calibration images at once
+MIN_WEIGHTS = 16384  # convolutions with fewer keep their weights in float
+
 
 def quantise(source, target, calibration):
     """Static int8 quantisation (ONNX Runtime: QDQ, weights per channel, activations uint8) of a float ONNX file.
 
-    The range of an activation leaves out 0.001 % of its values, and the last layer stays in float: of what was tried,
-    that changes the probabilities least (doc/results.md).
+    The range of an activation leaves out 0.001 % of its values, and the last layer stays in float: of all settings
+    tried, these change the probabilities least (doc/results.md).
 
-    calibration: uint8 (N, 1, S, S) training cells, from which the ranges of the activations are measured.
+    calibration: training cells from which the ranges of the activations are measured, as the file takes them.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.calibrate import CalibrationDataReader
@@ -25,15 +28,18 @@ def quantise(source, target, calibration):
 
     class Reader(CalibrationDataReader):
         def __init__(self):
-            whole = calibration[: len(calibration) // 8 * 8 or None]  # the histograms want batches of one size
-            self.batches = iter([whole[i : i + 8] for i in range(0, len(whole), 8)])
+            batches = batches_of(calibration)
+            if len(batches[-1]) < len(batches[0]):  # ONNX Runtime's histograms need batches of one size
+                batches.pop()
+            self.batches = iter(batches)
 
         def get_next(self):
             batch = next(self.batches, None)
             return None if batch is None else {"input": batch}
 
-    level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # it prints
             prepared = Path(folder) / "prepared.onnx"
@@ -47,51 +53,83 @@ def quantise(source, target, calibration):
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.Percentile,
-                # With its ReLU quantised too, a convolution writes uint8 at once: 1.1 to 1.2 times as fast
+                # If its ReLU is quantised too, a convolution writes uint8 directly: 1.1 to 1.2 times as fast
                 op_types_to_quantize=["Conv", "Relu", "Clip", "Add", "MaxPool"],
                 extra_options={"CalibPercentile": 99.999},
             )
     finally:
-        logging.getLogger().setLevel(level)
+        logger.setLevel(level)
 
 
-def round_weights(source, target, calibration, small=16384):
-    """A float ONNX file with its convolutions' weights as int8, scaled per output channel; arithmetic stays float.
+def round_weights(source, target, calibration):
+    """Store the weights of a float ONNX file's convolutions as int8, scaled per output channel.
 
-    Biases make up for the mean error of a layer's output that rounding brings ("bias correction" of Nagel et al. 2019,
-    "Data-Free Quantization through Weight Equalization and Bias Correction"), as seen on calibration: uint8
-    (N, 1, S, S) training cells. Weights of fewer than `small` numbers stay as they are.
+    The arithmetic stays in float. Rounding changes the mean of a layer's output; its bias is corrected by as much
+    ("bias correction" of Nagel et al. 2019, "Data-Free Quantization through Weight Equalization and Bias Correction").
+
+    calibration: training cells on which these means are measured, as the file takes them.
     """
     model = onnx.load(source)
-    weights = {i.name: i for i in model.graph.initializer}
-    layers = [n for n in model.graph.node if n.op_type == "Conv" and n.input[1] in weights]
-    layers = [n for n in layers if np.prod(weights[n.input[1]].dims) >= small]
-    inputs = list(dict.fromkeys(n.input[0] for n in layers))
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    for name in inputs:
-        watched.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    session = onnxruntime.InferenceSession(watched.SerializeToString())
-    batches = [calibration[i : i + 8] for i in range(0, len(calibration), 8)]
-    seen = zip(*([x.sum((0, 2, 3)) / x[0, 0].size for x in session.run(inputs, {"input": b})] for b in batches))
-    means = {name: np.sum(sums, 0) / len(calibration) for name, sums in zip(inputs, seen)}
-    for node in layers:
+    graph = model.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    convolutions = [node for node in graph.node if has_many_weights(node, tensors)]
+    input_means = channel_means(model, [node.input[0] for node in convolutions], calibration)
+    for node in convolutions:
         name = node.input[1]
-        weight = onnx.numpy_helper.to_array(weights[name])
+        weight = onnx.numpy_helper.to_array(tensors[name])
         scale = np.maximum(np.abs(weight).max((1, 2, 3), keepdims=True) / 127, 1e-12).astype(np.float32)
         rounded = np.round(weight / scale).astype(np.int8)
-        error = (rounded * scale - weight).sum((2, 3))
-        groups = means[node.input[0]].reshape(-1, weight.shape[1])  # of the input channels
-        bias = -(error * np.repeat(groups, len(weight) // len(groups), 0)).sum(1)
+        bias = -output_shift(rounded * scale - weight, input_means[node.input[0]])
+        graph.initializer.remove(tensors[name])
         if len(node.input) == 3:
-            bias += onnx.numpy_helper.to_array(weights[node.input[2]])
-            model.graph.initializer.remove(weights[node.input[2]])
+            old_bias = tensors[node.input[2]]
+            bias += onnx.numpy_helper.to_array(old_bias)
+            graph.initializer.remove(old_bias)
         node.input[2:] = [f"{name}_corrected_bias"]
-        model.graph.initializer.remove(weights[name])
-        for array, part in ((rounded, "int8"), (scale, "scale"), (bias.astype(np.float32), "corrected_bias")):
-            model.graph.initializer.append(onnx.numpy_helper.from_array(array, f"{name}_{part}"))
-        # Not DequantizeLinear, which ONNX Runtime would run anew for every batch
+        new_tensors = {"int8": rounded, "scale": scale, "corrected_bias": bias.astype(np.float32)}
+        for suffix, array in new_tensors.items():
+            graph.initializer.append(onnx.numpy_helper.from_array(array, f"{name}_{suffix}"))
+        # ONNX Runtime would compute DequantizeLinear for every batch, but Cast and Mul of constants only once
         cast = onnx.helper.make_node("Cast", [f"{name}_int8"], [f"{name}_float"], to=onnx.TensorProto.FLOAT)
-        model.graph.node.insert(0, onnx.helper.make_node("Mul", [f"{name}_float", f"{name}_scale"], [name]))
-        model.graph.node.insert(0, cast)
+        multiply = onnx.helper.make_node("Mul", [f"{name}_float", f"{name}_scale"], [name])
+        graph.node.insert(0, multiply)
+        graph.node.insert(0, cast)
     onnx.save(model, target)
+
+
+def batches_of(images):
+    """Images (N, ...) in batches of BATCH, the last of which may be smaller (list of arrays)."""
+    return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+
+
+def has_many_weights(node, tensors):
+    """Whether an ONNX node is a convolution with at least MIN_WEIGHTS weights. tensors: the graph's, by name."""
+    return node.op_type == "Conv" and node.input[1] in tensors and np.prod(tensors[node.input[1]].dims) >= MIN_WEIGHTS
+
+
+def channel_means(model, names, images):
+    """{name: mean of each channel over the images, float (K,)} of intermediate results (N, K, h, w) of an ONNX model.
+
+    images: as the model takes them.
+    """
+    names = list(dict.fromkeys(names))  # each once
+    with_outputs = onnx.ModelProto()
+    with_outputs.CopyFrom(model)
+    for name in names:
+        with_outputs.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(with_outputs.SerializeToString())
+    sums = dict.fromkeys(names, 0)
+    for batch in batches_of(images):
+        for name, maps in zip(names, session.run(names, {"input": batch})):
+            sums[name] = sums[name] + maps.sum((0, 2, 3)) / maps[0, 0].size
+    return {name: total / len(images) for name, total in sums.items()}
+
+
+def output_shift(weight_error, input_mean):
+    """How far an error of a convolution's weights shifts the mean of each output channel, float (K_out,).
+
+    weight_error: (K_out, K_in / groups, h, w). input_mean: (K_in,), the mean of each input channel.
+    """
+    mean_of_group = input_mean.reshape(-1, weight_error.shape[1])
+    outputs_per_group = len(weight_error) // len(mean_of_group)
+    return (weight_error.sum((2, 3)) * np.repeat(mean_of_group, outputs_per_group, 0)).sum(1)

@@ -13,16 +13,15 @@ from scipy import ndimage
 from scipy.optimize import least_squares
 
 PIECES = 10  # of each side of the square
-STEP = 0.004  # of the image's side, between two samples
-START_DEGREES = range(-12, 13, 3)  # turns of the squares that are tried first
-START_SIZES = (0.8, 0.9, 1.0)
-START_WINDOW = (0.08, 0.02)
-WINDOWS = ((0.09, 0.024), (0.06, 0.02), (0.04, 0.016), (0.03, 0.012), (0.02, 0.012))  # search, flanks beside an edge
-LAST_WINDOW = (0.02, 0.012)
+STEP = 0.004  # between two samples
+TURNS = range(-12, 13, 3)  # degrees, of the squares that are tried first
+SIZES = (0.8, 0.9, 1.0)  # of the squares that are tried first
+FIRST_WINDOW = (0.08, 0.02)  # as below
+WINDOWS = ((0.09, 0.024), (0.06, 0.02), (0.04, 0.016), (0.03, 0.012), (0.02, 0.012))  # search; flank of an edge
 DARK_BEHIND = 0.4  # of the light before an edge: the most behind it
 CLEAR_FALL = 0.5  # of the image's usual brightness: such a fall is a clear edge
+SEEN = 0.5  # how clear a piece must be to count
 PRIOR = (0.003, 0.3, 0.02, 0.02)  # how much turn, size and shifts are held back
-CLEAR = 0.5  # from which a piece counts as seen
 
 
 @dataclass(frozen=True)
@@ -111,9 +110,9 @@ def first_square(image):
     """The Square, of a few turns and sizes, on whose sides the light ends most clearly."""
     best = Square()
     most = -1.0
-    for degrees, share in itertools.product(START_DEGREES, START_SIZES):
+    for degrees, share in itertools.product(TURNS, SIZES):
         square = Square(np.deg2rad(degrees), np.log(share))
-        shift, clear = light_ends(image, square, *START_WINDOW)
+        shift, clear = light_ends(image, square, *FIRST_WINDOW)
         seen = (clear * (np.abs(shift) < 0.07)).sum()
         if seen > most:
             best, most = square, seen
@@ -138,7 +137,7 @@ def find_cell(gray):
             residuals, square.vector(), loss="cauchy", f_scale=scale, max_nfev=30, args=(seen, clear, size)
         )
         square = Square(*fitted.x)
-    _, clear = light_ends(image, square, *LAST_WINDOW)
+    _, clear = light_ends(image, square, *WINDOWS[-1])
     return square, clear
 
 
@@ -148,7 +147,7 @@ def align_cell(pixels):
     Missing parts are filled with the edge's pixels.
     """
     square, clear = find_cell(pixels.astype(np.float32))
-    seen = clear > CLEAR
+    seen = clear > SEEN
     if seen.mean(1).max() < 0.3 or clear[seen].sum() < 4:
         return pixels, False
     side = len(pixels)

@@ -25,11 +25,11 @@ LENS_IS_FLAT = 0.6
 GAP_IS_NO_WIDER = 0.5
 LINES_ARE_EVEN = 2.0
 LIGHT_ENDS_AT_RIM = 0.5
-LIGHT_ENDS_AT_RIM_OF_FEW = 100  # where cells are too few to tell by their even distances
+LIGHT_ENDS_AT_RIM_OF_FEW = 100  # the same for few lines of cells
 BORDERS_ARE_ALIKE = 30
 
-RIM = 0.01  # cells within the outermost lines where the light usually ends
-FEW = 4  # lines of cells; with fewer their distances don't tell where the light ends
+RIM = 0.01  # cells by which the light usually ends within the outermost lines
+FEW = 4  # lines of cells; the distances of fewer do not tell where the outermost lines are
 BORDER_SIDE = 0.7  # how much a side on the border counts, against an inner one
 LENS_SIDES = 60  # needed to fit a lens
 MIDDLE_GAP_FROM = 12  # lines of cells from which a module may have a wider gap in its middle
@@ -52,6 +52,7 @@ class Observation:
     normal: np.ndarray  # float (E, 2), unit vector across the side in the image
     pixels: np.ndarray  # float (E,), of a cell along the normal
     weight: np.ndarray  # float (E,)
+    cell: float  # mean side of a cell in pixels
 
 
 def observe(image, grid, window, detail):
@@ -65,7 +66,7 @@ def observe(image, grid, window, detail):
     pixels = length[:, 0] * 100
     point = start + normal * (shift * pixels)[:, None]
     weight = np.sqrt(clear) * np.where(sides.inner, 1, BORDER_SIDE)
-    return Observation(sides, point, normal, pixels, weight)
+    return Observation(sides, point, normal, pixels, weight, grid.cell_side())
 
 
 def linear_part(grid, seen):
@@ -73,7 +74,7 @@ def linear_part(grid, seen):
     sides = seen.sides
     vertical = ~sides.horizontal
     at_border = sides.border[:, None] == np.arange(4)
-    borders = at_border * (sides.inwards * grid.cell_side() / seen.pixels)[:, None]
+    borders = at_border * (sides.inwards * seen.cell / seen.pixels)[:, None]
     gaps = np.zeros((len(sides.line), 2))
     gaps[vertical, 0] = -middle_gap(grid.columns)[sides.line[vertical]]
     gaps[~vertical, 1] = -middle_gap(grid.rows)[sides.line[~vertical]]
@@ -116,7 +117,7 @@ class Problem:
 
     def moved(self, values):
         """The grid with the corners and the lens of a vector of parameters."""
-        moves = values[CORNERS].reshape(4, 2) * self.grid.cell_side()
+        moves = values[CORNERS].reshape(4, 2) * self.seen.cell
         return self.grid.changed(quad=self.grid.quad + moves, bend=values[BEND])
 
     def residuals(self, values):

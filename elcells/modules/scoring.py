@@ -6,23 +6,25 @@ import numpy as np
 
 from elcells.modules.sides import DIM, FINE, REACH, Profiles, Sides, profiles_across, responses, sides_of
 
-# What counts for a grid; the weights' sum is 1, as each of the two for borders counts once.
-DARK_LINES = 0.35  # inner lines are dark
-DARKEST_LINES = 0.25  # inner lines are darker than anything within the cells, busbars too
+# Weights of what speaks for a grid. They sum to 1: that of the borders counts twice.
+DARK_LINES = 0.35  # the inner lines are dark
+DARKEST_LINES = 0.25  # they are darker than anything within the cells, also busbars
 LIT_CELLS = 0.1  # the cells are lit
 DARK_BORDERS = 0.15  # the light ends at the four borders, and at the worst of them
 
-# What counts against it.
-ODD_SHAPE = 0.6  # for each octave that the cells are off a square and half a square
+# Weights of what speaks against it.
+ODD_SHAPE = 0.6  # for each octave by which cells are neither squares nor halves of squares
 BUSBARS_AS_LINES = 0.5  # every second line is fainter
 LINES_LEFT_OUT = 0.25  # the cells show a line in their middle
 
-CELL = 0.52  # cells from a side to where the next one begins to be seen
-ON_LINE = 0.015  # cells from a side
-OFF_LINE = 0.08  # cells from a side
-NEAR_MIDDLE = 0.44  # cells from a side
-USUAL_LINE = 0.08  # the response of a dark line
-USUAL_END = 0.3  # the response of a border
+# Distances from a side, in cells.
+ON_LINE = 0.015  # up to here a sample is on the line
+OFF_LINE = 0.08  # from here on it is within the cell
+NEAR_MIDDLE = 0.44  # from here on it is in the middle of the cell
+HALF_CELL = 0.52  # up to here profiles are looked at
+
+DARK_LINE = 0.08  # response of a dark line
+DARK_BORDER = 0.3  # response of a dark border
 
 
 @dataclass(frozen=True)
@@ -34,25 +36,25 @@ class Evidence:
     response: np.ndarray  # float (E, S)
     on: np.ndarray  # float (E,), strongest response on the side
     off: np.ndarray  # float (E,), strongest response within the cells beside it
-    lit: np.ndarray  # float32 (E,), 0 to 1; sides of dead cells count neither for nor against the grid
+    lit: np.ndarray  # float32 (E,), 0 to 1: how much the side counts; at dead cells nothing can be seen
 
 
 def look(image, grid, detail):
     """The Evidence for a grid."""
     sides = sides_of(grid)
-    profiles = profiles_across(image, grid, sides, CELL + REACH, detail)
+    profiles = profiles_across(image, grid, sides, HALF_CELL + REACH, detail)
     response = responses(profiles, sides)
     gray, offset, distance = profiles.gray, profiles.offset, np.abs(profiles.offset)
     before = gray[:, offset < -0.05].mean(1)
     behind = gray[:, offset > 0.05].mean(1)
     light = np.select([sides.inner, sides.inwards == 1], [np.minimum(before, behind), behind], before)
-    usual = max(np.median(gray[:, distance < CELL].mean(1)), 1e-6)
+    usual = max(np.median(gray[:, distance < HALF_CELL].mean(1)), 1e-6)
     return Evidence(
         sides,
         profiles,
         response,
         on=response[:, distance <= ON_LINE].max(1),
-        off=response[:, (distance < CELL) & (distance > OFF_LINE)].max(1),
+        off=response[:, (distance < HALF_CELL) & (distance > OFF_LINE)].max(1),
         lit=np.clip(light / usual / DIM - 0.3, 0, 1),
     )
 
@@ -62,7 +64,7 @@ def darkness(evidence, lines):
     if not lines.any():
         return 1.0
     lit = evidence.lit[lines]
-    return (lit / (lit.sum() + 1e-6) * np.clip(evidence.on[lines] / USUAL_LINE, -0.5, 1)).sum()
+    return (lit / (lit.sum() + 1e-6) * np.clip(evidence.on[lines] / DARK_LINE, -0.5, 1)).sum()
 
 
 def darkest_share(evidence, lines):
@@ -94,7 +96,7 @@ def line_left_out(evidence, lines):
     response = lit @ evidence.response[lines] / (lit.sum() + 1e-6)
     distance = np.abs(evidence.profiles.offset)
     at_line = response[distance <= ON_LINE].max()
-    at_middle = response[(distance > NEAR_MIDDLE) & (distance < CELL)].max()
+    at_middle = response[(distance > NEAR_MIDDLE) & (distance < HALF_CELL)].max()
     elsewhere = response[(distance > OFF_LINE) & (distance < 0.42)].max()
     return at_middle > max(0.85 * at_line, 1.5 * elsewhere)
 
@@ -105,9 +107,10 @@ def border_ends(evidence):
     near = (np.abs(offset) > 0.06) & (np.abs(offset) < 0.14)
     before = gray[:, near & (offset < 0)].mean(1)
     behind = gray[:, near & (offset > 0)].mean(1)
-    leftwards, rightwards = before / np.maximum(behind, 1e-6), behind / np.maximum(before, 1e-6)
-    light_beyond = np.where(sides.inwards == 1, leftwards, rightwards)  # as bright behind a gap: the module goes on
-    ends = np.clip(evidence.on / USUAL_END, 0, 1) * np.clip(2 - 2 * light_beyond, 0, 1)
+    share_before = before / np.maximum(behind, 1e-6)
+    share_behind = behind / np.maximum(before, 1e-6)
+    light_beyond = np.where(sides.inwards == 1, share_before, share_behind)  # if it is as bright, the module goes on
+    ends = np.clip(evidence.on / DARK_BORDER, 0, 1) * np.clip(2 - 2 * light_beyond, 0, 1)
     scores = []
     for border in range(4):
         chosen = sides.border == border

@@ -19,8 +19,8 @@ FINE_WINDOWS = (0.15, 0.1, 0.06, 0.05)  # cells, of the fine fit
 BEYOND_DOUBT = 0.95  # a rough grid of such a score needs no other guesses of the same module
 CLEAR = 0.9  # a rough grid of such a score is not tried again with more or fewer lines of cells
 CLOSE = 0.15  # behind the best rough score: such grids are fitted finely too
-OTHER_MODULE = 0.1  # added to the score of a grid beside the best one: nothing tells which of two modules is meant
-FOUND = 0.6  # the least score of a grid
+OTHER_MODULE = 0.1  # added to the score of a grid beside the best one: either module may be meant
+FOUND = 0.6  # a grid of a lower score is dropped
 SURE = 0.8  # a grid of a lower score should be looked at
 LEAD = 0.1  # a grid that is less ahead of the best other one should be looked at
 
@@ -83,10 +83,7 @@ class RoughSearch:
         return distinct(candidates)
 
     def with_other_lines(self, candidates):
-        """The candidates, and the two best ones with more or fewer lines of cells unless the best is clear.
-
-        This is done twice, the second time with what the first has found.
-        """
+        """The candidates and, unless the best is clear, the two best ones with more or fewer lines of cells; twice."""
         stretched_before = set()
         for _ in range(2):
             if candidates[0].score >= CLEAR:
@@ -143,9 +140,9 @@ def find_grid(image, columns, rows, corners=None, bend=None):
 
 
 def scored_neighbours(candidate, rough, scale):
-    """A candidate's grid moved by one line of cells in each direction, what it is most easily mistaken for.
+    """Candidates moved by one line of cells in each direction, what a candidate is most easily mistaken for.
 
-    Returns Candidates, whose scores differ from its own as they do in a RoughSearch, in whose image grids are `scale` times as large.
+    Their scores differ from its own as they do in a RoughSearch. scale: of the search's image, against the candidate's.
     """
     grid = candidate.grid
     reference = rough.score(grid.scaled(scale))

@@ -1,19 +1,11 @@
 """What a training run is asked for, besides its recipe."""
 
 import argparse
-import re
 from dataclasses import dataclass, field
 
 from elcells.data.tables import CLASSES
 from elcells.settings import setting
 from elcells.training.recipes import RECIPES
-
-
-def duration(text):
-    """Seconds of a time such as 90s, 15m or 1.5h."""
-    if not re.fullmatch(r"\d+(\.\d+)?[smh]", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a time such as 90s, 15m or 1.5h")
-    return float(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1]]
 
 
 def source_weight(text):
@@ -85,14 +77,10 @@ class Job:
         group="recipe",
         choices=tuple(RECIPES),
     )
-    max_time: float = setting(
-        None, "as many epochs as fit into 90s, 15m or 1.5h", kind=duration, group="run", fixed=False, metavar="TIME"
-    )
     seed: int = setting(0, "of weights, order and augmentation (0)", group="run")
     precision: str = setting(
         "auto", "of training; auto: the fast one (auto)", group="run", fixed=False, choices=("auto", "fp32", "bf16")
     )
-    tensorboard: bool = setting(False, "also write plots/tensorboard", group="run", fixed=False)
     keep_checkpoints: int = setting(
         None, "newest epochs' snapshots that stay (all; --folds: 1)", kind=int, group="run", fixed=False, least=0
     )

@@ -56,11 +56,6 @@ class Recipe:
     def __post_init__(self):
         check(self)
 
-    @property
-    def keeps_last_epoch(self):
-        """Whether the newest epoch is always the best: where the rate falls to 0, a few cells can't rank the last."""
-        return self.schedule == "cosine"
-
 
 CLASSIC = Recipe()
 FAST = Recipe(

@@ -1,0 +1,325 @@
+"""Images of whole modules composed of ELPV cells, whose corners are known.
+
+They have perspective, turn, lens (barrel), gaps, frame, neighbouring modules, dead cells, a dead third, dim borders,
+vignetting, noise and blur.
+"""
+
+import itertools
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+from skimage.transform import ProjectiveTransform
+
+import data
+
+PORTRAIT = (6, 10, False)  # columns, rows, half-cut?
+OTHER_LAYOUTS = ((6, 12, False), (8, 16, False), (6, 20, True), (6, 24, True), (1, 10, False), (4, 9, False))
+SIDES = (100, 120, 140, 160, 200, 240, 300)  # pixels of a cell
+SIDE_SHARES = (0.2, 0.2, 0.2, 0.15, 0.12, 0.08, 0.05)
+
+
+@dataclass(frozen=True)
+class Level:
+    """The most of each difficulty that modules have."""
+
+    turn: float  # degrees
+    keystone: float  # share of a side
+    lens: float  # relative displacement at the corners
+    beside: float  # share of modules with others beside them
+    dead: int  # cells
+    light: float  # loss of brightness towards the corners
+    noise: float  # gray levels
+    blur: float  # % of a cell
+    dead_corner: bool = False  # in half of the modules
+    dead_third: bool = False
+    dim_border: bool = False  # a border line at 15 to 60 % of the light
+    filled: bool = False  # up to the image's edge
+    layouts: tuple = (PORTRAIT,)
+
+
+EASY = Level(turn=3, keystone=0.05, lens=0, beside=0, dead=0, light=0.15, noise=3, blur=0.5)
+MEDIUM = Level(turn=8, keystone=0.1, lens=0.02, beside=0.5, dead=2, light=0.35, noise=5, blur=0.8)
+LEVELS = {
+    "easy": EASY,
+    "medium": MEDIUM,
+    "hard": Level(15, 0.15, 0.04, beside=0.85, dead=5, light=0.55, noise=8, blur=1.1, dead_corner=True),
+    "string": replace(MEDIUM, dead=0, dead_third=True),
+    "dim": replace(MEDIUM, dead=0, dim_border=True),
+    "layouts": replace(MEDIUM, layouts=OTHER_LAYOUTS),
+    "filled": replace(EASY, turn=0.7, keystone=0.01, filled=True),
+}
+
+
+class Cells:
+    """ELPV's cells by module: images and labels; modules: those of at least `least` cells."""
+
+    def __init__(self, path="data.csv", least=60):
+        table = data.read_table(path)
+        data.fill_images(table)
+        self.table = table.reset_index(drop=True)
+        self.modules = [module for module, rows in self.table.groupby("module") if len(rows) >= least]
+
+    def of(self, module, count, side):
+        """Images float32 (count, side, side) of a module, busbars upright, and their rows in the table."""
+        rows = np.resize(np.flatnonzero(self.table["module"] == module), count)
+        images = {}
+        for row in set(rows):
+            image = Image.open(self.table["path"][row]).resize((side, side), Image.Resampling.BILINEAR)
+            images[row] = np.rot90(np.asarray(image, np.float32))
+        return np.stack([images[row] for row in rows]), rows
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the cells of a portrait module lie, in pixels from its corner."""
+
+    columns: int
+    rows: int
+    half: bool  # half-cut
+    side: int  # of a cell
+    x: np.ndarray  # int (columns,), left sides
+    y: np.ndarray  # int (rows,), upper sides
+    gap_x: int
+    gap_y: int
+    edge: int  # backsheet around the cells
+    frame: int
+
+    @property
+    def cell_height(self):
+        return self.side // 2 if self.half else self.side
+
+    @property
+    def width(self):
+        return int(self.x[-1] + self.side)
+
+    @property
+    def height(self):
+        return int(self.y[-1] + self.cell_height)
+
+    def nodes(self):
+        """Corners of the cells, in the middle of the gaps: (rows + 1, columns + 1, 2) pixels."""
+        x = np.append(self.x, self.width + self.gap_x) - self.gap_x / 2
+        y = np.append(self.y, self.height + self.gap_y) - self.gap_y / 2
+        middle = self.rows // 2
+        if self.half:  # the middle gap is wider
+            y[middle] = (self.y[middle] + self.y[middle - 1] + self.cell_height + self.gap_y) / 2 - self.gap_y / 2
+        return np.stack(np.meshgrid(x, y), -1)
+
+
+def draw_layout(rng, shape, side=None):
+    """A random Layout; shape: (columns, rows, half)."""
+    columns, rows, half = shape
+    if side is None:
+        side = rng.choice(SIDES, p=SIDE_SHARES) * (0.6 if columns > 6 else 1)
+    side = int(side)
+    side += side % 2
+    no_gaps = rng.random() < 0.25 and not half
+    gap = 0.0 if no_gaps else rng.uniform(0.02, 0.04)
+    gap_x = round(gap * side)
+    gap_y = round(gap * side * rng.uniform(0.8, 1.25))
+    x = np.arange(columns) * (side + gap_x)
+    y = np.arange(rows) * ((side // 2 if half else side) + gap_y)
+    if half:
+        y[rows // 2 :] += int(side * rng.uniform(0.02, 0.12))
+    edge = int(side * rng.uniform(0.06, 0.16))
+    frame = int(side * rng.uniform(0.04, 0.12))
+    return Layout(columns, rows, half, side, x, y, gap_x, gap_y, edge, frame)
+
+
+def tiles_of(cells, module, layout):
+    """Images of a module's cells, row by row, and their rows in the table."""
+    columns, side = layout.columns, layout.side
+    if not layout.half:
+        return cells.of(module, columns * layout.rows, side)
+    whole, rows = cells.of(module, columns * layout.rows // 2, side)
+    edge = max(1, round(0.012 * side))
+    whole[:, side // 2 - edge : side // 2 + edge] *= 0.5  # each half has dark edges of its own
+    halves = whole.reshape(-1, columns, 2, side // 2, side).swapaxes(1, 2)
+    return halves.reshape(-1, side // 2, side), np.repeat(rows.reshape(-1, 1, columns), 2, axis=1).ravel()
+
+
+def paste(canvas, y, x, part):
+    """Draw a part (h, w) with its upper left corner at y, x, as far as it lies within the canvas."""
+    top, left = max(-y, 0), max(-x, 0)
+    bottom = min(part.shape[0], canvas.shape[0] - y)
+    right = min(part.shape[1], canvas.shape[1] - x)
+    if bottom > top and right > left:
+        canvas[y + top : y + bottom, x + left : x + right] = part[top:bottom, left:right]
+
+
+@dataclass(frozen=True)
+class Module:
+    """A flat module, in gray levels."""
+
+    layout: Layout
+    cells: np.ndarray  # float32 (N, h, w), row by row
+    gaps: float
+    backsheet: float
+    dark: dict = field(default_factory=dict)  # place of a cell: its share of the light
+
+    def draw(self, canvas, y0, x0):
+        """Draw the module with the corner of its first cell at y0, x0."""
+        layout = self.layout
+        edge, height, width = layout.edge, layout.height, layout.width
+        around = np.full((height + 2 * edge, width + 2 * edge), self.backsheet, np.float32)
+        paste(canvas, y0 - edge, x0 - edge, around)
+        paste(canvas, y0, x0, np.full((height, width), self.gaps, np.float32))
+        corners = [(int(y), int(x)) for y, x in itertools.product(layout.y, layout.x)]
+        if layout.columns > 1:
+            half_y, half_x = layout.gap_y // 2, layout.gap_x // 2
+            for place, share in sorted(self.dark.items()):  # the light in the gaps is the cells' light
+                y, x = corners[place]
+                top, left = max(y - half_y, 0), max(x - half_x, 0)
+                bottom = min(y + layout.cell_height + half_y, height)
+                right = min(x + layout.side + half_x, width)
+                gap = np.full((bottom - top, right - left), self.gaps * share, np.float32)
+                paste(canvas, y0 + top, x0 + left, gap)
+        for place, (y, x) in enumerate(corners):
+            paste(canvas, y0 + y, x0 + x, self.cells[place] * self.dark.get(place, 1.0))
+
+
+def draw_neighbours(canvas, rng, around, cells, layout, gap_level):
+    """Draw one to three modules beside the one at `around` pixels from the canvas's corner."""
+    sides = rng.choice(4, rng.integers(1, 4), replace=False)
+    space = 2 * (layout.edge + layout.frame) + int(rng.uniform(0, 0.08) * layout.side)
+    down, right = layout.height + space, layout.width + space
+    places = ((-down, 0), (down, 0), (0, -right), (0, right))
+    for side in sides:
+        y, x = places[side]
+        tiles, _ = tiles_of(cells, rng.choice(cells.modules), layout)
+        gain = rng.uniform(0.7, 1.2)
+        module = Module(layout, tiles * gain, gap_level * gain, rng.uniform(4, 18))
+        module.draw(canvas, around + y, around + x)
+
+
+def draw_dark_cells(rng, level, layout):
+    """Random dark cells: {place, row by row: share of the light}."""
+    columns, rows = layout.columns, layout.rows
+    count = columns * rows
+    row, column = np.divmod(np.arange(count), columns)
+    dark = {}
+    if level.dead_third:
+        third = rng.integers(3)
+        dark = dict.fromkeys(np.flatnonzero(column * 3 // columns == third), 0.07)
+    if level.dim_border:
+        lines = (row == 0, row == rows - 1, column == 0, column == columns - 1)
+        line = lines[rng.integers(4)]
+        gain = rng.uniform(0.15, 0.6)
+        dark = {place: gain * rng.uniform(0.8, 1.2) for place in np.flatnonzero(line)}
+    if level.dead:
+        dead = rng.choice(count, rng.integers(0, level.dead + 1), replace=False)
+        dark = {place: rng.uniform(0.03, 0.2) for place in dead}
+    if level.dead_corner and rng.random() < 0.5:
+        dark[rng.choice([0, columns - 1, count - columns, count - 1])] = 0.05
+    return dark
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is true of a composed module."""
+
+    nodes: np.ndarray  # corners of its cells, float (rows + 1, columns + 1, 2) pixels x, y
+    grid: tuple  # (columns, rows)
+    side: int  # pixels of a cell before perspective
+    rows: np.ndarray  # of the table, int (N,)
+    dark: np.ndarray  # bool (N,), cells that were made dark
+
+
+def compose(cells, seed, level, side=None, lens=None):
+    """A module's image, uint8 (H, W), and its Truth. lens: fixed bend; None for a random one."""
+    rng = np.random.default_rng(seed)
+    level = LEVELS[level]
+    shape = level.layouts[seed % len(level.layouts)]
+    landscape = rng.random() >= 0.5
+    layout = draw_layout(rng, shape, side)
+    tiles, table_rows = tiles_of(cells, cells.modules[seed % len(cells.modules)], layout)
+    around = 0 if level.filled else layout.edge + layout.frame + int(2.2 * layout.side)
+    size = layout.height + 2 * around, layout.width + 2 * around
+    canvas = np.full(size, rng.uniform(0, 10), np.float32)
+    gap_level = rng.uniform(0.3, 0.55) * np.median(tiles)
+    if rng.random() < level.beside:
+        draw_neighbours(canvas, rng, around, cells, layout, gap_level)
+    dark = draw_dark_cells(rng, level, layout)
+    Module(layout, tiles, gap_level, rng.uniform(4, 18), dark).draw(canvas, around, around)
+    nodes = layout.nodes() + around - 0.5
+    order = np.arange(layout.columns * layout.rows).reshape(layout.rows, layout.columns)
+    size = layout.width, layout.height
+    if landscape:  # a quarter turn to the left
+        canvas = np.rot90(canvas)
+        size = layout.height, layout.width
+        nodes = np.rot90(np.stack([nodes[..., 1], canvas.shape[0] - 1 - nodes[..., 0]], -1))
+        order = np.rot90(order)
+    camera = draw_camera(rng, level, size, around, lens)
+    image = photograph(canvas, camera, rng, level, layout.side)
+    grid = order.shape[::-1]
+    order = order.ravel()
+    return image, Truth(camera.to_image(nodes), grid, layout.side, table_rows[order], np.isin(order, list(dark)))
+
+
+@dataclass(frozen=True)
+class Camera:
+    """How the pixels of an image show a flat canvas."""
+
+    perspective: ProjectiveTransform  # from the canvas to the image, before distortion
+    size: np.ndarray  # int (2,), width and height of the image
+    bend: float
+
+    @property
+    def middle(self):
+        return (self.size - 1) / 2
+
+    @property
+    def radius(self):
+        return np.hypot(*self.size) / 2
+
+    def to_image(self, points):
+        """Pixels (..., 2) of points (..., 2) of the canvas."""
+        flat = (self.perspective(points.reshape(-1, 2)) - self.middle) / self.radius
+        bent = self.radius * flat * (1 + self.bend * (flat**2).sum(-1, keepdims=True))
+        return (self.middle + bent).reshape(points.shape)
+
+    def to_canvas(self, relative):
+        """Points (N, 2) of the canvas for points (N, 2) of the image, from its middle in units of its radius."""
+        flat = relative.copy()
+        for _ in range(8):
+            flat = relative / (1 + self.bend * (flat**2).sum(-1, keepdims=True))
+        return self.perspective.inverse(self.middle + self.radius * flat)
+
+
+def draw_camera(rng, level, size, around, lens=None):
+    """A random Camera that shows a module of `size` (width, height), `around` pixels from the canvas's edges."""
+    width, height = size
+    quad = np.array([[0, 0], [width, 0], [width, height], [0, height]], float) + around
+    centred = quad - quad.mean(0)
+    keystone_x, keystone_y = rng.uniform(-level.keystone, level.keystone, 2)
+    stretch = np.stack([1 + keystone_x * centred[:, 1] / height, 1 + keystone_y * centred[:, 0] / width], 1)
+    turn = np.deg2rad(rng.uniform(-level.turn, level.turn))
+    seen = (centred * stretch) @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    span = np.ptp(seen, axis=0)
+    share = 1.0 if level.filled else rng.uniform(0.72, 0.92)  # of the image
+    pixels = np.ceil(span / share).astype(int)
+    if not level.filled:
+        pixels = np.maximum(pixels, int(pixels.max() * rng.uniform(0.6, 0.75)))
+    shift = rng.uniform(-0.3, 0.3, 2) * (pixels - span) / 2
+    seen = seen - (seen.max(0) + seen.min(0)) / 2 + (pixels - 1) / 2 + shift
+    bend = -rng.uniform(0, level.lens) if lens is None else lens
+    return Camera(ProjectiveTransform.from_estimate(quad, seen), pixels, bend)
+
+
+def photograph(canvas, camera, rng, level, side):
+    """The canvas as a camera sees it, uint8 (H, W), with vignetting, blur and noise; side: pixels of a cell."""
+    width, height = camera.size
+    pixels = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)
+    relative = (pixels.reshape(-1, 2) - camera.middle) / camera.radius
+    source = camera.to_canvas(relative)
+    mode = "nearest" if level.filled else "constant"
+    image = ndimage.map_coordinates(canvas, [source[:, 1], source[:, 0]], order=1, mode=mode, cval=5)
+    image = image.reshape(height, width)
+    relative = relative.reshape(height, width, 2)
+    light = 1 - level.light * rng.uniform(0, 1) * (relative**2).sum(-1)
+    light = light * np.clip(1 + relative @ rng.uniform(-0.7, 0.7, 2) * level.light, 0.2, 2)
+    image = ndimage.gaussian_filter(image * light, rng.uniform(0.2, 1) * level.blur / 100 * side)
+    image = image * rng.uniform(0.6, 1.2) + rng.normal(0, rng.uniform(0.3, 1) * level.noise, image.shape)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)

@@ -1,0 +1,60 @@
+"""What a network says of cells, one at a time."""
+
+from collections import namedtuple
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from elcells.data.images import NEARLY_BLACK
+
+TOO_DARK = "nearly black: not judged"  # the error of a dead cell of a module
+
+
+# Where a cell lies in its module, row and column counted from 1, and whether (0 or 1) the module's grid is sure.
+Place = namedtuple("Place", "module row column sure")
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a network says of the image of a cell; a cell that was not judged has an error, but no calls."""
+
+    filename: str
+    calls: tuple = ()  # 0 or 1 for each class
+    probabilities: tuple = ()  # for each class, in 0..1
+    brightness: float | None = None  # mean pixel in 0..1
+    error: str = ""
+    place: Place | None = None
+    notes: tuple = ()  # what was assumed when the image was read; not in the table
+
+    @property
+    def judged(self):
+        return bool(self.calls)
+
+    @property
+    def nearly_black(self):
+        """Whether it is too dark to judge: a dead cell of a module, or an image without light."""
+        return self.error == TOO_DARK or (self.judged and self.brightness < NEARLY_BLACK)
+
+    def defects(self, classes):
+        """Names of the classes that it was called."""
+        return [name for name, call in zip(classes, self.calls) if call]
+
+
+def judge(engine, thresholds, cells, batch_size):
+    """Run a network over cells, pairs of pixels uint8 (S, S) and CellResult; returns the CellResults with calls.
+
+    Those without pixels (None) stay as they are.
+    """
+    live = [pixels for pixels, _ in cells if pixels is not None]
+    predicted = []
+    for start in range(0, len(live), batch_size):
+        predicted.extend(engine(np.stack(live[start : start + batch_size])[:, None]))
+    left = iter(predicted)
+    results = []
+    for pixels, cell in cells:
+        if pixels is not None:
+            probabilities = next(left)
+            calls = (probabilities >= thresholds).astype(int)
+            cell = replace(cell, probabilities=tuple(probabilities), calls=tuple(calls))
+        results.append(cell)
+    return results
