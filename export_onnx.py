@@ -79,29 +79,20 @@ class GrayInput(nn.Module):
         self.network = model.network  # this name is in the file, where elcells/training/weights.py expects it
         self.metadata = model.metadata
         self.normalise = model.normalise
-        self.to_probabilities = model.probabilities
+        self.probabilities = model.probabilities
         self.tta = tta
 
     def forward(self, images):
-        return self.probabilities(self.normalise(images))
-
-    def probabilities(self, normalised):
-        """Probabilities (N, C) of normalised images, float (N, 1, S, S)."""
-        logits = logits_over_symmetries(self.network, normalised) if self.tta else self.network(normalised)
-        return self.to_probabilities(logits, self.tta)
+        images = self.normalise(images)
+        logits = logits_over_symmetries(self.network, images) if self.tta else self.network(images)
+        return self.probabilities(logits, self.tta)
 
 
 class RawInput(GrayInput):
-    """The classic form: three equal, normalised float channels (N, 3, S, S) -> probabilities (N, C).
-
-    They come normalised by mean and std alone; brightness is normalised here if the network expects it.
-    """
+    """The classic form: three equal float channels (N, 3, S, S), normalised by mean and std -> probabilities (N, C)."""
 
     def forward(self, images):
-        gray = images[:, :1]
-        if self.metadata.normalise_brightness:
-            gray = self.normalise(gray * self.metadata.std + self.metadata.mean)
-        return self.probabilities(gray)
+        return super().forward(images[:, :1] * self.metadata.std + self.metadata.mean)
 
 
 def as_raw_input(images, metadata):
@@ -246,8 +237,8 @@ def engine_probabilities(engine, images, batch_size=16):
 class Cells:
     """What smaller files are made and measured with.
 
-    unseen: cells that training did not see, uint8 (N, 1, S, S): the validation part, then the test part. labels: theirs,
-    0/1 (N, C). test_count: size of the test part. calibration: some training cells, as the exported file takes them.
+    unseen: the validation part, then the test part, uint8 (N, 1, S, S). labels: of these, 0/1 (N, C). test_count: size
+    of the test part. calibration: some training cells, as the exported file takes them.
     """
 
     unseen: np.ndarray

@@ -151,7 +151,7 @@ class Trainer:
         ) as bar:
             while self.step < self.batches.steps and not self.asked_to_stop():
                 rows = all_rows[self.step]
-                batch = self.batches.batch(rows, self.epoch, self.step)
+                batch = self.batches.of_step(rows, self.epoch, self.step)
                 loss = self.next_step(batch)
                 self.seconds = seconds_before + time.monotonic() - started
                 if bar.update(len(rows)):

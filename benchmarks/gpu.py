@@ -4,12 +4,12 @@ $ python -m benchmarks.gpu                       # at most 6 minutes; prints tab
 $ python -m benchmarks.gpu --only card step      # single parts (default_run makes the network that some others use)
 $ python -m benchmarks.gpu --device cpu --tiny   # try the script in minutes without a GPU; its figures mean nothing
 
-Each part stands by itself: one that fails is reported, and the others go on. Rates are compared with the arithmetic
-limit: the network's operations at the card's measured rate of large matrix products.
+Each part stands by itself: one that fails is reported, and the others go on.
 """
 
 import argparse
 import csv
+import gc
 import json
 import platform
 import subprocess
@@ -56,7 +56,7 @@ def usual_model(network, image_size=IMAGE_SIZE):
 
 @dataclass(frozen=True)
 class Bench:
-    """What the parts share.
+    """The device and the cells that the parts share, and how long they may take.
 
     tiny: whether the script is only tried. seconds: of a timing. deadline: of time.monotonic(), after which nothing
     begins. folder: for all files. size: of images. batches: sizes. sets: {device: training, validation and test part,
@@ -109,11 +109,6 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def share_of_limit(self, cells_per_s, gflop_per_cell, precision):
-        """Share of the rate that the device would reach if this were large matrix products; None without `card`."""
-        tflops = self.figures.get("card", {}).get(f"tflops_{precision}")
-        return cells_per_s * gflop_per_cell / (1000 * tflops) if tflops else None
-
     def command(self, *words):
         """Run one of the project's commands on the device; returns its seconds. Raises RuntimeError where it fails."""
         words = [sys.executable, *map(str, words), "--device", self.device.type]
@@ -150,46 +145,15 @@ def prepare(device, tiny, minutes, folder):
     )
 
 
-def operations(trainer):
-    """GFLOP of a cell's convolutions and linear layers: (forward, forward and backward).
-
-    A layer that learns takes its forward work twice more on the way back.
-    """
-    model = trainer.model
-    forward = 0
-    both = 0
-
-    def count(module, inputs, output):
-        nonlocal forward, both
-        work = 2 * module.weight[0].numel() * output[0].numel() / 1e9
-        forward += work
-        both += work * (3 if module.weight.requires_grad else 1)
-
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    size = model.metadata.image_size
-    model.eval()
-    with torch.no_grad():
-        model(torch.zeros(1, 1, size, size, dtype=torch.uint8, device=trainer.device))
-    for hook in hooks:
-        hook.remove()
-    return forward, both
-
-
 # ---------------------------------------------------------------- parts
 
 
 def card(bench):
-    """The device's name and its rates of large matrix products."""
-    figures = {"device": platform.processor() or platform.machine(), "torch": torch.__version__}
-    if bench.device.type == "cuda":
-        figures["device"] = torch.cuda.get_device_name()
-        figures["cudnn"] = torch.backends.cudnn.version()
-    n = 512 if bench.tiny else 8192
-    for name, dtype in PRECISIONS.items():
-        a = torch.randn(n, n, device=bench.device, dtype=dtype)
-        figures[f"tflops_{name}"] = 2 * n**3 * bench.repetitions(lambda a=a: a @ a) / 1e12
-    return figures
+    """The device's name and its software."""
+    if bench.device.type != "cuda":
+        return {"device": platform.processor() or platform.machine(), "torch": torch.__version__}
+    versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return {"device": torch.cuda.get_device_name(), **versions}
 
 
 def default_run(bench):
@@ -239,7 +203,7 @@ def first_losses(bench, device):
     trainer.training_mode()
     losses = []
     for rows in trainer.batches.of_epoch(0)[:SAME_STEPS]:
-        batch = trainer.batches.batch(rows, trainer.epoch, trainer.step)
+        batch = trainer.batches.of_step(rows, trainer.epoch, trainer.step)
         losses.append(float(trainer.next_step(batch)) / len(rows))
     return losses
 
@@ -290,10 +254,9 @@ def inference(bench):
     """Cells/s of the default network in PyTorch."""
     model, _ = load_model(bench.best, bench.device)
     model = model.to(memory_format=torch.channels_last)
-    gflop, _ = operations(bench.trainer(usual_recipe(DEFAULT)))
-    figures = {"gflop_per_cell": gflop}
+    figures = {}
 
-    def predict(images, precision):
+    def run_network(images, precision):
         with torch.inference_mode(), autocast(bench.device, precision):
             return model.probabilities(model(send(images, bench.device)))
 
@@ -301,9 +264,8 @@ def inference(bench):
     for size in (1, *bench.batches):
         images, _ = test_set.batch(np.resize(np.arange(len(test_set)), size))
         for name, precision in PRECISIONS.items():
-            rate = size * bench.repetitions(lambda x=images, p=precision: predict(x, p))
-            limit = bench.share_of_limit(rate, gflop, name)
-            figures[f"pytorch {name}, batch {size}"] = {"cells_per_s": rate, "of_limit": limit}
+            repetitions = bench.repetitions(lambda x=images, p=precision: run_network(x, p))
+            figures[f"{name}, batch {size}"] = {"cells_per_s": size * repetitions}
     return figures
 
 
@@ -327,7 +289,7 @@ def frozen_processes(bench):
 
 
 def step(bench):
-    """Cells/s of a training step: networks, precisions, batch sizes, and without CUDA graphs."""
+    """Cells/s of a training step by network, precision and batch size, and without CUDA graphs."""
     usual = "graph" if bench.device.type == "cuda" else "plain"
     ways = [(n, p, size, usual) for p in PRECISIONS for n in NETWORKS for size in bench.batches]
     if usual == "graph":
@@ -335,34 +297,32 @@ def step(bench):
         ways += [(DEFAULT, "bfloat16", size, "plain") for size in bench.batches[1:]]
     figures = {}
     for network, precision, size, way in ways:
-        key = f"{network} {precision} {size} {way}"
         if bench.is_late():
-            figures[key] = "not measured: out of time"
-            continue
-        figures[key] = step_rates(bench, network, precision, size, has_graphs=way == "graph")
+            break
+        rates = step_rates(bench, network, precision, size, has_graphs=way == "graph")
+        figures[f"{network} {precision} {size} {way}"] = rates
     return figures
 
 
 def step_rates(bench, network, precision, size, has_graphs):
     """Cells/s of the whole step (batch, drawn defects, augmentation, network) and of the step on a constant batch."""
+    gc.collect()  # the previous Trainer refers to itself, so only this frees its memory
     torch.cuda.empty_cache()
     trainer = bench.trainer(usual_recipe(network, batch_size=size), network, precision=PRECISIONS[precision])
     if not has_graphs:
         trainer.run_step = trainer.seeded_step
     trainer.training_mode()
     rows = np.resize(np.random.default_rng(0).permutation(len(trainer.train_set)), size)
-    batch = trainer.batches.batch(rows, epoch=0, step=0)
+    batch = trainer.batches.of_step(rows, epoch=0, step=0)
     batch = replace(batch, **{name: send(value, bench.device) for name, value in batch.tensors().items()})
 
     def whole_step():
-        trainer.next_step(trainer.batches.batch(rows, trainer.epoch, trainer.step))
+        trainer.next_step(trainer.batches.of_step(rows, trainer.epoch, trainer.step))
 
     with trainer.fast_layers():
         constant = size * bench.repetitions(lambda: trainer.next_step(batch))
         whole = size * bench.repetitions(whole_step)
-    _, gflop = operations(trainer)
-    figures = {"cells_per_s": whole, "constant": constant, "share": whole / constant, "gflop_per_cell": gflop}
-    return figures | {"of_limit": bench.share_of_limit(whole, gflop, precision)}
+    return {"cells_per_s": whole, "constant": constant, "share": whole / constant}
 
 
 PARTS = (card, default_run, evaluation, same_losses, resume, commands, inference, step, frozen_processes)
@@ -385,7 +345,7 @@ def measure_part(part, bench):
     print(f"{part.__name__}: {part.__doc__.splitlines()[0]}", flush=True)
     started = time.monotonic()
     try:
-        figures = {"error": "not measured: out of time"} if bench.is_late() else part(bench)
+        figures = {"not measured": "out of time"} if bench.is_late() else part(bench)
     except Exception as error:
         traceback.print_exc(limit=-4, file=sys.stdout)
         figures = {"error": f"{type(error).__name__}: {reason(error)}"}

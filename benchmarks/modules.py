@@ -2,7 +2,6 @@
 
 $ python -m benchmarks.modules                       # easy, medium, hard, strings, layouts: 100 modules each
 $ python -m benchmarks.modules --levels hard --count 500 --jobs 2 --out doc/modules.csv
-$ python -m benchmarks.modules --calls cells.onnx    # F1 of the calls by cells' resolution, against perfect corners
 $ python -m benchmarks.modules --levels hard --lens -0.03    # one camera: each alone, and with the median lens of 15
 
 Seeds below 10,000 are for trying things out, those above for reporting.
@@ -18,21 +17,15 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-from PIL import Image
-from sklearn.metrics import f1_score
 from tqdm import tqdm
 
 from benchmarks.composed_modules import LEVELS, Cells, compose
-from elcells.data.images import read_image, to_square
 from elcells.files import atomic_path
-from elcells.inference.engines import open_model
 from elcells.modules.cutting import cut_cells, doubts
-from elcells.modules.grid import Grid
 from elcells.modules.lens import LENS_IMAGES
 from elcells.modules.search import FOUND, find_grid
 
 REPORTED = 10_000  # the first seed that nothing was tuned on
-RESOLUTIONS = (100, 150, 200, 300)  # pixels of a cell, for --calls
 
 
 @cache
@@ -77,7 +70,7 @@ def cut_composed(job):
     }
 
 
-def summary(rows):
+def level_line(rows):
     """A level's line of the table."""
     error = np.array([row["error"] for row in rows])
     sure = np.array([row["sure"] for row in rows], bool)
@@ -93,33 +86,33 @@ def summary(rows):
     )
 
 
-def print_table(rows, levels):
+def print_levels(rows, levels):
     """Print the table of cut modules, a line a level."""
     print("In % of modules; errors in % of a cell; not flagged: called sure all the same.")
     print("                right   all cells   median   95 % of    wrong,   3 to 50 %     flagged   CPU s a")
     print("level    count   grid  within 3 %    error  worst cells not fl. off, not fl. for nothing  module")
     for level in levels:
-        print(summary([row for row in rows if row["level"] == level]))
+        print(level_line([row for row in rows if row["level"] == level]))
 
 
 def cut_all(levels, seeds, lens, processes):
     """Cut a module of each level and seed, print the table and return its rows.
 
-    lens: of the one camera that took all; they are cut again with the lens known, as cut_modules would.
+    lens: of the one camera that took all; they are cut again with the median lens, as cut_modules does.
     """
     jobs = [Job(level, seed, lens) for level in levels for seed in seeds]
     os.environ["OMP_NUM_THREADS"] = "1"  # in the processes
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         rows = list(tqdm(pool.map(cut_composed, jobs), total=len(jobs), unit="module", leave=False))
-        print_table(rows, levels)
+        print_levels(rows, levels)
         if lens is not None:
             known = {}
             for level in levels:
                 bends = [row["bend"] for row in rows if row["level"] == level and row["sure"]]
-                known[level] = float(np.median(bends[:LENS_IMAGES]))
+                known[level] = float(np.median(bends[:LENS_IMAGES])) if bends else None
             print(f"\nWith a known lens: the median of the first {LENS_IMAGES} sure ones")
             jobs = [replace(job, known_lens=known[job.level]) for job in jobs]
-            print_table(list(pool.map(cut_composed, jobs)), levels)
+            print_levels(list(pool.map(cut_composed, jobs)), levels)
     return rows
 
 
@@ -132,56 +125,6 @@ def write_rows(rows, path):
             writer.writerow({key: f"{value:.4f}" if isinstance(value, float) else value for key, value in row.items()})
 
 
-# ---------------------------------------------------------------- calls
-
-
-class TrueGrid(Grid):
-    """The true corners of cells as a grid that cut_cells takes."""
-
-    def __init__(self, nodes):
-        self.true_nodes = nodes
-
-    def nodes(self):
-        return self.true_nodes
-
-
-def mean_f1(labels, calls):
-    """Mean F1 over the classes; labels and calls: (N, C)."""
-    return np.mean([f1_score(labels[:, k], calls[:, k]) for k in range(labels.shape[1])])
-
-
-def judge_calls(network, seeds, processes):
-    """Print F1 of a network's calls on cells cut from medium modules for each resolution, against perfect corners."""
-    engine = open_model(network, "onnxruntime", processes)
-    classes = list(engine.classes)
-    cells = all_cells()
-
-    def calls(squares):
-        return engine(np.stack(squares)[:, None]) >= engine.thresholds()
-
-    def calls_on(image, grid, live):
-        cut = cut_cells(image, grid)
-        return calls([to_square(Image.fromarray(cut[k]), engine.image_size) for k in np.flatnonzero(live)])
-
-    print(f"mean F1 of {len(seeds)} medium modules each, live cells, {network}")
-    print("pixels a cell   cells   cut by the program   at true corners   same calls   ELPV's own images")
-    for side in RESOLUTIONS:
-        labels, cut, true, original = [], [], [], []
-        for seed in tqdm(seeds, unit="module", leave=False):
-            composed, truth = compose(cells, seed, "medium", side)
-            image = composed.astype(np.float32)
-            live = ~truth.dark
-            rows = truth.rows[live]
-            labels.append(cells.table.loc[rows, classes].to_numpy())
-            cut.append(calls_on(image, find_grid(image, *truth.grid)[0], live))
-            true.append(calls_on(image, TrueGrid(truth.nodes), live))
-            original.append(calls([read_image(path, engine.image_size) for path in cells.table["path"][rows]]))
-        labels, cut, true, original = (np.concatenate(parts) for parts in (labels, cut, true, original))
-        f1 = [mean_f1(labels, predicted) for predicted in (cut, true, original)]
-        same = (cut == true).all(1).mean()
-        print(f"{side:13}{len(labels):8}{f1[0]:21.3f}{f1[1]:18.3f}{100 * same:11.1f} %{f1[2]:22.3f}", flush=True)
-
-
 def main(argv=None):
     """Command line of this file; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -192,14 +135,8 @@ def main(argv=None):
     parser.add_argument("--out", metavar="CSV", help="a row for each module")
     lens = "all modules are of one camera with this relative displacement at the corners, below 0: barrel"
     parser.add_argument("--lens", type=float, metavar="B", help=lens)
-    calls = "instead: F1 of this network's calls on cut cells of several resolutions"
-    parser.add_argument("--calls", metavar="ONNX", help=calls)
     args = parser.parse_args(argv)
-    seeds = range(args.seed, args.seed + args.count)
-    if args.calls:
-        judge_calls(args.calls, seeds, args.jobs)
-        return 0
-    rows = cut_all(args.levels, seeds, args.lens, args.jobs)
+    rows = cut_all(args.levels, range(args.seed, args.seed + args.count), args.lens, args.jobs)
     if args.out:
         write_rows(rows, args.out)
     return 0

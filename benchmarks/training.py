@@ -124,14 +124,14 @@ def load_files(dataset):
 def make_batches(batches, rows):
     """Make Batches of rows, with drawn defects, as the network sees them."""
     for start in range(0, len(rows), FAST.batch_size):
-        batches.batch(rows[start : start + FAST.batch_size], epoch=0, step=start).augmented_images("cpu")
+        batches.of_step(rows[start : start + FAST.batch_size], epoch=0, step=start).augmented_images("cpu")
 
 
 def train_step(trainer, rows):
     """A Trainer's step with rows of its training part, drawn defects included."""
     with trainer.fast_layers():
         trainer.training_mode()
-        trainer.train_step(trainer.batches.batch(rows, epoch=0, step=0))
+        trainer.train_step(trainer.batches.of_step(rows, epoch=0, step=0))
 
 
 def evaluate(trainer, dataset):

@@ -55,7 +55,7 @@ def weights(trainer):
 
 def batch_of(trainer, count):
     """The batch of the first `count` cells in the step that is next."""
-    return trainer.batches.batch(np.arange(count), trainer.epoch, trainer.step)
+    return trainer.batches.of_step(np.arange(count), trainer.epoch, trainer.step)
 
 
 def equal(a, b):

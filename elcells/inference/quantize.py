@@ -28,10 +28,8 @@ def quantise(source, target, calibration):
 
     class Reader(CalibrationDataReader):
         def __init__(self):
-            batches = batches_of(calibration)
-            if len(batches[-1]) < len(batches[0]):  # ONNX Runtime's histograms need batches of one size
-                batches.pop()
-            self.batches = iter(batches)
+            count = len(calibration) // BATCH * BATCH or len(calibration)  # histograms need batches of one size
+            self.batches = iter(batches_of(calibration[:count]))
 
         def get_next(self):
             batch = next(self.batches, None)
@@ -72,7 +70,8 @@ def round_weights(source, target, calibration):
     model = onnx.load(source)
     graph = model.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    convolutions = [node for node in graph.node if has_many_weights(node, tensors)]
+    convolutions = [node for node in graph.node if node.op_type == "Conv" and node.input[1] in tensors]
+    convolutions = [node for node in convolutions if np.prod(tensors[node.input[1]].dims) >= MIN_WEIGHTS]
     input_means = channel_means(model, [node.input[0] for node in convolutions], calibration)
     for node in convolutions:
         name = node.input[1]
@@ -100,11 +99,6 @@ def round_weights(source, target, calibration):
 def batches_of(images):
     """Images (N, ...) in batches of BATCH, the last of which may be smaller (list of arrays)."""
     return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-
-
-def has_many_weights(node, tensors):
-    """Whether an ONNX node is a convolution with at least MIN_WEIGHTS weights. tensors: the graph's, by name."""
-    return node.op_type == "Conv" and node.input[1] in tensors and np.prod(tensors[node.input[1]].dims) >= MIN_WEIGHTS
 
 
 def channel_means(model, names, images):

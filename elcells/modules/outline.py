@@ -61,12 +61,12 @@ def without_least_side(hull):
     before = b - a
     after = d - c
     side = c - b
-    determinant = cross(before, after)
+    determinant = cross_product(before, after)
     meets = np.abs(determinant) > 1e-9
     safe = np.where(meets, determinant, 1)
-    from_b = np.where(meets, cross(side, after) / safe, -1)  # in lengths of the neighbour
-    from_c = np.where(meets, cross(before, side) / safe, -1)
-    added = np.abs(from_b * cross(side, before))
+    from_b = np.where(meets, cross_product(side, after) / safe, -1)  # in lengths of the neighbour
+    from_c = np.where(meets, cross_product(before, side) / safe, -1)
+    added = np.abs(from_b * cross_product(side, before))
     area = np.where(np.minimum(from_b, from_c) >= 0, added, np.inf)
     least = int(area.argmin())
     if not np.isfinite(area[least]):
@@ -76,7 +76,7 @@ def without_least_side(hull):
     return np.delete(polygon, (least + 1) % len(hull), axis=0)
 
 
-def cross(a, b):
+def cross_product(a, b):
     """Cross product of vectors (N, 2): float (N,)."""
     return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
 

@@ -89,7 +89,7 @@ class Batches:
         generator = stream_generator(self.seed, Stream.ORDER, epoch)
         return pot[torch.randperm(len(pot), generator=generator).numpy()][: self.epoch_cells]
 
-    def batch(self, rows, epoch, step):
+    def of_step(self, rows, epoch, step):
         """This process's part of the rows (int array) of a step, a Batch, with defects drawn in."""
 
         def generator(stream):
