@@ -137,7 +137,7 @@ def metadata_of(model, checkpoint, export):
 
 
 def set_metadata(path, metadata):
-    """Make a dict an ONNX file's metadata, each value as JSON, and remove what the exporter noted of this machine."""
+    """Store a dict as an ONNX file's metadata, each value as JSON; remove the exporter's notes on this machine."""
     proto = onnx.load(path)
     for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
         part.doc_string = ""
@@ -182,8 +182,8 @@ class Check:
 def images_to_check(export, size):
     """CHECK_CELLS images, uint8 (N, 1, size, size), and what they are in words.
 
-    Random cells of the table, without any image being copied; drawn images where it has too few. Only the default
-    table may be missing: raises InputError where another can't be read.
+    Random cells of the table, as far as their images exist, then drawn images. Only the default table may be missing:
+    raises InputError where another can't be read.
     """
     images = []
     if export.table != DEFAULT_TABLE or Path(DEFAULT_TABLE).exists():
@@ -237,19 +237,14 @@ def engine_probabilities(engine, images, batch_size=16):
 class Cells:
     """What smaller files are made and measured with.
 
-    unseen: the validation part, then the test part, uint8 (N, 1, S, S). labels: of these, 0/1 (N, C). test_count: size
-    of the test part. calibration: some training cells, as the exported file takes them.
+    unseen: images of the validation part, then of the test part, uint8 (N, 1, S, S). labels: 0/1 (N, C), of unseen.
+    test_count: size of the test part. calibration: images of training cells, as the exported file takes them.
     """
 
     unseen: np.ndarray
     labels: np.ndarray
     test_count: int
     calibration: np.ndarray
-
-    @property
-    def test(self):
-        """The test part of `unseen`."""
-        return self.unseen[-self.test_count :]
 
 
 def read_cells(export, metadata, split):
@@ -284,7 +279,7 @@ def quality_and_speed(path, cells):
     figures["average_precision"] = table["mean"]["average_precision"]
     figures["f1_unseen"] = float(f1_scores(cells.labels, probabilities, thresholds).mean())
     figures["megabytes"] = path.stat().st_size / 1e6
-    figures["cells_per_second"] = cells_per_second(engine, cells.test)
+    figures["cells_per_second"] = cells_per_second(engine, cells.unseen[test])
     return figures
 
 

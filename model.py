@@ -14,7 +14,6 @@ import numpy
 import torch
 import torchvision
 from torch import nn
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from torchvision.ops import Conv2dNormActivation
 
 from elcells.data.images import IMAGE_SIZE
@@ -232,21 +231,6 @@ def network_kind(name):
     if name not in NETWORKS:
         raise InputError(f"no network {name!r}, expected one of {', '.join(NETWORKS)}")
     return NETWORKS[name]
-
-
-# ---------------------------------------------------------------- layers of a network
-
-TRACER = {"leaf_modules": [MeanAndMaximum]}  # which torchvision's feature extractor must not look into
-
-
-def outputs_of(network, layers):
-    """A network as a function from images to {layer: its output}; "fc" is the logits (torchvision's fx extractor)."""
-    return create_feature_extractor(network, layers, tracer_kwargs=TRACER)
-
-
-def layer_names(network):
-    """Names of all layers that `outputs_of` takes, in order of depth (list of str)."""
-    return get_graph_node_names(network, tracer_kwargs=TRACER)[1]
 
 
 def first_layers(model, count):

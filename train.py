@@ -38,6 +38,7 @@ from elcells.training.checkpoints import read_checkpoint
 from elcells.training.jobs import Job
 from elcells.training.progress import progress_header, progress_line, report_epoch
 from elcells.training.recipes import RECIPES, Recipe, kept_share, values_of_recipes
+from elcells.training.time_limit import epochs_within
 from elcells.training.weights import describe_network_file, describe_weights, load_initial_weights, restore_norms
 from model import DEFAULT, WIDTH, build_model, load_model
 from trainer import Run, Trainer
@@ -350,6 +351,8 @@ def train(session, parts, folder, plots, resume):
     trainer = Trainer(model, train_set, session.dataset(val_part), session.recipe, run)
     if resume:
         trainer.resume(resume)
+    if job.max_time:
+        trainer.set_epochs(epochs_of_max_time(session, trainer, resume))
     print_plan(session, trainer, train_part, val_part, test_part)
     with stopped_by_signals(trainer):
         finished = trainer.fit(partial(report_epoch, plots=plots))
@@ -364,6 +367,15 @@ def train(session, parts, folder, plots, resume):
     is_own = train_part["source"] != train_part["source"].iloc[0]
     trainer.finish(kept_share(trainer.recipe.keep_initial, int(is_own.sum()) or len(train_part)))
     return load_model(folder / "best.ckp", session.device)
+
+
+def epochs_of_max_time(session, trainer, resume):
+    """As many epochs as fit into --max-time; those that were found when the run, or its first fold, began."""
+    first_fold = session.out / "checkpoints" / "fold_0" / "last.ckp"
+    begun = resume or (first_fold if session.job.folds and first_fold.exists() else None)
+    if begun:
+        return read_checkpoint(begun)["recipe"]["epochs"]
+    return epochs_within(trainer, session.job.max_time / (session.job.folds or 1))
 
 
 def initialise(model, weights, train_set):

@@ -259,6 +259,11 @@ class Trainer:
             return len(self.history) - 1
         return max(range(len(self.history)), key=lambda i: (self.history[i]["f1_mean"], -self.history[i]["val_loss"]))
 
+    def set_epochs(self, epochs):
+        """Change the recipe's number of epochs, of a run that has not begun or that is resumed."""
+        self.recipe = replace(self.recipe, epochs=epochs)
+        self.batches.recipe = self.recipe
+
     def seconds_left(self):
         """Estimate, from the newest epoch's time, of what the epochs to come will take."""
         return self.history[-1]["seconds"] * (self.recipe.epochs - self.epoch)

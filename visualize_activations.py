@@ -6,9 +6,9 @@ $ python visualize_activations.py --cells cell0398 --layers layer1 layer4 --chan
 """
 
 import argparse
-import contextlib
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,31 +44,25 @@ def check_layers(network, names):
             raise InputError(f"no layer {name!r}; there are: {', '.join(layers)}")
 
 
-@contextlib.contextmanager
-def outputs_of(network, layers):
-    """Yield a dict that gets the output of each named layer, by its name, when the network runs."""
+def watch_layers(model, images, layers):
+    """Logits (N, C) of uint8 images (N, S, S), and the output of each of the layers: {name: tensor}."""
     outputs = {}
 
-    def watch(name):
-        def keep(layer, inputs, output):
-            outputs[name] = output
-            return output.clone()  # which the next layer may overwrite
+    def keep(name, layer, inputs, output):
+        outputs[name] = output
+        return output.clone()  # which the next layer may overwrite
 
-        return network.get_submodule(name).register_forward_hook(keep)
-
-    hooks = [watch(name) for name in layers]
-    try:
-        yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
+    hooks = [model.network.get_submodule(name).register_forward_hook(partial(keep, name)) for name in layers]
+    logits = model(as_batch(model, images))
+    for hook in hooks:
+        hook.remove()
+    return logits, outputs
 
 
 @torch.inference_mode()
 def activations(model, image, layers):
     """Outputs of layers for one image, as far as they are maps: {name: float (channels, h, w)}. image: uint8 (S, S)."""
-    with outputs_of(model.network, layers) as outputs:
-        model(as_batch(model, image[None]))
+    _, outputs = watch_layers(model, image[None], layers)
     return {name: output[0].cpu() for name, output in outputs.items() if output.ndim == 4}
 
 
@@ -78,10 +72,9 @@ def as_batch(model, images):
 
 
 @torch.inference_mode()
-def image_probabilities(model, images, batch_size=32):
-    """Probabilities (N, C) of uint8 images (N, S, S)."""
-    parts = [as_batch(model, images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
-    return torch.cat([model.probabilities(model(part)) for part in parts]).cpu().numpy()
+def image_probabilities(model, images):
+    """Probabilities (N, C) of a few images, uint8 (N, S, S)."""
+    return model.probabilities(model(as_batch(model, images))).cpu().numpy()
 
 
 # ---------------------------------------------------------------- class maps
@@ -92,7 +85,6 @@ def grad_cam(model, images, index):
 
     For a network that ends in average pooling and a linear layer (ResNet-34), this is the class activation map of Zhou
     et al. 2016.
-
     images: uint8 (N, S, S). index: of the class.
     Returns float32 (N, S, S), 0 and more, largest value 1 (or all 0).
     """
@@ -102,12 +94,9 @@ def grad_cam(model, images, index):
 
 
 def layer_cam(model, images, index):
-    """Where a network sees a class, sharper: each place weighted by its positive gradient; Jiang et al. 2021.
+    """Like grad_cam, but sharper: each place is weighted by its own positive gradient (LayerCAM, Jiang et al. 2021).
 
     The maps of the last three stages are multiplied, so that the fine ones place what the deep one sees.
-
-    images: uint8 (N, S, S). index: of the class.
-    Returns float32 (N, S, S), 0 and more, largest value 1 (or all 0).
     """
     layers = model.kind.map_layers[1:]
     product = 1
@@ -123,8 +112,7 @@ METHODS = {"Grad-CAM": grad_cam, "LayerCAM": layer_cam}
 
 def outputs_and_gradients(model, images, index, layers):
     """Each layer's output, and the gradient there of a class's logit: a list of pairs of float (N, K, h, w)."""
-    with outputs_of(model.network, layers) as outputs:
-        logits = model(as_batch(model, images))
+    logits, outputs = watch_layers(model, images, layers)
     gradients = torch.autograd.grad(logits[:, index].sum(), [outputs[layer] for layer in layers])
     return [(outputs[layer].detach(), gradient) for layer, gradient in zip(layers, gradients)]
 
@@ -223,9 +211,9 @@ def named_cell(cell, table, size):
 
 
 def telling_cells(test, model, candidates=12):
-    """For each combination of labels the cell that the network is most rightly sure of: list of (name, image).
+    """For each combination of labels in the table `test` the cell whose labels the network predicts most surely.
 
-    test: table of the test part, of whose first `candidates` with these labels the cell is chosen.
+    Returns a list of (name, image uint8 (S, S)). candidates: how many cells of each combination are looked at.
     """
     cells = []
     for _, rows in test.groupby(data.combination(test, model.classes).values):
@@ -234,8 +222,7 @@ def telling_cells(test, model, candidates=12):
         images = np.stack([read_image(path, model.metadata.image_size) for path in rows["path"]])
         labels = rows[list(model.classes)].to_numpy()
         probabilities = image_probabilities(model, images)
-        of_labels = np.where(labels == 1, probabilities, 1 - probabilities)
-        surest = of_labels.min(1).argmax()
+        surest = np.where(labels == 1, probabilities, 1 - probabilities).min(1).argmax()
         cells.append((printable(rows["path"].iloc[surest].stem), images[surest]))
     return cells
 

@@ -25,9 +25,10 @@ def metadata(path):
 
 def test_the_file_takes_uint8_gray_and_gives_pytorchs_probabilities(exported, best, small):
     session = onnxruntime.InferenceSession(exported)
-    (given,), (made,) = session.get_inputs(), session.get_outputs()
-    assert (given.name, given.type, given.shape[1:]) == ("input", "tensor(uint8)", [1, 64, 64])
-    assert (made.name, made.type, made.shape[1:]) == ("output", "tensor(float)", [2])
+    [image_input] = session.get_inputs()
+    [output] = session.get_outputs()
+    assert (image_input.name, image_input.type, image_input.shape[1:]) == ("input", "tensor(uint8)", [1, 64, 64])
+    assert (output.name, output.type, output.shape[1:]) == ("output", "tensor(float)", [2])
     model, _ = load_model(best)
     for n in (1, 7, 48):
         images = np.array(small[1][:n])
@@ -37,39 +38,42 @@ def test_the_file_takes_uint8_gray_and_gives_pytorchs_probabilities(exported, be
         assert got.shape == (n, 2) and np.abs(got - expected).max() < 1e-4
 
 
-def test_the_mean_over_symmetries_can_be_in_the_file(best, elpv, small, tmp_path):
+def test_tta_exports_the_mean_over_symmetries(best, elpv, small, tmp_path):
     assert export(elpv, tmp_path, best, "--tta") == 0
-    engine, model = open_model(tmp_path / "best_tta.onnx", "onnxruntime"), load_model(best)[0]
+    engine = open_model(tmp_path / "best_tta.onnx", "onnxruntime")
+    model, _ = load_model(best)
     images = np.array(small[1][:7])
-    plain = model.probabilities(model(torch.from_numpy(images)))
-    model.average_symmetries()
-    assert np.allclose(engine.thresholds, model.config["thresholds"])
+    batch = torch.from_numpy(images)
+    assert np.allclose(engine.thresholds(), model.calibration_tta.thresholds())
     with torch.no_grad():
-        expected = model.probabilities(model(torch.from_numpy(images)))
+        plain = model.probabilities(model(batch))
+        expected = model.probabilities(model(batch, tta=True), tta=True)
     assert np.abs(engine(images) - expected.numpy()).max() < 1e-4 < (plain - expected).abs().max()
 
 
 def test_normalised_brightness_is_in_both_forms_of_the_file(small, elpv, tmp_path):
     torch.manual_seed(0)
-    model = build_model("resnet", width=16, image_size=64).eval()
-    model.config["normalise_brightness"] = True
+    model = build_model("resnet", width=16, image_size=64, normalise_brightness=True).eval()
     save_checkpoint(tmp_path / "my.ckp", model)
     assert export(elpv, tmp_path, tmp_path / "my.ckp") == 0
     images = np.array(small[1][:7])
     with torch.no_grad():
         expected = model.probabilities(model(torch.from_numpy(images))).numpy()
-        raw = export_onnx.RawInput(model).eval()(torch.from_numpy(export_onnx.as_input(images, model, True)))
+        raw = export_onnx.RawInput(model).eval()(torch.from_numpy(export_onnx.as_raw_input(images, model.metadata)))
     assert np.abs(open_model(tmp_path / "my.onnx", "onnxruntime")(images) - expected).max() < 1e-4
     assert np.abs(raw.numpy() - expected).max() < 1e-4
 
 
-def test_all_that_it_takes_to_use_it_travels_in_the_one_file(exported, best):
+def test_the_file_holds_all_metadata_needed_to_use_it(exported, best):
     model, checkpoint = load_model(best)
-    about = metadata(exported)
-    for key in ("classes", "thresholds", "mean", "std", "image_size", "network", "initial_weights"):
-        assert about[key] == model.config[key]
-    assert about["checkpoint_sha256"] == hashlib.sha256(best.read_bytes()).hexdigest()
-    assert about["metrics"] == checkpoint["metrics"] and about["largest_difference"] < 1e-4
+    stored = metadata(exported)
+    for key in ("mean", "std", "image_size", "normalise_brightness", "network", "width", "initial_weights"):
+        assert stored[key] == getattr(model.metadata, key)
+    assert tuple(stored["classes"]) == model.classes
+    assert tuple(stored["thresholds"]) == model.calibration.thresholds()
+    assert {name: tuple(v) for name, v in stored["operating_points"].items()} == model.calibration.operating_points
+    assert stored["checkpoint_sha256"] == hashlib.sha256(best.read_bytes()).hexdigest()
+    assert stored["metrics"] == checkpoint["metrics"] and stored["largest_difference"] < 1e-4
     for path in (exported, exported.with_name("best_int8.onnx")):
         assert str(export_onnx.__file__).encode() not in path.read_bytes()  # nor where this machine keeps its files
         assert b"stack_trace" not in path.read_bytes()
@@ -188,15 +192,16 @@ def test_an_epochs_number_names_its_snapshot(elpv, finished, tmp_path, monkeypat
 
 def test_calibration_sees_training_cells_only(elpv, best):
     model, checkpoint = load_model(best)
-    args = export_onnx.options().parse_args(["--data", str(elpv)])
-    cells = export_onnx.Cells(args, model, checkpoint)
+    args = export_onnx.options().parse_args([str(best), "--data", str(elpv)])
+    cells = export_onnx.read_cells(export_onnx.Export(**vars(args)), model.metadata, checkpoint["split"])
     table = data.read_table(elpv)
     images, index = load_images(table, 64)
     held_back = table["cell"].isin(checkpoint["split"]["test"] + checkpoint["split"]["val"])
     held_back = {images[i].tobytes() for i in index[held_back]}
     assert len(cells.calibration) > 20 and not any(c.tobytes() in held_back for c in cells.calibration)
-    assert {c.tobytes() for c in cells.test} < {c.tobytes() for c in cells.unseen} == held_back
-    assert len(cells.labels) == len(cells.unseen) and (cells.unseen[-len(cells.test) :] == cells.test).all()
+    assert {c.tobytes() for c in cells.unseen} == held_back and len(cells.labels) == len(cells.unseen)
+    test = images[index[table["cell"].isin(checkpoint["split"]["test"])]]
+    assert {c.tobytes() for c in cells.unseen[-cells.test_count :]} == {c.tobytes() for c in test}
 
 
 @pytest.mark.parametrize("what, complaint", [("nowhere.ckp", "no such checkpoint"), ("--opset", "writes 18 to 23")])
@@ -206,7 +211,7 @@ def test_bad_input_gets_one_sentence(elpv, tmp_path, capsys, what, complaint):
     assert complaint in err and err.count("\n") == 1
 
 
-def test_own_network_without_record_of_a_split_is_checked_on_the_default_one(elpv, tmp_path):
+def test_a_checkpoint_without_record_of_a_split_can_be_exported(elpv, tmp_path):
     torch.manual_seed(0)
     save_checkpoint(tmp_path / "a.ckp", build_model("resnet", width=16, image_size=64))
     assert export(elpv, tmp_path, tmp_path / "a.ckp") == 0
@@ -216,7 +221,7 @@ def test_the_file_has_the_lowest_ir_version_that_its_opset_allows(exported):
     assert onnx.load(exported).ir_version == 8
 
 
-def test_a_checkpoint_is_exported_where_no_data_set_is(best, tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_can_be_exported_without_a_data_set(best, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert export_onnx.main([str(best)]) == 0
     assert "PyTorch's on 64 drawn images" in capsys.readouterr().out
@@ -224,7 +229,7 @@ def test_a_checkpoint_is_exported_where_no_data_set_is(best, tmp_path, monkeypat
     assert metadata(tmp_path / "onnx" / "best.onnx")["largest_difference"] < 1e-4
 
 
-def test_the_check_takes_the_images_that_are_there(best, elpv, tmp_path, capsys):
+def test_the_check_uses_the_images_that_exist(best, elpv, tmp_path, capsys):
     for path in sorted(elpv.parent.glob("images/*.png"))[:5]:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "broken.png").write_bytes(b"no image")
@@ -235,7 +240,7 @@ def test_the_check_takes_the_images_that_are_there(best, elpv, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("more", [[], ["--int8"]])
-def test_a_table_that_is_asked_for_must_be_there(best, tmp_path, capsys, more):
+def test_a_table_that_is_asked_for_must_exist(best, tmp_path, capsys, more):
     assert export(tmp_path / "nowhere.csv", tmp_path / "out", best, *more) == 2
     assert "nowhere.csv: can't be read" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -18,8 +18,11 @@ from elcells.data.images import read_image
 from elcells.evaluation.calibration import Calibration
 from elcells.evaluation.evaluate import evaluate
 from elcells.training.checkpoints import read_checkpoint
+from elcells.training.recipes import CLASSIC
+from elcells.training.time_limit import epochs_within
 from elcells.training.weights import imagenet_file
 from model import build_model, first_layers, load_model
+from trainer import Run, Trainer
 
 HANDFUL = ["--image-size", "32", "--epochs", "1", "--limit", "16", "--keep-checkpoints", "0"]
 
@@ -252,6 +255,49 @@ def test_a_resumed_cross_validation_trains_only_what_is_missing(folds, tmp_path,
 def test_a_resumed_cross_validation_refuses_other_options(folds, capsys):
     assert train.main(["--resume", "--out", str(folds), "--epochs", "2"]) == 2
     assert "--epochs can't change on --resume (it was 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", [0.1, 4.1, 40.3])
+def test_max_time_takes_as_many_epochs_as_fit(small, tmp_path, monkeypatch, seconds):
+    """On a clock by which a step takes 0.1 s."""
+    rows = data.CellDataset(*small)
+    trainer = Trainer(build_model("resnet", width=16, image_size=64), rows, rows, CLASSIC, Run(tmp_path))
+    clock, step = [0.0], trainer.run_step
+
+    def timed_step(batch, seed):
+        clock[0] += 0.1
+        return step(batch, seed)
+
+    monkeypatch.setattr(trainer, "run_step", timed_step)
+    with monkeypatch.context() as patch:
+        patch.setattr("time.monotonic", lambda: clock[0])
+        epochs = epochs_within(trainer, seconds)
+    steps = trainer.batches.steps
+    assert epochs == 1 or epochs * steps * 0.1 <= 0.9 * seconds
+    assert (epochs + 1) * steps * 0.1 > 0.9 * seconds
+
+
+def test_the_epochs_of_max_time_are_recorded(elpv, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "epochs_within", lambda *_: 2)
+    assert run(elpv, tmp_path, "--max-time", "1s") == 0
+    checkpoint = read_checkpoint(tmp_path / "checkpoints" / "last.ckp")
+    assert checkpoint["recipe"]["epochs"] == checkpoint["epoch"] == 2
+    assert run(elpv, tmp_path, "--resume") == 0
+
+
+def test_all_folds_of_max_time_have_the_epochs_of_the_first(elpv, tmp_path, monkeypatch):
+    found = iter([1, 3])
+    monkeypatch.setattr(train, "epochs_within", lambda *_: next(found))
+    assert run(elpv, tmp_path, "--max-time", "1s", "--folds", "2") == 0
+    lasts = [tmp_path / "checkpoints" / f"fold_{fold}" / "last.ckp" for fold in range(2)]
+    assert [read_checkpoint(last)["epoch"] for last in lasts] == [1, 1]
+
+
+@pytest.mark.parametrize("text", ["soon", "-1s"])
+def test_a_time_that_is_none_is_refused(text):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--max-time", text])
+    assert stopped.value.code == 2
 
 
 def test_defects_are_drawn_where_the_labels_know_them(elpv, tmp_path, capsys):

@@ -10,7 +10,7 @@ from PIL import Image
 import data
 import visualize_activations as vis
 from elcells.data.images import read_image
-from model import build_model, load_model, map_layers
+from model import build_model, load_model
 
 
 def run(elpv, *more):
@@ -74,40 +74,48 @@ def test_feature_maps_are_the_networks_own(small, best):
     assert torch.equal(vis.activations(model, image, ["stem"])["stem"], stem)
 
 
+def test_a_layer_is_shown_before_the_next_one_overwrites_it(small, best):
+    model, _ = load_model(best)
+    maps = vis.activations(model, np.array(small[1][0, 0]), ["stem.1"])["stem.1"]
+    assert (maps < 0).any()  # of the batch norm, not of the ReLU behind it
+
+
 def test_grad_cam_of_resnet34s_last_stage_is_the_exact_class_activation_map(small):
     torch.manual_seed(0)
     model = build_model("resnet34", image_size=64).eval()
     with torch.no_grad():
         model.network.fc.weight.abs_()
-    images = torch.from_numpy(np.array(small[1][:3, 0]))[:, None]
-    logits, (last,) = vis.stage_gradients(model, images, ["layer4"])
-    gradient = torch.autograd.grad(logits[:, 1].sum(), last)[0]
-    exact = torch.relu(torch.einsum("k,nkhw->nhw", model.network.fc.weight[1], last))[:, None]
-    assert exact.max() > 0 and torch.allclose(vis.grad_cam(last, gradient) * last[0, 0].numel(), exact, atol=1e-5)
+    images = np.array(small[1][:3, 0])
+    with torch.no_grad():
+        _, outputs = vis.watch_layers(model, images, ["layer4"])
+        exact = torch.relu(torch.einsum("k,nkhw->nhw", model.network.fc.weight[1], outputs["layer4"]))[:, None]
+    exact = torch.nn.functional.interpolate(exact, (64, 64), mode="bilinear")[:, 0]
+    exact = exact / exact.amax((1, 2), keepdim=True)
+    assert exact.isfinite().all() and np.allclose(vis.grad_cam(model, images, 1), exact, atol=1e-5)
 
 
 @pytest.mark.parametrize("name, signed", [("efficientnet_lite0", 0), ("resnet34", 0), ("resnet", 3)])
 def test_maps_are_made_of_layers_of_falling_size_that_are_not_negative(small, name, signed):
     model = build_model(name, width=16, image_size=64).eval()
-    _, outputs = vis.stage_gradients(model, torch.from_numpy(np.array(small[1][:2])), map_layers(model.network))
-    assert [o.shape[-1] for o in outputs] == [16, 8, 4, 2]
-    assert sum(bool((o < 0).any()) for o in outputs) <= signed  # our own network's blocks end in sums
+    _, outputs = vis.watch_layers(model, np.array(small[1][:2, 0]), model.kind.map_layers)
+    assert [maps.shape[-1] for maps in outputs.values()] == [16, 8, 4, 2]
+    assert sum(bool((maps < 0).any()) for maps in outputs.values()) <= signed  # our own network's blocks end in sums
 
 
-@pytest.mark.parametrize("method", list(vis.METHODS))
-def test_maps_are_scaled(small, best, method):
+@pytest.mark.parametrize("maps_of", vis.METHODS.values(), ids=vis.METHODS)
+def test_maps_are_scaled(small, best, maps_of):
     model, _ = load_model(best)
-    maps = vis.class_map(model, np.array(small[1][:4, 0]), 0, method)
+    maps = maps_of(model, np.array(small[1][:4, 0]), 0)
     assert maps.shape == (4, 64, 64) and maps.dtype == np.float32 and maps.min() >= 0
     assert all(m.max() == pytest.approx(1) or not m.any() for m in maps)
-    alone = vis.class_map(model, np.array(small[1][1:2, 0]), 0, method)[0]
+    alone = maps_of(model, np.array(small[1][1:2, 0]), 0)[0]
     assert np.allclose(alone, maps[1], atol=1e-3)
 
 
 def test_a_map_leaves_the_model_as_it_was(small, best):
     model, _ = load_model(best)
     before = {k: v.clone() for k, v in model.network.state_dict().items()}
-    vis.class_map(model, np.array(small[1][:4, 0]), 0, vis.SHARP)
+    vis.layer_cam(model, np.array(small[1][:4, 0]), 0)
     assert all(torch.equal(v, before[k]) for k, v in model.network.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 

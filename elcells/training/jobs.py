@@ -1,11 +1,19 @@
 """What a training run is asked for, besides its recipe."""
 
 import argparse
+import re
 from dataclasses import dataclass, field
 
 from elcells.data.tables import CLASSES
 from elcells.settings import setting
 from elcells.training.recipes import RECIPES
+
+
+def duration(text):
+    """Seconds of a time such as 90s, 15m or 1.5h."""
+    if not re.fullmatch(r"\d+(\.\d+)?[smh]", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a time such as 90s, 15m or 1.5h")
+    return float(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1]]
 
 
 def source_weight(text):
@@ -76,6 +84,9 @@ class Job:
         "(finetune; fast for random weights)",
         group="recipe",
         choices=tuple(RECIPES),
+    )
+    max_time: float = setting(
+        None, "as many epochs as fit into 90s, 15m or 1.5h", kind=duration, group="run", fixed=False, metavar="TIME"
     )
     seed: int = setting(0, "of weights, order and augmentation (0)", group="run")
     precision: str = setting(
