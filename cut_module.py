@@ -13,7 +13,7 @@ import sys
 from tqdm import tqdm
 
 from elcells.data.images import find_images
-from elcells.files import InputError, print_any_name
+from elcells.files import InputError, command
 from elcells.modules.cutting import grid_size, read_corners
 from elcells.modules.overlay import NO_DEFECT, draw_module
 from elcells.modules.parallel import ModulesTable, cut_modules, folders_of, module_names, warnings_of
@@ -59,18 +59,11 @@ def run(inputs, grid, out, corners_file=None):
     return 0 if sure else 3
 
 
+@command
 def main(argv=None):
     """Command line of this file; returns the exit code: 0, 2 for bad input, 3 when some modules are not sure."""
-    print_any_name()
     args = options().parse_args(argv)
-    try:
-        return run(args.inputs, args.grid, args.out, args.corners)
-    except (InputError, OSError) as error:
-        print(f"cut_module.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    return run(args.inputs, args.grid, args.out, args.corners)
 
 
 if __name__ == "__main__":

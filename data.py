@@ -12,7 +12,6 @@ import copy
 import importlib.util
 import os
 import shutil
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -41,7 +40,7 @@ from elcells.data.splits import (  # noqa: F401 (scripts use all of them as data
 )
 from elcells.data.tables import CLASSES, in_order, read_rows
 from elcells.devices import send
-from elcells.files import InputError, atomic_path, print_any_name
+from elcells.files import InputError, atomic_path, command
 
 # torch and scikit-learn are imported where they are used: a program that only reads images needs neither.
 
@@ -405,21 +404,14 @@ def describe(paths, classes, images, variants):
         print(f"\n{write_variants(table, variants)} images and data.csv in {variants}")
 
 
+@command
 def main(argv=None):
     """Command line of this file; returns the exit code."""
-    print_any_name()
     args = options().parse_args(argv)
-    try:
-        if args.agree:
-            compare_people(args.agree, args.classes, args.images, args.disputes)
-        else:
-            describe(args.data, args.classes, args.images, args.variants)
-    except BrokenPipeError:  # `| head` has read enough
-        sys.stderr.close()
-    except (InputError, OSError) as error:
-        print(f"data.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if args.agree:
+        compare_people(args.agree, args.classes, args.images, args.disputes)
+    else:
+        describe(args.data, args.classes, args.images, args.variants)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import statistics
-import sys
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +29,7 @@ from elcells.data.images import read_image
 from elcells.data.tables import read_rows
 from elcells.devices import pick_device
 from elcells.evaluation.metrics import f1_scores, metrics_table
-from elcells.files import InputError, atomic_path, print_any_name, reason
+from elcells.files import InputError, atomic_path, command, reason
 from elcells.inference.engines import open_model
 from elcells.inference.quantize import quantise, round_weights
 from elcells.training.checkpoints import find_checkpoint
@@ -405,18 +404,13 @@ def options():
     return parser
 
 
+@command
 def main(argv=None):
     """Command line of this file; returns the exit code."""
-    print_any_name()
     export = Export(**vars(options().parse_args(argv)))
-    try:
-        if not 18 <= export.opset <= 23:
-            raise InputError(f"--opset {export.opset}: the exporter writes 18 to 23")
-        write_files(replace(export, checkpoint=find_checkpoint(export.checkpoint)))
-    except (InputError, OSError) as error:
-        print(f"export_onnx.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if not 18 <= export.opset <= 23:
+        raise InputError(f"--opset {export.opset}: the exporter writes 18 to 23")
+    write_files(replace(export, checkpoint=find_checkpoint(export.checkpoint)))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from elcells.data.images import LIKE_MODULE, SUFFIXES, THREADS, as_lines, examine, find_images
-from elcells.files import InputError, print_any_name
+from elcells.files import InputError, command
 from elcells.inference.cells import CellResult, judge
 from elcells.inference.class_maps import onnx_class_maps, weighted
 from elcells.inference.engines import ENGINES, PRECISIONS, Engine, open_model
@@ -380,28 +380,18 @@ def run(network, images, output):
     return 0 if complete else 3
 
 
+@command
 def main(argv=None):
     """Command line of this file; returns the exit code: 0, 2 for bad input, 3 when some images can't be read
     or some modules are not sure."""
-    print_any_name()
     args = options().parse_args(argv)
-    try:
-        images = images_of(args)
-        output = output_of(args)
-        path = Path(args.model) if args.model else default_model()
-        network = NetworkChoice(
-            path, args.operating_point, args.tta, args.device, args.engine, args.engine_precision, args.threads
-        )
-        return run(network, images, output)
-    except BrokenPipeError:  # `| head` has seen enough
-        sys.stderr.close()
-        return 0
-    except (InputError, OSError) as error:
-        print(f"predict.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        say("stopped; --resume goes on" if args.csv or args.report or args.review else "stopped")
-        return 130
+    images = images_of(args)
+    output = output_of(args)
+    path = Path(args.model) if args.model else default_model()
+    network = NetworkChoice(
+        path, args.operating_point, args.tta, args.device, args.engine, args.engine_precision, args.threads
+    )
+    return run(network, images, output)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from elcells.devices import keep_freed_memory, pick_device, pick_precision
 from elcells.distributed import barrier, processes, rank, world
 from elcells.evaluation.evaluate import add_predictions
 from elcells.evaluation.results import describe_run, prediction_columns, write_predictions, write_results
-from elcells.files import InputError, atomic_path, move_aside, print_any_name, sole_writer
+from elcells.files import InputError, atomic_path, command, move_aside, sole_writer
 from elcells.settings import add_option, given_options, option_name
 from elcells.training.checkpoints import read_checkpoint
 from elcells.training.jobs import Job
@@ -434,25 +434,19 @@ def stopped_by_signals(trainer):
 # ---------------------------------------------------------------- command
 
 
+@command
 def main(argv=None):
     """Command line of this file; returns the exit code: 0, 2 for bad input, 130 when it was stopped."""
-    print_any_name()
     args = options().parse_args(argv)
     out = Path(args.out)
-    try:
-        if args.evaluate:
-            return evaluate_checkpoint(args.evaluate, job_of_options(args), out, args.device)
-        if args.resume is None:
-            job, recipe = new_job(args)
-            return run_training(job, recipe, out, args.device, resume=None)
-        path, stored = resume_point(out, args.resume)
-        job, recipe = resumed_job(args, path, stored)
-        return run_training(job, recipe, out, args.device, resume=path)
-    except (InputError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    if args.evaluate:
+        return evaluate_checkpoint(args.evaluate, job_of_options(args), out, args.device)
+    if args.resume is None:
+        job, recipe = new_job(args)
+        return run_training(job, recipe, out, args.device, resume=None)
+    path, stored = resume_point(out, args.resume)
+    job, recipe = resumed_job(args, path, stored)
+    return run_training(job, recipe, out, args.device, resume=path)
 
 
 if __name__ == "__main__":

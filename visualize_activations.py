@@ -7,7 +7,6 @@ $ python visualize_activations.py --cells cell0398 --layers layer1 layer4 --chan
 
 import argparse
 import math
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import data
 from elcells.data.images import read_image
 from elcells.devices import pick_device
 from elcells.evaluation.plots import save
-from elcells.files import InputError, print_any_name, printable
+from elcells.files import InputError, command, printable
 from elcells.training.checkpoints import find_checkpoint
 from model import load_model
 
@@ -262,28 +261,23 @@ def options():
     return parser
 
 
+@command
 def main(argv=None):
     """Command line of this file; returns the exit code."""
-    print_any_name()
     args = options().parse_args(argv)
-    try:
-        model, checkpoint = load_model(find_checkpoint(args.checkpoint), pick_device(args.device))
-        layers = args.layers or convolutions(model.network)
-        check_layers(model.network, [*layers, args.channels] if args.channels else layers)
-        table = None
-        if not args.cells or not all(Path(cell).is_file() for cell in args.cells):
-            table = data.read_table(args.data, model.classes, args.images)
-        if args.cells:
-            cells = (named_cell(cell, table, model.metadata.image_size) for cell in args.cells)
-        else:
-            test = data.part_of_checkpoint(table, checkpoint.get("split"), "test", model.classes)
-            cells = telling_cells(test, model)
-        for name, image in cells:
-            show_cell(model, image, name, layers, args.channels, args.out)
-    except (InputError, OSError) as error:
-        print(f"visualize_activations.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    model, checkpoint = load_model(find_checkpoint(args.checkpoint), pick_device(args.device))
+    layers = args.layers or convolutions(model.network)
+    check_layers(model.network, [*layers, args.channels] if args.channels else layers)
+    table = None
+    if not args.cells or not all(Path(cell).is_file() for cell in args.cells):
+        table = data.read_table(args.data, model.classes, args.images)
+    if args.cells:
+        cells = (named_cell(cell, table, model.metadata.image_size) for cell in args.cells)
+    else:
+        test = data.part_of_checkpoint(table, checkpoint.get("split"), "test", model.classes)
+        cells = telling_cells(test, model)
+    for name, image in cells:
+        show_cell(model, image, name, layers, args.channels, args.out)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pandas as pd
 from benchmarks.foreign import doubtful
 from elcells.data.tables import CLASSES
 from elcells.evaluation.metrics import bootstrap_mean_f1, metrics_table
+from elcells.files import command
 
 ROOT = Path(__file__).resolve().parent.parent
 SPLITS = {"cell": "by cell", "module": "by module", "module_seed_1": "by module, seed 1"}
@@ -74,6 +75,7 @@ def any_defect(predicted):
     return float(np.mean((probabilities >= thresholds).any(1) == (labels > 0).any(1)))
 
 
+@command
 def main(argv=None):
     """Command line of this file; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -85,7 +87,6 @@ def main(argv=None):
         predicted = read(by, folder)
         print(f"{SPLITS[by]}: {any_defect(predicted):.1%} rightly called defective or not")
         print(f"    unsure or with a wrong call: {doubtful(*arrays(predicted))}")
-    return 0
 
 
 if __name__ == "__main__":

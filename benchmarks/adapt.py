@@ -11,7 +11,6 @@ never seen. Rows are added to --out; those that it has are not run again.
 import argparse
 import contextlib
 import io
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,7 +25,7 @@ from elcells.data.images import read_image
 from elcells.data.tables import CLASSES
 from elcells.evaluation.metrics import metrics_table
 from elcells.evaluation.results import number
-from elcells.files import InputError
+from elcells.files import InputError, command
 from predict import SHIPPED, NetworkChoice, open_network
 
 COLUMNS = "own cells draw judged n seconds f1_crack f1_inactive f1 ap_crack ap_inactive ap".split()
@@ -96,6 +95,7 @@ def summary(rows):
     return "\n".join(lines)
 
 
+@command
 def main(argv=None):
     """Command line of this file; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,28 +108,23 @@ def main(argv=None):
     parser.add_argument("--data", default="data.csv", metavar="CSV", help="the table of ELPV (%(default)s)")
     parser.add_argument("--out", required=True, metavar="CSV", help="a row for each draw and set")
     args = parser.parse_args(argv)
-    try:
-        table = data.read_table(args.table)
-        own = table["series"].isin(args.own)
-        if not own.any() or own.all():
-            raise InputError(f"{args.table}: the series {' '.join(args.own)} must be some, not all, of the table's")
-        out = Path(args.out)
-        name = " ".join(args.own)
-        rows = pd.read_csv(out, sep=";") if out.exists() else pd.DataFrame(columns=COLUMNS)
-        for cells in args.cells:
-            for draw in range(args.draws if cells else 1):
-                done = (rows["own"] == name) & (rows["cells"] == cells) & (rows["draw"] == draw)
-                if done.any():
-                    continue
-                new = pd.DataFrame(rows_of_draw(table, own, args.data, cells, draw)).assign(own=name)
-                rows = pd.concat([rows, new], ignore_index=True) if len(rows) else new
-                rows.reindex(columns=COLUMNS).to_csv(out, sep=";", index=False, float_format="%.4f")
-                print(new[["cells", "draw", "judged", "f1", "ap"]].to_string(index=False, header=False), flush=True)
-        print(summary(rows))
-    except (InputError, OSError) as error:
-        print(f"adapt.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    table = data.read_table(args.table)
+    own = table["series"].isin(args.own)
+    if not own.any() or own.all():
+        raise InputError(f"{args.table}: the series {' '.join(args.own)} must be some, not all, of the table's")
+    out = Path(args.out)
+    name = " ".join(args.own)
+    rows = pd.read_csv(out, sep=";") if out.exists() else pd.DataFrame(columns=COLUMNS)
+    for cells in args.cells:
+        for draw in range(args.draws if cells else 1):
+            done = (rows["own"] == name) & (rows["cells"] == cells) & (rows["draw"] == draw)
+            if done.any():
+                continue
+            new = pd.DataFrame(rows_of_draw(table, own, args.data, cells, draw)).assign(own=name)
+            rows = pd.concat([rows, new], ignore_index=True) if len(rows) else new
+            rows.reindex(columns=COLUMNS).to_csv(out, sep=";", index=False, float_format="%.4f")
+            print(new[["cells", "draw", "judged", "f1", "ap"]].to_string(index=False, header=False), flush=True)
+    print(summary(rows))
 
 
 if __name__ == "__main__":

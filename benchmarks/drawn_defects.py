@@ -4,7 +4,6 @@ $ python -m benchmarks.drawn_defects           # plots/drawn_defects.png
 """
 
 import argparse
-import sys
 
 import torch
 from matplotlib.figure import Figure
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 import data
 from elcells.data.cache import load_images
 from elcells.evaluation.plots import save
-from elcells.files import InputError
+from elcells.files import command
 from elcells.training.synthetic import COUNTS, NUMBERS, SyntheticDefects
 
 ROWS = 3  # of the sheet
@@ -33,6 +32,7 @@ def drawn_cells(table, classes, seed):
     return images, labels
 
 
+@command
 def main(argv=None):
     """Command line of this file; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,11 +40,7 @@ def main(argv=None):
     parser.add_argument("--out", default="plots/drawn_defects.png", metavar="FILE", help="image (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of cells and drawings (%(default)s)")
     args = parser.parse_args(argv)
-    try:
-        images, labels = drawn_cells(data.read_table(args.data, args.classes, args.images), args.classes, args.seed)
-    except (InputError, OSError, ValueError) as error:
-        print(f"drawn_defects.py: {error}", file=sys.stderr)
-        return 2
+    images, labels = drawn_cells(data.read_table(args.data, args.classes, args.images), args.classes, args.seed)
     figure = Figure(figsize=(16, 6.6), layout="constrained")
     for axes, image, row in zip(figure.subplots(ROWS, COLUMNS).flat, images, labels):
         axes.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=255)
@@ -52,7 +48,6 @@ def main(argv=None):
         axes.axis("off")
     save(figure, args.out, dpi=80)
     print(f"{args.out}: defect-free cells with drawn defects")
-    return 0
 
 
 if __name__ == "__main__":

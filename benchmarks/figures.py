@@ -5,14 +5,13 @@ $ python -m benchmarks.figures lite0.ckp own.ckp      # also class_maps.png of b
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 import data
 from elcells.data.images import read_image
-from elcells.files import InputError
+from elcells.files import command
 from model import load_model
 from visualize_activations import convolutions, image_probabilities, layer_cam, overlay, plot_feature_maps
 
@@ -65,19 +64,16 @@ def figure_of_class_maps(table, models):
     figure.savefig(DOC / "class_maps.png", dpi=70)
 
 
+@command
 def main(argv=None):
     """Command line of this file; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     text = "checkpoints of networks for 300x300 pixels (none)"
     parser.add_argument("checkpoints", nargs="*", metavar="CKP", help=text)
     args = parser.parse_args(argv)
-    try:
-        models = [load_model(path)[0] for path in args.checkpoints]
-        table = data.read_table(DOC.parent / "data.csv")
-        data.fill_images(table)
-    except InputError as error:
-        print(f"figures.py: {error}", file=sys.stderr)
-        return 2
+    models = [load_model(path)[0] for path in args.checkpoints]
+    table = data.read_table(DOC.parent / "data.csv")
+    data.fill_images(table)
     table = table.set_index(table["path"].map(lambda path: path.stem))
     figure_of_labels(table)
     if models:
@@ -85,7 +81,6 @@ def main(argv=None):
         image = read_image(table.loc["cell0467", "path"])
         layers = convolutions(models[0].network)
         plot_feature_maps(models[0], image, "cell0467", layers, DOC / "feature_maps.png", dpi=60)
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ say what people outlined, cells with crack lines and cells with nothing but cros
 
 import argparse
 import json
-import sys
 from itertools import islice
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from elcells.data.images import symmetries
 from elcells.evaluation.metrics import bootstrap_mean_f1, metrics_table
 from elcells.evaluation.plots import plot_errors
 from elcells.evaluation.results import number
-from elcells.files import InputError, atomic_path
+from elcells.files import atomic_path, command
 from elcells.pages.page import UNSURE, doubt
 from predict import SHIPPED, NetworkChoice, open_network
 
@@ -163,6 +162,7 @@ def report_network(path, cells_table, folder, tta=False, orientations=False, err
     return report
 
 
+@command
 def main(argv=None):
     """Command line of this file; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -175,22 +175,17 @@ def main(argv=None):
     parser.add_argument("--errors", metavar="FILE", help="plot of the last network's surest errors")
     parser.add_argument("--json", metavar="FILE", help="all figures")
     args = parser.parse_intermixed_args(argv)
-    try:
-        reports = []
-        for path in args.networks:
-            options = {"tta": args.tta, "orientations": args.orientations, "errors": args.errors}
-            reports.append(report_network(path, args.table, args.images, **options))
-        if len(reports) > 1:
-            f1 = np.mean([r["parts"]["all"]["mean"]["f1"] for r in reports])
-            ap = np.mean([r["parts"]["all"]["mean"]["average_precision"] for r in reports])
-            print(f"\nMean of the {len(reports)} networks: mean F1 {f1:.3f}, average precision {ap:.3f}")
-        if args.json:
-            with atomic_path(Path(args.json)) as temporary:
-                temporary.write_text(json.dumps(reports, indent=1))
-    except (InputError, OSError, ValueError) as error:
-        print(f"foreign.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    reports = []
+    for path in args.networks:
+        options = {"tta": args.tta, "orientations": args.orientations, "errors": args.errors}
+        reports.append(report_network(path, args.table, args.images, **options))
+    if len(reports) > 1:
+        f1 = np.mean([r["parts"]["all"]["mean"]["f1"] for r in reports])
+        ap = np.mean([r["parts"]["all"]["mean"]["average_precision"] for r in reports])
+        print(f"\nMean of the {len(reports)} networks: mean F1 {f1:.3f}, average precision {ap:.3f}")
+    if args.json:
+        with atomic_path(Path(args.json)) as temporary:
+            temporary.write_text(json.dumps(reports, indent=1))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from elcells.data.cache import load_images
 from elcells.data.images import IMAGE_SIZE
 from elcells.devices import autocast, keep_freed_memory, pick_device, send
 from elcells.evaluation.evaluate import evaluate
-from elcells.files import InputError, atomic_path, reason
+from elcells.files import atomic_path, command, reason
 from elcells.training.recipes import FAST, FINETUNE
 from elcells.training.synthetic import COUNTS, SyntheticDefects
 from elcells.training.weights import load_initial_weights
@@ -356,6 +356,7 @@ def measure_part(part, bench):
     return figures
 
 
+@command
 def main(argv=None):
     """Command line of this file; returns the exit code: 1 when a part failed."""
     names = [part.__name__ for part in PARTS]
@@ -367,18 +368,14 @@ def main(argv=None):
     parser.add_argument("--out", default="gpu.json", metavar="FILE", help="figures (%(default)s)")
     args = parser.parse_args(argv)
     keep_freed_memory()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            bench = prepare(args.device, args.tiny, args.minutes, folder)
-            for part in PARTS:
-                if part.__name__ not in args.only:
-                    continue
-                bench.figures[part.__name__] = measure_part(part, bench)
-                with atomic_path(args.out) as temporary:
-                    temporary.write_text(json.dumps(bench.figures, indent=1))
-    except (InputError, OSError) as error:
-        print(f"gpu.py: {error}", file=sys.stderr)
-        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        bench = prepare(args.device, args.tiny, args.minutes, folder)
+        for part in PARTS:
+            if part.__name__ not in args.only:
+                continue
+            bench.figures[part.__name__] = measure_part(part, bench)
+            with atomic_path(args.out) as temporary:
+                temporary.write_text(json.dumps(bench.figures, indent=1))
     return int(any("error" in figures for figures in bench.figures.values()))
 
 

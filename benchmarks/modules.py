@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.composed_modules import LEVELS, Cells, compose
-from elcells.files import atomic_path
+from elcells.files import atomic_path, command
 from elcells.modules.cutting import cut_cells, doubts
 from elcells.modules.lens import LENS_IMAGES
 from elcells.modules.search import FOUND, find_grid
@@ -125,6 +125,7 @@ def write_rows(rows, path):
             writer.writerow({key: f"{value:.4f}" if isinstance(value, float) else value for key, value in row.items()})
 
 
+@command
 def main(argv=None):
     """Command line of this file; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -139,7 +140,6 @@ def main(argv=None):
     rows = cut_all(args.levels, range(args.seed, args.seed + args.count), args.lens, args.jobs)
     if args.out:
         write_rows(rows, args.out)
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ the cell's edge that are no longer in the image.
 import argparse
 import io
 import json
-import sys
 from functools import partial
 
 import numpy as np
@@ -25,7 +24,7 @@ from elcells.data.cache import load_images
 from elcells.devices import keep_freed_memory, pick_precision
 from elcells.evaluation.evaluate import evaluate
 from elcells.evaluation.metrics import metrics_table
-from elcells.files import InputError, atomic_path
+from elcells.files import InputError, atomic_path, command
 from elcells.modules.align import align_cell
 from elcells.training.checkpoints import find_checkpoint
 from model import load_model
@@ -129,6 +128,7 @@ def print_figures(figures, classes):
         print(f"{change:36}" + "".join(f"{v:13.3f}" for v in values))
 
 
+@command
 def main(argv=None):
     """Command line of this file; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -141,24 +141,19 @@ def main(argv=None):
     data.add_table_options(parser)
     args = parser.parse_args(argv)
     keep_freed_memory()
-    try:
-        table = data.read_table(args.data, args.classes, args.images)
-        data.fill_images(table)
-        images, table["image"] = load_images(table)
-        checkpoints = [find_checkpoint(c) for c in args.checkpoints]
-        precision = pick_precision(args.precision, torch.device("cpu"))
-        changes = args.only or list(CHANGES)
-        predicted = probabilities_under_changes(checkpoints, table, images, args.part, changes, precision, args.align)
-    except InputError as error:
-        print(f"robustness.py: {error}", file=sys.stderr)
-        return 2
+    table = data.read_table(args.data, args.classes, args.images)
+    data.fill_images(table)
+    images, table["image"] = load_images(table)
+    checkpoints = [find_checkpoint(c) for c in args.checkpoints]
+    precision = pick_precision(args.precision, torch.device("cpu"))
+    changes = args.only or list(CHANGES)
+    predicted = probabilities_under_changes(checkpoints, table, images, args.part, changes, precision, args.align)
     count = len(predicted[changes[0]][0])
     print(f"{count} cells of the {args.part} part of {len(checkpoints)} networks; F1 at their thresholds\n")
     figures = {name: metrics_table(*arrays, args.classes) for name, arrays in predicted.items()}
     print_figures(figures, args.classes)
     with atomic_path(args.out) as temporary:
         temporary.write_text(json.dumps(figures, indent=1))
-    return 0
 
 
 if __name__ == "__main__":

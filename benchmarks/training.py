@@ -10,7 +10,6 @@ take turns in one process, so that a machine whose speed drifts treats them alik
 import argparse
 import json
 import platform
-import sys
 import tempfile
 import time
 from functools import partial
@@ -30,7 +29,7 @@ from elcells.data.cache import load_images
 from elcells.data.images import IMAGE_SIZE
 from elcells.data.tables import CLASSES
 from elcells.devices import keep_freed_memory, pick_precision
-from elcells.files import InputError, atomic_path
+from elcells.files import atomic_path, command
 from elcells.training.batches import Batches
 from elcells.training.recipes import FAST
 from elcells.training.synthetic import SyntheticDefects
@@ -161,6 +160,7 @@ def median_speeds(ways, repeats, seconds):
     return {name: float(np.median(values)) for name, values in speeds.items()}
 
 
+@command
 def main(argv=None):
     """Command line of this file; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -177,21 +177,16 @@ def main(argv=None):
         f"pixels, ours in {str(precision).removeprefix('torch.')}; {args.repeats} turns of {args.seconds:g} s, medians"
     )
     figures = {}
-    try:
-        table = data.read_table(ROOT / "data.csv")
-        data.fill_images(table)
-        with tempfile.TemporaryDirectory() as folder:
-            for part, ways in ways_of(table, args.networks, precision, Path(folder)).items():
-                figures[part] = median_speeds(ways, args.repeats, args.seconds)
-                for name, value in figures[part].items():
-                    ratio = value / figures[part]["classic"]
-                    print(f"{part:26}{name:28}{value:9.1f}{ratio:8.2f} x", flush=True)
-        with atomic_path(args.out) as temporary:
-            temporary.write_text(json.dumps(figures, indent=1))
-    except (InputError, OSError) as error:
-        print(f"training.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    table = data.read_table(ROOT / "data.csv")
+    data.fill_images(table)
+    with tempfile.TemporaryDirectory() as folder:
+        for part, ways in ways_of(table, args.networks, precision, Path(folder)).items():
+            figures[part] = median_speeds(ways, args.repeats, args.seconds)
+            for name, value in figures[part].items():
+                ratio = value / figures[part]["classic"]
+                print(f"{part:26}{name:28}{value:9.1f}{ratio:8.2f} x", flush=True)
+    with atomic_path(args.out) as temporary:
+        temporary.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

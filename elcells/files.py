@@ -1,6 +1,8 @@
 """Writing files completely or not at all, locking a run's folder, and the error that users read."""
 
 import contextlib
+import functools
+import inspect
 import io
 import itertools
 import os
@@ -15,6 +17,32 @@ ANY_NAME = "surrogateescape"  # error handler that keeps file names that are not
 
 class InputError(ValueError):
     """A user's input can't be used; the text is one sentence that names the culprit and the way out."""
+
+
+def command(main):
+    """Decorates a script's main(argv=None): errors become one line on stderr and an exit code.
+
+    The code is main's (0 where it returns nothing), 2 for bad input and files that can't be read or written, 130 for
+    Ctrl-C, and 0 where nobody reads the output any more. All file names can be printed.
+    """
+    script = Path(inspect.getfile(main)).name
+
+    @functools.wraps(main)
+    def run(argv=None):
+        print_any_name()
+        try:
+            return main(argv) or 0
+        except BrokenPipeError:  # `| head` has seen enough
+            sys.stderr.close()
+            return 0
+        except (InputError, OSError) as error:
+            print(f"{script}: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return 130
+
+    return run
 
 
 @contextlib.contextmanager
