@@ -15,8 +15,8 @@ from tqdm import tqdm
 from elcells.data.images import find_images
 from elcells.files import InputError, command
 from elcells.modules.cutting import grid_size, read_corners
-from elcells.modules.overlay import NO_DEFECT, draw_module
-from elcells.modules.parallel import ModulesTable, cut_modules, folders_of, module_names, warnings_of
+from elcells.modules.overlay import NO_DEFECT, TOO_DARK_VERDICT, draw_module
+from elcells.modules.parallel import BLACK_COLUMN, ModulesTable, cut_modules, folders_of, module_names, warnings_of
 
 
 def options():
@@ -42,13 +42,13 @@ def run(inputs, grid, out, corners_file=None):
     if table_path.exists():
         raise InputError(f"{table_path}: already exists; give another --out")
     images = list(zip(paths, module_names(paths)))
-    with ModulesTable(table_path, ["nearly_black"]) as table:
+    with ModulesTable(table_path, [BLACK_COLUMN]) as table:
         modules = cut_modules(images, cells_folder, columns, rows, corners)
         for name, module in tqdm(modules, total=len(images), unit="module", leave=False):
             black_count = ""
             if module.cells:
                 black_count = int(module.black.sum())
-                verdicts = ["nearly black" if black else NO_DEFECT for black in module.black]
+                verdicts = [TOO_DARK_VERDICT if black else NO_DEFECT for black in module.black]
                 draw_module(module, modules_folder / f"{name}.png", verdicts)
             table.add(module, name, [black_count])
     lines, sure = warnings_of(table.modules)

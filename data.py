@@ -22,21 +22,17 @@ from tqdm import tqdm
 
 from elcells.data.cache import load_sources
 from elcells.data.images import SUFFIXES, THREADS, as_stored, file_of, open_image
-from elcells.data.splits import (  # noqa: F401 (scripts use all of them as data.split_parts, ...)
+from elcells.data.splits import (  # noqa: F401 (scripts use them as data.split_parts, ...)
     SPLIT_SEED,
     TRANSPOSES,
     VARIANTS,
     adapt_parts,
     combination,
-    expand_variants,
     fold_parts,
-    group_keys,
     originals,
     part_of_checkpoint,
     record_split,
-    split_cells,
     split_parts,
-    stratified_folds,
 )
 from elcells.data.tables import CLASSES, in_order, read_rows
 from elcells.devices import send
@@ -70,8 +66,7 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
     table = read_rows(path, ["filename", *classes])
     for name in classes:
         table[name] = _labels(path, table[name])
-    line = _first_line(table["filename"] == "")
-    if line is not None:
+    if line := _first_line(table["filename"] == ""):
         raise InputError(f"{path}, line {line}: filename is empty")
     for name in table.columns.difference(["filename", *classes, *IDENTIFIERS]):
         with contextlib.suppress(ValueError):
@@ -79,10 +74,9 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
     table["path"] = image_paths(table["filename"], Path(images) if images else path.parent)
     table["cell"], table["variant"] = _cells(table["filename"])
     table["transform"] = ""
-    folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
     if "source" not in table:
         table["source"] = ""
-    table["source"] = table["source"].where(table["source"] != "", folder)
+    table["source"] = table["source"].replace("", Path(os.path.abspath(path)).parent.name)
     _check_cells(path, table, classes)
     return table.reset_index(drop=True)
 
@@ -90,26 +84,23 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
 def _labels(path, column):
     """A column of text (Series, indexed by line) as 0/1 labels (Series of int)."""
     labels = pd.to_numeric(column, errors="coerce")
-    line = _first_line(~labels.isin([0, 1]))
-    if line is not None:
+    if line := _first_line(~labels.isin([0, 1])):
         raise InputError(f"{path}, line {line}: {column.name} is {column[line]!r}, expected 0 or 1")
     return labels.astype(int)
 
 
 def _check_cells(path, table, classes):
     """Raise InputError if two rows name one file, or variants of one cell have different labels."""
-    line = _first_line(table["path"].map(os.path.normpath).duplicated())
-    if line is not None:
+    if line := _first_line(table["path"].map(os.path.normpath).duplicated()):
         raise InputError(f"{path}, line {line}: {table['filename'][line]} appears twice; remove one")
     differs = (table.groupby("cell")[list(classes)].transform("nunique") > 1).any(axis=1)
-    line = _first_line(differs & (table["variant"] != ""))
-    if line is not None:
+    if line := _first_line(differs & (table["variant"] != "")):
         name = table["filename"][line]
         raise InputError(f"{path}, line {line}: {name} has other labels than another variant of the same cell")
 
 
 def _first_line(is_wrong):
-    """The first line at which a bool Series, indexed by line, is true; None if there is none."""
+    """The first line at which a bool Series, indexed by line from 2 on, is true; None if there is none."""
     return is_wrong.idxmax() if is_wrong.any() else None
 
 
@@ -139,9 +130,9 @@ def read_tables(paths, classes=CLASSES, images=None):
 
 
 def source_weights(table, weights, balanced=False):
-    """How many times as often as others each row is drawn in training: list of int.
+    """How often each row is drawn in training, compared with a row of weight 1: list of int.
 
-    weights: dict of source -> such a number. balanced: all sources but the first, where `weights` does not name them,
+    weights: dict of source -> weight. balanced: all sources but the first, where `weights` does not name them,
     are weighted so that together they count as much as the first.
     Raises InputError for a source that the table does not have.
     """
@@ -160,7 +151,7 @@ def source_weights(table, weights, balanced=False):
 def image_paths(names, root):
     """Paths (list) of images by their names relative to `root`.
 
-    If some are missing there, but all lie in `root` without their folders, those paths.
+    If some are missing, but all lie directly in `root`, without their folders, these are the paths.
     """
     files = [Path(name.replace("\\", "/")) for name in names]
     paths = [as_stored(root / file) for file in files]
@@ -219,21 +210,20 @@ def summary(table, classes=CLASSES):
     return "\n".join(lines)
 
 
-def limit_cells(table, limit, classes=CLASSES, seed=SPLIT_SEED):
+def limit_cells(table, limit, classes=CLASSES):
     """A stratified handful: all images of `limit` cells, at least three of each combination of labels.
 
-    Three is what a split into training, validation and test part needs.
     Raises InputError if `limit` is too small for that.
     """
+    least = 3  # of each combination: one for each of the training, validation and test part
     cells = table.drop_duplicates("cell")
-    shuffled = cells.iloc[np.random.default_rng(seed).permutation(len(cells))]
+    shuffled = cells.iloc[np.random.default_rng(SPLIT_SEED).permutation(len(cells))]
     cells_by_label = shuffled.groupby(combination(shuffled, classes).to_numpy())["cell"]
     counts = cells_by_label.size()
-    if limit < 3 * len(counts):
-        raise InputError(
-            f"{limit} cells are too few, at least {3 * len(counts)} are needed (3 of each combination of labels)"
-        )
-    quota = (counts * min(1, limit / len(cells))).round().clip(lower=3)
+    if limit < least * len(counts):
+        needed = f"{least * len(counts)} are needed ({least} of each combination of labels)"
+        raise InputError(f"{limit} cells are too few, at least {needed}")
+    quota = (counts * min(1, limit / len(cells))).round().clip(lower=least)
     while quota.sum() > limit:
         quota[quota.idxmax()] -= 1
     chosen = []
@@ -245,16 +235,17 @@ def limit_cells(table, limit, classes=CLASSES, seed=SPLIT_SEED):
 # ---------------------------------------------------------------- images
 
 
-def fill_images(table):
+def fill_images(table, tell=None):
     """Copy missing images of a table from the installed package elpv-dataset, if they are ELPV cells.
 
     A row is an ELPV cell if this project's data.csv has its file name, module and probability; so a user's missing
     file that only shares an ELPV name is never replaced.
-    Returns how many were copied. Raises InputError for missing images that the package does not hold.
+    tell: function that gets a line if images were copied.
+    Raises InputError for missing images that the package does not hold.
     """
     missing = table[[not file_of(path)[0].exists() for path in table["path"]]]
     if missing.empty:
-        return 0
+        return
     rows = read_rows(Path(__file__).with_name("data.csv"), ["filename", "module", "probability"])
     elpv_cells = {(row.filename, row.module, float(row.probability)) for row in rows.itertuples()}
     package = importlib.util.find_spec("elpv_dataset")
@@ -268,7 +259,8 @@ def fill_images(table):
     for path in tqdm(paths, desc="images", unit="image", leave=False):
         with atomic_path(path) as temporary:
             shutil.copyfile(folder / path.name, temporary)
-    return len(paths)
+    if tell:
+        tell(f"{len(paths)} images copied from elpv-dataset into {paths[0].parent}")
 
 
 def write_variants(table, folder):
@@ -312,8 +304,7 @@ class CellDataset:
     """Images and labels of table rows, served a batch at a time.
 
     table: DataFrame whose column `image` (int) is each row's place in `images`, and whose column `transform` names the
-        variant to make from it. An optional column `weight` (int) says how many times as often as others a row is
-        drawn in training.
+        variant to make from it. An optional column `weight` (int) says how often a row is drawn in training.
     images: uint8 (P, 1, S, S), from load_images.
     """
 
@@ -329,8 +320,7 @@ class CellDataset:
         return len(self.table)
 
     def to(self, device):
-        """The same data set with its images on a GPU, so that no step waits for a copy (ELPV: 236 MB); on a CPU
-        itself, which reads the mapped file."""
+        """The data set with its images on a GPU, so that no step waits for a copy (ELPV: 236 MB); for a CPU, itself."""
         import torch
 
         if torch.device(device).type == "cpu" or isinstance(self.images, torch.Tensor):
@@ -392,26 +382,19 @@ def compare_people(paths, classes, images, page):
     report_agreement(*paths, first, second, classes, root, page)
 
 
-def describe(paths, classes, images, variants):
-    """Fill in missing images of tables, print what is in them, and write the variants into a folder if asked."""
-    table = read_tables(paths, classes, images)
-    copied = fill_images(table)
-    if copied:
-        print(f"{copied} images copied from elpv-dataset into {table['path'][0].parent}")
-    print(summary(table, classes))
-    load_sources(table, tell=print)
-    if variants:
-        print(f"\n{write_variants(table, variants)} images and data.csv in {variants}")
-
-
 @command
 def main(argv=None):
     """Command line of this file; returns the exit code."""
     args = options().parse_args(argv)
     if args.agree:
         compare_people(args.agree, args.classes, args.images, args.disputes)
-    else:
-        describe(args.data, args.classes, args.images, args.variants)
+        return
+    table = read_tables(args.data, args.classes, args.images)
+    fill_images(table, print)
+    print(summary(table, args.classes))
+    load_sources(table, tell=print)
+    if args.variants:
+        print(f"\n{write_variants(table, args.variants)} images and data.csv in {args.variants}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import logging
 import statistics
 import time
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,41 +30,41 @@ from elcells.data.tables import read_rows
 from elcells.devices import pick_device
 from elcells.evaluation.metrics import f1_scores, metrics_table
 from elcells.files import InputError, atomic_path, command, reason
-from elcells.inference.engines import open_model
+from elcells.inference.engines import in_batches, open_model
 from elcells.inference.quantize import quantise, round_weights
+from elcells.settings import add_option, given_options, setting
 from elcells.training.checkpoints import find_checkpoint
 from model import load_model, logits_over_symmetries
 
-DEFAULT_TABLE = "data.csv"
 TOLERANCE = 1e-4  # of probabilities, between ONNX Runtime and PyTorch
 CHECK_CELLS = 64
 CALIBRATION_CELLS = 96
-SMALLER = {"int8": quantise, "int8_weights": round_weights}  # how each smaller file is made
+BATCH = 16  # images at once
+MEASURED_SECONDS = 2  # for which the speed of a file is measured
+SMALLER = {"int8": quantise, "int8_weights": round_weights}  # what makes the smaller file of an option
 
 
 @dataclass(frozen=True)
 class Export:
-    """What the command line asks for; a field for each option.
+    """What the command line asks for."""
 
-    smaller: keys of SMALLER. images: None for the table's folder.
-    """
-
-    checkpoint: Path
-    out: Path
-    raw_input: bool
-    tta: bool
-    opset: int
-    smaller: list
-    max_drop: float
-    table: str
-    images: str | None
-    device: str
+    checkpoint: str = setting("best", "best, last, an epoch's number or a path")
+    out: str = setting("onnx", "folder of the ONNX files", metavar="DIR")
+    raw_input: bool = setting(False, "take three normalised float channels instead of uint8 gray")
+    tta: bool = setting(False, "predict the mean over eight symmetries: a little better, eight times the work")
+    opset: int = setting(18, "ONNX operator set", least=18, most=23)
+    int8: bool = setting(False, "also write NAME_int8.onnx, quantised, and measure it")
+    int8_weights: bool = setting(False, "also write and measure NAME_int8_weights.onnx, a quarter of the size")
+    max_drop: float = setting(0.01, "refuse smaller files that lose more on validation and test cells", metavar="F1")
+    data: str = setting("data.csv", "table of the cells to check and to quantise with", metavar="CSV")
+    images: str | None = setting(None, "folder of its file names (the table's folder)", metavar="DIR")
+    device: str = setting("auto", "of PyTorch's side of the check: auto, cpu, cuda", metavar="NAME")
 
     def path(self, ending=".onnx"):
         """Path of a file to write: the float file, or one whose name ends differently."""
         tta = "_tta" if self.tta else ""
         raw = "_raw" if self.raw_input else ""
-        return self.out / f"{self.checkpoint.stem}{tta}{raw}{ending}"
+        return Path(self.out) / f"{Path(self.checkpoint).stem}{tta}{raw}{ending}"
 
 
 # ---------------------------------------------------------------- the exported network
@@ -121,17 +121,17 @@ def write_onnx(module, example, path, opset):
 
 def metadata_of(model, checkpoint, export):
     """The metadata of the ONNX file, as a dict that JSON can hold."""
-    calibration = model.calibrated(export.tta)
+    calibration = model.calibration_for(export.tta)
     return {
         **asdict(model.metadata),
-        "thresholds": calibration.thresholds(),
+        "thresholds": calibration.thresholds(),  # for users' own code; ours reads the operating points
         "operating_points": calibration.operating_points,
         "tta": export.tta,
         "input": "raw" if export.raw_input else "uint8",
         "metrics": checkpoint.get("metrics", {}),
         "epoch": checkpoint.get("epoch"),
-        "checkpoint": export.checkpoint.name,
-        "checkpoint_sha256": hashlib.sha256(export.checkpoint.read_bytes()).hexdigest(),
+        "checkpoint": Path(export.checkpoint).name,
+        "checkpoint_sha256": hashlib.sha256(Path(export.checkpoint).read_bytes()).hexdigest(),
     }
 
 
@@ -170,24 +170,22 @@ class Check:
     expected: np.ndarray
 
     def largest_difference(self, path):
-        """Largest difference of ONNX Runtime's probabilities, in batches of 16, 7 and 1 images."""
+        """Largest difference of ONNX Runtime's probabilities, for all images, seven and one."""
         engine = open_model(path, "onnxruntime", device="cpu")
-        differences = [np.abs(engine_probabilities(engine, self.images) - self.expected).max()]
-        for count in (1, 7):
-            differences.append(np.abs(engine(self.images[:count]) - self.expected[:count]).max())
-        return float(max(differences))
+        counts = (len(self.images), 7, 1)
+        return float(max(np.abs(engine(self.images[:n]) - self.expected[:n]).max() for n in counts))
 
 
 def images_to_check(export, size):
     """CHECK_CELLS images, uint8 (N, 1, size, size), and what they are in words.
 
-    Random cells of the table, as far as their images exist, then drawn images. Only the default table may be missing:
-    raises InputError where another can't be read.
+    Random cells of the table whose images can be read, filled up with drawn images. Only the default table may be
+    missing: raises InputError where another can't be read.
     """
     images = []
-    if export.table != DEFAULT_TABLE or Path(DEFAULT_TABLE).exists():
-        names = read_rows(export.table, ["filename"])["filename"]
-        paths = data.image_paths(names, Path(export.images or Path(export.table).parent))
+    if export.data != Export.data or Path(export.data).exists():
+        names = read_rows(export.data, ["filename"])["filename"]
+        paths = data.image_paths(names, Path(export.images or Path(export.data).parent))
         for place in np.random.default_rng(0).permutation(len(paths)):
             with contextlib.suppress(InputError):
                 images.append(read_image(paths[place], size)[None])
@@ -200,12 +198,12 @@ def images_to_check(export, size):
     return np.stack([*images, *drawn]), description
 
 
-def drawn_images(count, size, seed=0):
+def drawn_images(count, size):
     """Rough drawings of cells, uint8 (count, 1, size, size): grains and busbars of various brightness and contrast.
 
     Good enough to compare two ways of computing one network.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     grains = rng.normal(size=(count, 12, 12)).astype(np.float32)
     smooth = np.stack([Image.fromarray(g).resize((size, size), Image.Resampling.BICUBIC) for g in grains])
     brightness = rng.uniform(40, 200, (count, 1, 1))
@@ -217,16 +215,11 @@ def drawn_images(count, size, seed=0):
 
 
 @torch.inference_mode()
-def torch_probabilities(model, images, tta, batch_size=32):
+def torch_probabilities(model, images, tta):
     """Probabilities (N, C) of a CellClassifier in float32, on its device."""
     device = next(model.parameters()).device
-    parts = [torch.from_numpy(images[i : i + batch_size]).to(device) for i in range(0, len(images), batch_size)]
-    return torch.cat([model.probabilities(model(part, tta), tta) for part in parts]).cpu().numpy()
-
-
-def engine_probabilities(engine, images, batch_size=16):
-    """Probabilities (N, C) of an Engine."""
-    return np.concatenate([engine(images[i : i + batch_size]) for i in range(0, len(images), batch_size)])
+    logits = [model(torch.from_numpy(batch).to(device), tta) for batch in in_batches(images, BATCH)]
+    return model.probabilities(torch.cat(logits), tta).cpu().numpy()
 
 
 # ---------------------------------------------------------------- quality, size and speed
@@ -248,7 +241,7 @@ class Cells:
 
 def read_cells(export, metadata, split):
     """The Cells of a checkpoint with this Metadata and record of its split (None: the default split)."""
-    table = data.read_table(export.table, metadata.classes, export.images)
+    table = data.read_table(export.data, metadata.classes, export.images)
     data.fill_images(table)
     pixels, table["image"] = load_images(table, metadata.image_size)
     val = data.part_of_checkpoint(table, split, "val", metadata.classes)
@@ -271,7 +264,7 @@ def quality_and_speed(path, cells):
     """
     engine = open_model(path, "onnxruntime", device="cpu")
     thresholds = engine.thresholds()
-    probabilities = engine_probabilities(engine, cells.unseen)
+    probabilities = engine(cells.unseen)
     test = slice(-cells.test_count, None)
     table = metrics_table(cells.labels[test], probabilities[test], thresholds, engine.classes)
     figures = {f"f1_{name}": metrics["f1"] for name, metrics in table.items()}
@@ -282,17 +275,17 @@ def quality_and_speed(path, cells):
     return figures
 
 
-def cells_per_second(engine, images, batch_size=16, seconds=2.0):
+def cells_per_second(engine, images):
     """Median speed of an Engine on batches of real images, after one to warm up."""
-    batch = np.resize(images, (batch_size, *images.shape[1:]))
+    batch = np.resize(images, (BATCH, *images.shape[1:]))
     engine(batch)
     times = []
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + MEASURED_SECONDS
     while len(times) < 3 or time.perf_counter() < end:
         start = time.perf_counter()
         engine(batch)
         times.append(time.perf_counter() - start)
-    return batch_size / statistics.median(times)
+    return BATCH / statistics.median(times)
 
 
 def print_table(figures, test_count):
@@ -300,7 +293,7 @@ def print_table(figures, test_count):
     table = pd.DataFrame.from_dict(figures, orient="index")
     table.index = [Path(path).name for path in figures]
     print(
-        f"\nOn the {test_count} test cells (f1_unseen: validation and test cells), ONNX Runtime, batch 16, "
+        f"\nOn the {test_count} test cells (f1_unseen: validation and test cells), ONNX Runtime, batch {BATCH}, "
         f"{torch.get_num_threads()} threads:"
     )
     print(table.to_string(float_format="{:.4g}".format))
@@ -313,7 +306,8 @@ def write_files(export):
     """Write the float file and, if asked for, smaller ones and the figures of all."""
     model, checkpoint = load_model(export.checkpoint, pick_device(export.device))
     metadata = metadata_of(model, checkpoint, export)
-    cells = read_cells(export, model.metadata, checkpoint.get("split")) if export.smaller else None
+    smaller = [option for option in SMALLER if getattr(export, option)]
+    cells = read_cells(export, model.metadata, checkpoint.get("split")) if smaller else None
     images, description = images_to_check(export, model.metadata.image_size)
     check = Check(images, description, torch_probabilities(model, images, export.tta))
     write_float(export, model.cpu(), metadata, check)
@@ -321,7 +315,7 @@ def write_files(export):
         return
     figures = {str(export.path()): quality_and_speed(export.path(), cells)}
     try:
-        for kind in export.smaller:
+        for kind in smaller:
             write_smaller(kind, export, metadata, check, cells, figures)
     finally:
         print_table(figures, cells.test_count)
@@ -377,40 +371,20 @@ def write_smaller(kind, export, metadata, check, cells, figures):
 
 
 def options():
-    """The parser of this script's command line; its results are the fields of Export."""
+    """The parser of this script's command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    text = "best, last, an epoch's number or a path (%(default)s)"
-    parser.add_argument("checkpoint", nargs="?", default="best", help=text)
-    group = parser.add_argument_group("file")
-    group.add_argument("--out", type=Path, default="onnx", metavar="DIR", help="folder of the ONNX files (%(default)s)")
-    text = "take three normalised float channels instead of uint8 gray"
-    group.add_argument("--raw-input", action="store_true", help=text)
-    text = "predict the mean over an image's eight symmetries: a little better, eight times the work"
-    group.add_argument("--tta", action="store_true", help=text)
-    group.add_argument("--opset", type=int, default=18, metavar="N", help="ONNX operator set (%(default)s)")
-    group = parser.add_argument_group("smaller files")
-    text = "also write NAME_int8.onnx, quantised, and measure it"
-    group.add_argument("--int8", action="append_const", dest="smaller", const="int8", default=[], help=text)
-    text = "also write NAME_int8_weights.onnx, a quarter of the size, its arithmetic in float, and measure it"
-    group.add_argument("--int8-weights", action="append_const", dest="smaller", const="int8_weights", help=text)
-    text = "refuse smaller files that lose more on validation and test cells (%(default)s)"
-    group.add_argument("--max-drop", type=float, default=0.01, metavar="F1", help=text)
-    group = parser.add_argument_group("images to check with (drawn where there are none) and to quantise with")
-    text = "table with the cells (%(default)s)"
-    group.add_argument("--data", dest="table", default=DEFAULT_TABLE, metavar="CSV", help=text)
-    group.add_argument("--images", metavar="DIR", help="folder of its file names (the table's folder)")
-    text = "of PyTorch's side of the check: auto, cpu, cuda (%(default)s)"
-    group.add_argument("--device", default="auto", help=text)
+    checkpoint, *others = fields(Export)
+    parser.add_argument("checkpoint", nargs="?", help=f"{checkpoint.metadata['text']} ({checkpoint.default})")
+    for field in others:
+        add_option(parser, field)
     return parser
 
 
 @command
 def main(argv=None):
     """Command line of this file; returns the exit code."""
-    export = Export(**vars(options().parse_args(argv)))
-    if not 18 <= export.opset <= 23:
-        raise InputError(f"--opset {export.opset}: the exporter writes 18 to 23")
-    write_files(replace(export, checkpoint=find_checkpoint(export.checkpoint)))
+    export = Export(**given_options(options().parse_args(argv), Export))
+    write_files(replace(export, checkpoint=str(find_checkpoint(export.checkpoint))))
 
 
 if __name__ == "__main__":

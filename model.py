@@ -42,14 +42,18 @@ class NetworkKind:
     build: function of (number of classes, width) that gives it with random weights; it takes gray images (N, 1, H, W)
         and gives logits (N, classes); its last layer is called fc.
     stages: names of its four stages, whose outputs are the last of strides 4, 8, 16 and 32.
-    map_layers: names of four layers of these strides whose outputs class maps are made of; they should not be negative.
+    map_layers: names of four layers of these strides whose outputs class maps are made of, if not the stages'; they
+        should not be negative.
     imagenet: function that gives the state dict of its ImageNet weights, or None where there are none.
     """
 
     build: Callable
     stages: tuple
-    map_layers: tuple
+    map_layers: tuple = ()
     imagenet: Callable | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "map_layers", self.map_layers or self.stages)
 
 
 NETWORKS = {}  # name -> NetworkKind; each network has its entry below its class
@@ -161,7 +165,6 @@ def torchvision_resnet(name, classes):
 NETWORKS["resnet34"] = NetworkKind(
     build=lambda classes, width: torchvision_resnet("resnet34", classes),
     stages=("layer1", "layer2", "layer3", "layer4"),
-    map_layers=("layer1", "layer2", "layer3", "layer4"),
     imagenet=partial(imagenet_torchvision, "resnet34"),
 )
 
@@ -222,7 +225,6 @@ class ResNet(nn.Module):
 NETWORKS["resnet"] = NetworkKind(
     build=ResNet,
     stages=("blocks.1", "blocks.3", "blocks.5", "last"),
-    map_layers=("blocks.1", "blocks.3", "blocks.5", "last"),
 )
 
 
@@ -326,7 +328,7 @@ class CellClassifier(nn.Module):
         parts = images.split(max(1, len(images) // 8))
         return torch.cat([logits_over_symmetries(self.network, part) for part in parts]).float()
 
-    def calibrated(self, tta=False):
+    def calibration_for(self, tta=False):
         """The Calibration for predictions alone or over the symmetries; InputError where the checkpoint has none."""
         calibration = self.calibration_tta if tta else self.calibration
         if calibration is None:
@@ -335,9 +337,13 @@ class CellClassifier(nn.Module):
             )
         return calibration
 
-    def probabilities(self, logits, tta=False):
-        """Probabilities (N, C) of logits (N, C), calibrated: the one place where the sigmoid is applied."""
-        return torch.sigmoid(logits / torch.tensor(self.calibrated(tta).temperatures, device=logits.device))
+    def probabilities(self, logits, tta=False, calibration=None):
+        """Probabilities (N, C) of logits (N, C): the one place where the sigmoid is applied.
+
+        calibration: whose temperatures are taken, if not the network's own.
+        """
+        temperatures = (calibration or self.calibration_for(tta)).temperatures
+        return torch.sigmoid(logits / torch.tensor(temperatures, device=logits.device))
 
 
 def logits_over_symmetries(network, images):

@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -30,7 +30,7 @@ from elcells.inference.output import OutputTable
 from elcells.modules.align import align_cell
 from elcells.modules.cutting import grid_size, guess_grid, read_corners
 from elcells.modules.judging import ModuleLayout, draw_results, judge_modules
-from elcells.modules.parallel import ModulesTable, folders_of, module_names, warnings_of
+from elcells.modules.parallel import BLACK_COLUMN, ModulesTable, folders_of, module_names, warnings_of
 from elcells.pages.report import write_report
 from elcells.pages.review import write_review
 
@@ -44,62 +44,61 @@ def say(*lines):
         print(line, file=sys.stderr)
 
 
-def counts_text(counts, classes):
-    """Text such as "3 crack, 1 inactive"."""
-    return ", ".join(f"{counts[c]} {c}" for c in classes)
+class Tally:
+    """What a run counts for its summary. engine: the Engine at work. unit: "images" or "modules"."""
 
+    def __init__(self, engine, unit):
+        self.engine = engine
+        self.unit = unit
+        self.count = 0
+        self.unreadable = 0
+        self.nearly_black = 0
+        self.defects = Counter()  # cells of each class
+        self.notes = Counter()
+        self.started = time.monotonic()
 
-@dataclass(frozen=True)
-class NetworkChoice:
-    """Which network predicts (an ONNX file or a checkpoint), and how it is run."""
+    def add(self, cells, notes):
+        """Count an image by the CellResults of its cells and by its notes; returns its defects, a Counter."""
+        defects = Counter()
+        for cell in cells:
+            defects.update(cell.defects(self.engine.classes))
+            self.unreadable += not cell.judged
+            self.nearly_black += cell.nearly_black
+        self.count += 1
+        self.defects += defects
+        self.notes.update(notes)
+        return defects
 
-    path: Path
-    operating_point: str = "f1"
-    tta: bool = False  # the mean over an image's eight symmetries; only for checkpoints
-    device: str = "auto"
-    engine: str = "auto"  # this and the next two are only for ONNX files (`open_model`)
-    precision: str = "float32"
-    threads: int = 0
-
-
-@dataclass(frozen=True)
-class ImageChoice:
-    """Which images are judged, and how they are taken."""
-
-    inputs: list  # folders, files, globs, or -
-    shard: tuple = (1, 1)  # (K, N): every N-th of them from the K-th on
-    layout: ModuleLayout | None = None  # of whole modules
-    align: bool = False
-    batch_size: int = 16
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where results go: the table (None: the screen) and the pages that are asked for."""
-
-    table: Path | None
-    report: Path | None
-    review: Path | None
-    embed: bool
+    def text(self, ending):
+        """Such as "3 modules: 2 crack, 1 inactive cells; 0.14 modules/s with onnxruntime"; ending: of the counts."""
+        counts = ", ".join(f"{self.defects[name]} {name}" for name in self.engine.classes)
+        speed = "nothing left to do"
+        if self.count:
+            rate = self.count / (time.monotonic() - self.started)
+            speed = f"{rate:.2f} {self.unit}/s with {self.engine.name}"
+        return f"{self.count} {self.unit}: {counts}{ending}; {speed}"
 
 
 # ---------------------------------------------------------------- networks
 
 
-def open_network(choice):
-    """Open an ONNX file or a checkpoint, which needs PyTorch, as an Engine."""
-    path = Path(choice.path)
-    if path.suffix == ".onnx":
-        if choice.tta:
-            raise InputError(f"--tta: {path} can't be changed; export it with `python export_onnx.py --tta`")
-        return open_model(path, choice.engine, choice.threads, choice.device, choice.precision)
-    if choice.engine != "auto" or choice.threads or choice.precision != "float32":
-        raise InputError(f"{path}: PyTorch runs a checkpoint; engine, its precision and threads are for ONNX files")
-    return open_checkpoint(path, choice.tta, choice.device)
+def open_network(path, tta=False, device="auto", **onnx_options):
+    """Open an ONNX file or a checkpoint as an Engine.
+
+    tta: predict by the mean over an image's eight symmetries; only for checkpoints. onnx_options: of `open_model`.
+    """
+    path = Path(path)
+    if path.suffix != ".onnx":
+        if onnx_options:
+            raise InputError(f"{path}: PyTorch runs a checkpoint; engine, its precision and threads are for ONNX files")
+        return open_checkpoint(path, tta, device)
+    if tta:
+        raise InputError(f"--tta: {path} can't be changed; export it with `python export_onnx.py --tta`")
+    return open_model(path, device=device, **onnx_options)
 
 
-def open_checkpoint(path, tta=False, device="auto"):
-    """Open a checkpoint as an Engine; tta: predict by the mean over an image's eight symmetries."""
+def open_checkpoint(path, tta, device):
+    """Open a checkpoint as an Engine; this alone needs PyTorch."""
     import torch
 
     from elcells.devices import keep_freed_memory, pick_device
@@ -109,7 +108,7 @@ def open_checkpoint(path, tta=False, device="auto"):
     device = pick_device(device)
     model, _ = load_model(path, device)
     model = model.to(memory_format=torch.channels_last)
-    operating_points = model.calibrated(tta).operating_points
+    operating_points = model.calibration_for(tta).operating_points
     map_layer = model.network.get_submodule(model.kind.map_layers[-1])
 
     @torch.inference_mode()
@@ -143,7 +142,7 @@ def default_model():
 # ---------------------------------------------------------------- images of cells
 
 
-def read_cell(path, size, align=False):
+def read_cell(path, size, align):
     """An image file as (pixels uint8 (size, size), CellResult to be judged), or (None, CellResult with the error).
 
     align: turn the cell upright and cut it tightly.
@@ -159,7 +158,7 @@ def read_cell(path, size, align=False):
     return pixels, CellResult(path, brightness=pixels.mean() / 255, notes=tuple(notes))
 
 
-def batches(paths, size, batch_size, threads=THREADS, align=False):
+def read_batches(paths, size, align, batch_size):
     """Yield lists of `batch_size` results of read_cell, decoded in threads a few batches ahead."""
     paths = iter(paths)
     waiting = deque()
@@ -169,7 +168,7 @@ def batches(paths, size, batch_size, threads=THREADS, align=False):
         if batch:
             waiting.append([pool.submit(read_cell, path, size, align) for path in batch])
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         try:
             for _ in range(BATCHES_AHEAD):
                 submit_next()
@@ -180,81 +179,63 @@ def batches(paths, size, batch_size, threads=THREADS, align=False):
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def judge_images(engine, thresholds, paths, batch_size=16, align=False):
+def judge_images(engine, thresholds, paths, align):
     """Yield the CellResult of each image file, in order."""
-    for cells in batches(paths, engine.image_size, batch_size, align=align):
-        yield from judge(engine, thresholds, cells, batch_size)
+    for cells in read_batches(paths, engine.image_size, align, engine.batch_size):
+        yield from judge(engine, thresholds, cells)
 
 
-def predict_cells(engine, thresholds, paths, images, table):
+def predict_cells(engine, thresholds, paths, align, table):
     """Judge image files of cells, write their rows and print a summary; returns whether all could be read."""
-    unreadable = nearly_black = 0
-    defects, notes = Counter(), Counter()
-    examples = {}  # an image for each note
-    started = time.monotonic()
-    results = judge_images(engine, thresholds, paths, images.batch_size, images.align)
-    for cell in tqdm(results, total=len(paths), unit="image", leave=False):
+    tally = Tally(engine, "images")
+    module_path = None  # of the first image that looks like a module
+    for cell in tqdm(judge_images(engine, thresholds, paths, align), total=len(paths), unit="image", leave=False):
         table.write(cell)
-        unreadable += not cell.judged
-        nearly_black += cell.nearly_black
-        defects.update(cell.defects(engine.classes))
-        notes.update(cell.notes)
-        examples.update({note: cell.filename for note in cell.notes if note not in examples})
-    seconds = time.monotonic() - started
-    speed = f"{len(paths) / seconds:.1f} images/s with {engine.name}" if paths else "nothing left to do"
-    say(f"{len(paths)} images: {counts_text(defects, engine.classes)}, {unreadable} unreadable; {speed}")
-    if nearly_black:
-        say(f"{nearly_black} of them are nearly black (dead or underexposed): too dark to judge.")
-    say(*as_lines(notes))
-    if LIKE_MODULE in notes:
-        grid = guess_grid(examples[LIKE_MODULE])
-        if grid:
-            say(f"The first of them looks like --grid {grid}.")
-    return not unreadable
+        tally.add([cell], cell.notes)
+        if LIKE_MODULE in cell.notes and module_path is None:
+            module_path = cell.filename
+    say(tally.text(f", {tally.unreadable} unreadable"))
+    if tally.nearly_black:
+        say(f"{tally.nearly_black} of them are nearly black (dead or underexposed): too dark to judge.")
+    say(*as_lines(tally.notes))
+    grid = guess_grid(module_path) if module_path else ""
+    if grid:
+        say(f"The first of them looks like --grid {grid}.")
+    return not tally.unreadable
 
 
 # ---------------------------------------------------------------- images of whole modules
 
 
-def predict_modules(engine, thresholds, named, images, table):
+def predict_modules(engine, thresholds, named, layout, table):
     """Cut whole modules, judge their cells, write rows and print a summary; returns whether all modules are sure.
 
     named: list of (path, name), including those that a resumed run has done.
     """
     classes = engine.classes
     cells_folder, modules_folder = folders_of(table.path.with_suffix(""))
-    defects, notes = Counter(), Counter()
-    drawing = None  # of the module before
-    started = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(1))
-        modules = stack.enter_context(ModulesTable(modules_folder / "modules.csv", [*classes, "nearly_black"]))
+    modules_path = modules_folder / "modules.csv"
+    tally = Tally(engine, "modules")
+    drawing = None  # of the previous module
+    with ThreadPoolExecutor(1) as pool, ModulesTable(modules_path, [*classes, BLACK_COLUMN]) as modules:
         left = [(path, name) for path, name in named if name not in modules.done]
-        judged = judge_modules(engine, thresholds, left, cells_folder, images.layout, images.batch_size)
-        stack.enter_context(contextlib.closing(judged))
-        for name, module, results in judged:
-            for cell in results:
-                if cell.filename not in table.done:
-                    table.write(cell)
-            table.flush()  # before the module is noted as done
-            counts = Counter(itertools.chain.from_iterable(cell.defects(classes) for cell in results))
-            defects.update(counts)
-            notes.update(module.notes)
-            if results:
+        with contextlib.closing(judge_modules(engine, thresholds, left, cells_folder, layout)) as judged:
+            for name, module, cells in judged:
+                for cell in cells:
+                    if cell.filename not in table.done:
+                        table.write(cell)
+                defects = tally.add(cells, module.notes)
+                if not cells:
+                    modules.add(module, name, [""] * (len(classes) + 1))
+                    continue
                 if drawing:
                     drawing.result()
-                drawing = pool.submit(draw_results, module, modules_folder / f"{name}.png", results, classes)
-                modules.add(module, name, [*(counts[c] for c in classes), int(module.black.sum())])
-            else:
-                modules.add(module, name, [""] * (len(classes) + 1))
+                drawing = pool.submit(draw_results, module, modules_folder / f"{name}.png", cells, classes)
+                modules.add(module, name, [*(defects[c] for c in classes), int(module.black.sum())])
         if drawing:
             drawing.result()
-    seconds = time.monotonic() - started
-    count = len(modules.modules)
-    speed = f"{count / seconds:.2f} modules/s with {engine.name}" if count else "nothing left to do"
     lines, all_sure = warnings_of(modules.modules)
-    say(f"{count} modules: {counts_text(defects, classes)} cells; {speed}")
-    say(*lines, *as_lines(notes), f"{modules_folder} shows the modules.")
+    say(tally.text(" cells"), *lines, *as_lines(tally.notes), f"{modules_folder} shows the modules.")
     return all_sure
 
 
@@ -277,15 +258,15 @@ def options():
     parser.add_argument("--align", action="store_true", help=text)
     group = parser.add_argument_group("network")
     text = "ONNX file or checkpoint (the newer of onnx/best.onnx and checkpoints/best.ckp, else cells.onnx)"
-    group.add_argument("--model", metavar="FILE", help=text)
+    group.add_argument("--model", type=Path, metavar="FILE", help=text)
     text = "thresholds: f1 (highest F1) or recall (misses 5 %% of each defect) (%(default)s)"
     group.add_argument("--operating-point", default="f1", metavar="NAME", help=text)
     group.add_argument("--tta", action="store_true", help="mean over an image's eight symmetries (checkpoints)")
     group = parser.add_argument_group("results")
-    group.add_argument("--csv", metavar="FILE", help="write the rows there (the screen)")
+    group.add_argument("--csv", type=Path, metavar="FILE", help="write the rows there (the screen)")
     group.add_argument("--resume", action="store_true", help="continue --csv: skip the images that it has")
     group.add_argument("--report", metavar="FILE", help="write an HTML page with counts and the defective cells")
-    text = "write an HTML page on which to label cells, those first on which a look pays most"
+    text = "write an HTML page on which to label cells, the most doubtful first"
     group.add_argument("--review", metavar="FILE", help=text)
     group.add_argument("--embed", action="store_true", help="put the images into the page of --review")
     group = parser.add_argument_group("whole modules")
@@ -296,87 +277,73 @@ def options():
     group = parser.add_argument_group("speed")
     text = "every N-th image, from the K-th on (all)"
     group.add_argument("--shard", type=shard, default=(1, 1), metavar="K/N", help=text)
-    group.add_argument("--engine", choices=ENGINES, default="auto", help="what runs an ONNX file (%(default)s)")
-    text = "of openvino; auto: bfloat16 where it is fast, which moves probabilities (%(default)s)"
-    group.add_argument("--engine-precision", choices=PRECISIONS, default="float32", help=text)
+    group.add_argument("--engine", choices=ENGINES, help="what runs an ONNX file (auto)")
+    text = "of openvino; auto: bfloat16 where it is fast, which moves probabilities (float32)"
+    group.add_argument("--engine-precision", choices=PRECISIONS, help=text)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
     group.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (%(default)s)")
-    group.add_argument("--threads", type=int, default=0, metavar="N", help="of the network, 0: all (%(default)s)")
+    group.add_argument("--threads", type=int, metavar="N", help="of an ONNX file's network, 0: all (0)")
     return parser
 
 
-def images_of(args):
-    """The ImageChoice of parsed options; InputError for options that contradict each other."""
+def check_options(args):
+    """Raise InputError for options that contradict each other, and for a table that would be overwritten."""
     if args.batch_size < 1:
         raise InputError(f"--batch-size {args.batch_size}: must be at least 1")
     if args.corners and not args.grid:
         raise InputError("--corners: needs --grid")
     if args.align and args.grid:
         raise InputError("--align: is for single cells; --grid cuts them upright anyway")
+    if args.embed and not args.review:
+        raise InputError("--embed: needs --review, whose images it puts into the page")
+    if args.grid and not args.csv:
+        raise InputError("--grid: needs --csv or --report; the cells and the modules' images go beside it")
+    if args.resume and not args.csv:
+        raise InputError("--resume: needs --csv, the file to continue")
+    if args.csv and args.csv.exists() and not args.resume:
+        raise InputError(f"{args.csv}: already exists; add --resume to continue it, or give another --csv")
+
+
+def run(args):
+    """Judge images, write the table and the pages; returns the exit code."""
     layout = None
     if args.grid:
         layout = ModuleLayout(*grid_size(args.grid), read_corners(args.corners) if args.corners else {})
-    return ImageChoice(args.inputs, args.shard, layout, args.align, args.batch_size)
-
-
-def output_of(args):
-    """The Output of parsed options; InputError for options that contradict each other."""
-    page = args.report or args.review
-    table = args.csv or (page and Path(page).with_suffix(".csv"))
-    if args.embed and not args.review:
-        raise InputError("--embed: needs --review, whose images it puts into the page")
-    if args.grid and not table:
-        raise InputError("--grid: needs --csv or --report; the cells and the modules' images go beside it")
-    if args.resume and not table:
-        raise InputError("--resume: needs --csv, the file to continue")
-    if table and Path(table).exists() and not args.resume:
-        raise InputError(f"{table}: already exists; add --resume to continue it, or give another --csv")
-    return Output(table and Path(table), args.report, args.review, args.embed)
-
-
-def identity(network, images):
-    """What must be the same for a table to be continued, as the note beside it has it."""
-    return {
-        "network": hashlib.sha256(network.path.read_bytes()).hexdigest(),
-        "operating point": network.operating_point,
-        "tta": network.tta,
-        "grid": f"{images.layout.columns}x{images.layout.rows}" if images.layout else "",
-        "align": images.align,
-    }
-
-
-def write_pages(network, engine, output, modules_folder):
-    """Write the pages that are asked for; modules_folder: of the modules' images, or None."""
-    thresholds = engine.thresholds(network.operating_point)
-    if network.path.suffix == ".onnx":
-        engine = replace(engine, class_maps=onnx_class_maps(network.path, network.threads))
-    if output.report:
-        write_report(output.table, output.report, engine, thresholds, network.path.name, modules_folder)
-        say(f"{output.report} shows them.")
-    if output.review:
-        count = write_review(output.table, output.review, engine, thresholds, output.embed)
-        say(f"{output.review}: {count} cells to label, the doubtful ones first.")
-
-
-def run(network, images, output):
-    """Judge images, write the table and the pages; returns the exit code."""
-    engine = open_network(network)
-    thresholds = engine.thresholds(network.operating_point)
-    paths = list(find_images(images.inputs))
+    model = args.model or default_model()
+    onnx_options = {"engine": args.engine, "precision": args.engine_precision, "threads": args.threads}
+    onnx_options = {name: value for name, value in onnx_options.items() if value is not None}
+    engine = open_network(model, args.tta, args.device, **onnx_options)
+    engine = replace(engine, batch_size=args.batch_size)
+    thresholds = engine.thresholds(args.operating_point)
+    paths = list(find_images(args.inputs))
     if not paths:
-        raise InputError(f"{' '.join(images.inputs)}: no images there ({' '.join(sorted(SUFFIXES))})")
-    number, shares = images.shard
+        raise InputError(f"{' '.join(args.inputs)}: no images there ({' '.join(sorted(SUFFIXES))})")
+    number, shares = args.shard
     share = slice(number - 1, None, shares)
-    with OutputTable(output.table, engine.classes, bool(images.layout), identity(network, images)) as table:
-        if images.layout:
+    identity = {  # what must be the same for a table to be continued
+        "network": hashlib.sha256(model.read_bytes()).hexdigest(),
+        "operating point": args.operating_point,
+        "tta": args.tta,
+        "grid": f"{layout.columns}x{layout.rows}" if layout else "",
+        "align": args.align,
+    }
+    modules_folder = None
+    with OutputTable(args.csv, engine.classes, bool(layout), identity) as table:
+        if layout:
+            modules_folder = folders_of(args.csv.with_suffix(""))[1]
             named = list(zip(paths, module_names(paths)))
-            complete = predict_modules(engine, thresholds, named[share], images, table)
+            complete = predict_modules(engine, thresholds, named[share], layout, table)
         else:
             left = [path for path in paths[share] if path not in table.done]
-            complete = predict_cells(engine, thresholds, left, images, table)
-    if output.report or output.review:
-        modules_folder = folders_of(output.table.with_suffix(""))[1] if images.layout else None
-        write_pages(network, engine, output, modules_folder)
+            complete = predict_cells(engine, thresholds, left, args.align, table)
+    if model.suffix == ".onnx" and (args.report or args.review):
+        engine = replace(engine, class_maps=onnx_class_maps(model, args.threads or 0))
+    if args.report:
+        write_report(args.csv, args.report, engine, thresholds, model.name, modules_folder)
+        say(f"{args.report} shows them.")
+    if args.review:
+        count = write_review(args.csv, args.review, engine, thresholds, args.embed)
+        say(f"{args.review}: {count} cells to label, the doubtful ones first.")
     return 0 if complete else 3
 
 
@@ -385,13 +352,11 @@ def main(argv=None):
     """Command line of this file; returns the exit code: 0, 2 for bad input, 3 when some images can't be read
     or some modules are not sure."""
     args = options().parse_args(argv)
-    images = images_of(args)
-    output = output_of(args)
-    path = Path(args.model) if args.model else default_model()
-    network = NetworkChoice(
-        path, args.operating_point, args.tta, args.device, args.engine, args.engine_precision, args.threads
-    )
-    return run(network, images, output)
+    page = args.report or args.review
+    if page and not args.csv:
+        args.csv = Path(page).with_suffix(".csv")
+    check_options(args)
+    return run(args)
 
 
 if __name__ == "__main__":

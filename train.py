@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -32,19 +31,17 @@ from elcells.devices import keep_freed_memory, pick_device, pick_precision
 from elcells.distributed import barrier, processes, rank, world
 from elcells.evaluation.evaluate import add_predictions
 from elcells.evaluation.results import describe_run, prediction_columns, write_predictions, write_results
-from elcells.files import InputError, atomic_path, command, move_aside, sole_writer
-from elcells.settings import add_option, given_options, option_name
+from elcells.files import InputError, atomic_path, command, move_aside, reason, sole_writer
+from elcells.settings import add_option, given_options, option_name, shown
 from elcells.training.checkpoints import read_checkpoint
 from elcells.training.jobs import Job
-from elcells.training.progress import progress_header, progress_line, report_epoch
+from elcells.training.progress import open_tensorboard, progress_header, progress_line, report_epoch
 from elcells.training.recipes import RECIPES, Recipe, kept_share, values_of_recipes
+from elcells.training.synthetic import SyntheticDefects
 from elcells.training.time_limit import epochs_within
 from elcells.training.weights import describe_network_file, describe_weights, load_initial_weights, restore_norms
-from model import DEFAULT, WIDTH, build_model, load_model
+from model import DEFAULT, NETWORKS, WIDTH, build_model, load_model
 from trainer import Run, Trainer
-
-NORM_CELLS = 256  # training cells from which the batch norms of a network from an ONNX file get their statistics
-
 
 # ---------------------------------------------------------------- options
 
@@ -60,19 +57,15 @@ def options():
         "report": "report",
     }
     groups = {name: parser.add_argument_group(title) for name, title in titles.items()}
-    data.add_table_options(groups["data"], several=True)
-    parser.set_defaults(data=None, classes=None)
     for field in fields(Job):
-        if field.metadata.get("group"):
-            add_option(groups[field.metadata["group"]], field, field.metadata["text"])
+        add_option(groups[field.metadata["group"]], field, choices=NETWORKS if field.name == "model" else None)
     for field in fields(Recipe):
-        add_option(groups["recipe"], field, f"{field.metadata['text']} ({values_of_recipes(field)})")
-
+        add_option(groups["recipe"], field, defaults=values_of_recipes(field))
     group = groups["run"]
     group.add_argument("--out", default=".", metavar="DIR", help="gets checkpoints/ and plots/ (the current folder)")
     text = "auto, cpu, cuda, or mps, which is not tested (%(default)s)"
     group.add_argument("--device", default="auto", help=text)
-    text = "go on from a checkpoint with its options (checkpoints/last.ckp)"
+    text = "continue from a checkpoint with its options (checkpoints/last.ckp)"
     group.add_argument("--resume", nargs="?", const="", metavar="CKP", help=text)
     text = "only measure a checkpoint on its test part"
     groups["report"].add_argument("--evaluate", metavar="CKP", help=text)
@@ -81,7 +74,7 @@ def options():
 
 def new_job(args):
     """Job and Recipe of a new run: the options, completed by the file of initial weights and by the recipe."""
-    job = job_of_options(args)
+    job = Job(**given_options(args, Job))
     is_file = job.weights not in (None, "imagenet", "none")
     network = describe_network_file(job.weights) if is_file else {}
     model = job.model or network.get("network") or ("resnet34" if job.recipe == "classic" else DEFAULT)
@@ -99,16 +92,11 @@ def new_job(args):
     if recipe == "adapt" and not is_file:
         raise InputError("--recipe adapt: needs a network of this project, such as --weights cells.onnx")
     if recipe == "adapt" and job.split != "cell":
-        raise InputError(f"--split {job.split}: the recipe adapt divides by cell, as its first table was before")
-    changed = given_options(args, Recipe)
+        raise InputError(f"--split {job.split}: the recipe adapt splits by cell, as the training of cells.onnx did")
+    settings = given_options(args, Recipe)
     if not set(CLASSES) <= set(job.classes):  # other labels can't be drawn
-        changed.setdefault("synthetic", 0.0)
-    return job, replace(RECIPES[recipe], **changed)
-
-
-def job_of_options(args):
-    """The options as a Job, not yet completed."""
-    return Job(**given_options(args, Job))
+        settings.setdefault("synthetic", 0.0)
+    return job, replace(RECIPES[recipe], **settings)
 
 
 def resumed_job(args, path, stored):
@@ -117,61 +105,69 @@ def resumed_job(args, path, stored):
     path: what holds them, for messages. stored: dict with "job" and "recipe".
     Raises InputError for an option that can't change.
     """
-    merged = []
-    for kind, name in ((Job, "job"), (Recipe, "recipe")):
-        values = stored.get(name)
-        if not isinstance(values, dict) or values.keys() != {field.name for field in fields(kind)}:
-            raise InputError(f"{path}: not a checkpoint to go on from; give a last.ckp of `python train.py`")
-        given = given_options(args, kind)
-        may_change = {field.name for field in fields(kind) if not field.metadata.get("fixed")}
-        if values.get("schedule") == "steps":
-            may_change.add("epochs")  # more of them change nothing of those that are done
-        for field in fields(kind):
-            before = values[field.name]
-            if field.name not in may_change and given.get(field.name, before) != before:
-                raise InputError(f"{option_name(field)} can't change on --resume (it was {before})")
-        merged.append(kind(**values | given))
-    return tuple(merged)
+    job = resumed_settings(args, Job, path, stored, "job")
+    recipe = resumed_settings(args, Recipe, path, stored, "recipe")
+    return job, recipe
 
 
-def resume_point(out, given):
-    """(path, its dict) of what a run goes on from: a checkpoint, or the settings of a cross-validation.
+def resumed_settings(args, settings_class, path, stored, name):
+    """The settings that a run stored under a name, with what the command line changes of them."""
+    names = {field.name for field in fields(settings_class)}
+    try:
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in stored[name].items()}
+        if values.keys() != names:
+            raise KeyError(name)
+        before = settings_class(**values)
+    except (KeyError, TypeError, AttributeError, InputError):
+        raise InputError(f"{path}: not a resumable checkpoint; give a last.ckp of `python train.py`") from None
+    changes = given_options(args, settings_class)
+    for field in fields(settings_class):
+        value = getattr(before, field.name)
+        may_change = not field.metadata["fixed"]
+        if field.name == "epochs" and before.schedule == "steps":
+            may_change = True  # more epochs do not change the completed ones
+        if not may_change and changes.get(field.name, value) != value:
+            raise InputError(f"{option_name(field)} can't change on --resume (it was {shown(value)})")
+    return replace(before, **changes)
 
-    given: the path of a checkpoint, or "" for that of the folder `out`.
+
+def resume_point(out, path):
+    """(path, its dict) of what a run continues from: a checkpoint, or the settings of a cross-validation.
+
+    path: of a checkpoint, or "" for that of the folder `out`.
     """
-    cross_validation = out / "checkpoints" / "folds.json"
-    if not given and cross_validation.exists():
-        return str(cross_validation), json.loads(cross_validation.read_text(encoding="utf-8"))
-    path = given or str(out / "checkpoints" / "last.ckp")
-    return path, read_checkpoint(path)
+    folds = out / "checkpoints" / "folds.json"
+    if path or not folds.exists():
+        path = path or str(out / "checkpoints" / "last.ckp")
+        return path, read_checkpoint(path)
+    try:
+        return str(folds), json.loads(folds.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{folds}: damaged ({reason(error)}); train anew") from None
 
 
 # ---------------------------------------------------------------- cells
 
 
 def load_table(job, image_size):
-    """A job's table, its missing images filled in, with an `image` column; and the images, decoded."""
+    """A job's table, its missing images filled in, with the columns `image` and `weight`; and the images, decoded."""
     table = data.read_tables(job.data, job.classes, job.images)
     if job.limit:
         table = data.limit_cells(table, job.limit, job.classes)
-    copied = data.fill_images(table)
-    if copied:
-        print(f"{copied} images copied from elpv-dataset into {table['path'][0].parent}")
+    data.fill_images(table, print)
     images, table["image"] = load_sources(table, image_size, print)
+    table["weight"] = data.source_weights(table, dict(job.weight), balanced=job.recipe == "adapt")
     return table, images
 
 
-def load_training_table(job):
-    """`load_table` for training: with a `weight` column; InputError for a label that is the same in all cells."""
-    table, images = load_table(job, job.image_size)
+def check_labels(table, job):
+    """Raise InputError for a label that is the same in all cells."""
     for name in job.classes:
         if table[name].nunique() < 2:
             raise InputError(
                 f"{' '.join(job.data)}: {name} is {table[name].iloc[0]} in every row, so there is nothing to tell "
                 "apart; add cells with the other label or leave it out of --classes"
             )
-    table["weight"] = data.source_weights(table, dict(job.weight), balanced=job.recipe == "adapt")
-    return table, images
 
 
 def parts_of(table, job, fold=0):
@@ -187,18 +183,20 @@ def parts_of(table, job, fold=0):
 
 
 def evaluate_checkpoint(path, job, out, device):
-    """`--evaluate`: report a checkpoint's figures on its own test part. Returns the exit code."""
+    """`--evaluate`: report a checkpoint's figures on its own test part."""
     keep_freed_memory()
     model, checkpoint = load_model(path, pick_device(device))
-    job = replace(job, classes=list(model.classes))
+    job = replace(job, classes=model.classes)
     table, images = load_table(job, model.metadata.image_size)
     split = checkpoint.get("split")
-    if not split:
+    if split:
+        job = replace(job, split=split["by"])
+    else:
         print(f"{path} does not say which cells it was trained on: some of these may be among them.\n")
+        _, val, test = parts_of(table, job)
+        split = data.record_split(val, test, job.split)
     test = data.part_of_checkpoint(table, split, "test", job.classes)
-    job = replace(job, split=split["by"] if split else "cell")
     report_test_part(model, checkpoint, CellDataset(test, images, job.classes), job, out, f"{Path(path).stem}_")
-    return 0
 
 
 def report_test_part(model, checkpoint, test_set, job, out, prefix=""):
@@ -221,13 +219,15 @@ def report_test_part(model, checkpoint, test_set, job, out, prefix=""):
 class Session:
     """A job with its recipe and its cells, and where it is computed.
 
-    table: all cells. images: as CellDataset takes them. out: folder of checkpoints/ and plots/.
+    table: all cells. images: as CellDataset takes them. defects: SyntheticDefects, where the recipe draws defects. out:
+    folder of checkpoints/ and plots/.
     """
 
     job: Job
     recipe: Recipe
     table: pd.DataFrame
     images: object
+    defects: SyntheticDefects | None
     out: Path
     device: torch.device
     precision: torch.dtype
@@ -240,43 +240,52 @@ class Session:
 def run_training(job, recipe, out, device, resume):
     """Train in one process or torchrun's, then measure the best epoch on the test part. Returns the exit code.
 
-    resume: path of a checkpoint to go on from, or None.
+    resume: path of what a run continues from, or None.
     """
     keep_freed_memory()
     device = pick_device(device)
     precision = pick_precision(job.precision, device)
-    with processes(device) as device, sole_process(out), output_of_first_process():
+    with contextlib.ExitStack() as stack:
+        device = stack.enter_context(processes(device))
+        if rank() == 0:
+            stack.enter_context(sole_writer(out))
+        else:
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         if world() * 2 > recipe.batch_size:
             raise InputError(f"--batch-size {recipe.batch_size}: too small for {world()} processes, 2 images each")
         if not resume:  # before anything is written
             load_initial_weights(build_model(job.model, job.classes, job.width), job.weights)
         if rank() == 0:
-            table, images = load_training_table(job)  # fills images/ and the cache for the others
+            table, images = load_table(job, job.image_size)  # fills images/ and the cache for the others
         barrier()
         if rank() > 0:
-            table, images = load_training_table(job)
-        if rank() == 0 and not resume:
+            table, images = load_table(job, job.image_size)
+        check_labels(table, job)
+        defects = SyntheticDefects(job.classes, job.image_size, job.seed, device) if recipe.synthetic else None
+        session = Session(job, recipe, table, images, defects, out, device, precision)
+        if not resume and rank() == 0:
             move_aside(out)
-        session = Session(job, recipe, table, images, out, device, precision)
-        if job.folds:
-            return cross_validate(session)
-        parts = parts_of(table, job)
-        trained = train(session, parts, out / "checkpoints", out / "plots", resume)
-        if trained is None:
-            return 130
-        print()
-        report_test_part(*trained, session.dataset(parts[2]), job, out)
-        return 0
+        if job.max_time and not resume:
+            session = replace(session, recipe=recipe_within(session))
+        return cross_validate(session) if job.folds else train_once(session, resume)
 
 
-def sole_process(out):
-    """The context in which no other run may work in the folder; only the first process holds it."""
-    return sole_writer(out) if rank() == 0 else contextlib.nullcontext()
+def recipe_within(session):
+    """The session's recipe with as many epochs as fit into --max-time, all folds together."""
+    trainer = new_trainer(session, parts_of(session.table, session.job), session.out, initial_weights=True)
+    epochs = epochs_within(trainer, session.job.max_time / (session.job.folds or 1))
+    return replace(session.recipe, epochs=epochs)
 
 
-def output_of_first_process():
-    """The context in which only the first process prints."""
-    return contextlib.nullcontext() if rank() == 0 else contextlib.redirect_stdout(io.StringIO())
+def train_once(session, resume):
+    """Train, and measure the best epoch on the test part. Returns the exit code."""
+    parts = parts_of(session.table, session.job)
+    trained = train(session, parts, session.out / "checkpoints", session.out / "plots", resume)
+    if trained is None:
+        return 130
+    print()
+    report_test_part(*trained, session.dataset(parts[2]), session.job, session.out)
+    return 0
 
 
 def cross_validate(session):
@@ -335,27 +344,16 @@ def train(session, parts, folder, plots, resume):
     """One training run; returns (best model, its checkpoint), or None when it was asked to stop.
 
     parts: tables of the training, validation and test part. folder, plots: for checkpoints and plots. resume: path of a
-    checkpoint to go on from, or None.
+    checkpoint to continue from, or None.
     """
     job = session.job
-    train_part, val_part, test_part = parts
-    if job.recipe != "classic" and job.split != "row":
-        train_part = data.originals(train_part)  # orientations come from the augmentation
-    train_set = session.dataset(train_part)
-    torch.manual_seed(job.seed)
-    model = build_model(job.model, job.classes, job.width, job.image_size, session.recipe.normalise_brightness)
-    if not resume:
-        initialise(model, job.weights, train_set)
-    notes = {"job": asdict(job), "split": data.record_split(val_part, test_part, job.split)}
-    run = Run(folder, session.device, session.precision, job.seed, job.keep_checkpoints, notes)
-    trainer = Trainer(model, train_set, session.dataset(val_part), session.recipe, run)
+    trainer = new_trainer(session, parts, folder, initial_weights=not resume)
     if resume:
         trainer.resume(resume)
-    if job.max_time:
-        trainer.set_epochs(epochs_of_max_time(session, trainer, resume))
-    print_plan(session, trainer, train_part, val_part, test_part)
+    print_plan(job, trainer, parts)
+    writer = open_tensorboard(plots / "tensorboard", trainer.epoch) if job.tensorboard and rank() == 0 else None
     with stopped_by_signals(trainer):
-        finished = trainer.fit(partial(report_epoch, plots=plots))
+        finished = trainer.fit(partial(report_epoch, plots=plots, writer=writer))
     if not finished:
         where = "" if session.out == Path(".") else f" --out {session.out}"
         print(
@@ -364,48 +362,48 @@ def train(session, parts, folder, plots, resume):
         )
         return None
     barrier()
-    is_own = train_part["source"] != train_part["source"].iloc[0]
-    trainer.finish(kept_share(trainer.recipe.keep_initial, int(is_own.sum()) or len(train_part)))
+    sources = trainer.train_set.table["source"]
+    new_cells = int((sources != sources.iloc[0]).sum()) or len(sources)
+    trainer.finish(kept_share(session.recipe.keep_initial, new_cells))
     return load_model(folder / "best.ckp", session.device)
 
 
-def epochs_of_max_time(session, trainer, resume):
-    """As many epochs as fit into --max-time; those that were found when the run, or its first fold, began."""
-    first_fold = session.out / "checkpoints" / "fold_0" / "last.ckp"
-    begun = resume or (first_fold if session.job.folds and first_fold.exists() else None)
-    if begun:
-        return read_checkpoint(begun)["recipe"]["epochs"]
-    return epochs_within(trainer, session.job.max_time / (session.job.folds or 1))
-
-
-def initialise(model, weights, train_set):
-    """Load initial weights; a network from an ONNX file gets the statistics of its batch norms from training cells."""
-    load_initial_weights(model, weights)
-    if weights.endswith(".onnx"):
-        rows = np.linspace(0, len(train_set) - 1, min(len(train_set), NORM_CELLS)).astype(int)
-        images, _ = train_set.batch(rows)
-        restore_norms(model, images)
-
-
-def print_plan(session, trainer, train_part, val_part, test_part):
-    """Say what is about to be trained, on what, and where."""
+def new_trainer(session, parts, folder, initial_weights):
+    """A Trainer of a session on the parts of its table, its network with initial weights or random ones."""
     job = session.job
-    model = trainer.model
-    parameters = sum(p.numel() for p in model.parameters())
-    processes = f"{world()} x " if world() > 1 else ""
-    arithmetic = "bfloat16" if session.precision == torch.bfloat16 else "float32"
+    train_part, val_part, test_part = parts
+    if job.recipe != "classic" and job.split != "row":
+        train_part = data.originals(train_part)  # orientations come from the augmentation
+    train_set = session.dataset(train_part)
+    torch.manual_seed(job.seed)
+    model = build_model(job.model, job.classes, job.width, job.image_size, session.recipe.normalise_brightness)
+    if initial_weights:
+        load_initial_weights(model, job.weights)
+        if job.weights.endswith(".onnx"):
+            restore_norms(model, train_set)
+    notes = {"job": asdict(job), "split": data.record_split(val_part, test_part, job.split)}
+    run = Run(folder, session.device, session.precision, job.seed, job.keep_checkpoints, notes)
+    return Trainer(model, train_set, session.dataset(val_part), session.recipe, run, session.defects)
+
+
+def print_plan(job, trainer, parts):
+    """Say what is about to be trained, on what, and where."""
+    train_table = trainer.train_set.table
+    recipe = trainer.recipe
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    device = f"{world()} x {trainer.device.type}" if world() > 1 else trainer.device.type
+    precision = str(trainer.run.precision).removeprefix("torch.")
     print(
-        f"cells     {train_part['cell'].nunique()} to train ({len(train_part)} images), "
-        f"{val_part['cell'].nunique()} to validate, {test_part['cell'].nunique()} to test, split by {job.split}\n"
+        f"cells     {train_table['cell'].nunique()} to train ({len(train_table)} images), "
+        f"{parts[1]['cell'].nunique()} to validate, {parts[2]['cell'].nunique()} to test, split by {job.split}\n"
         f"network   {job.model}, {parameters:,} parameters, {job.image_size}x{job.image_size} pixels, "
-        f"{describe_weights(model.metadata)}\n"
-        f"training  {job.recipe} recipe, {trainer.recipe.epochs} epochs, batch {trainer.recipe.batch_size}, "
-        f"{trainer.recipe.optimizer} {trainer.recipe.lr:g}, on {processes}{session.device.type} in {arithmetic}, "
-        f"{torch.get_num_threads()} threads"
+        f"{describe_weights(trainer.model.metadata)}\n"
+        f"training  {job.recipe} recipe, {recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.optimizer} "
+        f"{recipe.lr:g}, on {device} in {precision}, {torch.get_num_threads()} threads"
     )
     if job.split == "row":
         print("LEAK      variants of the test cells are trained on; the scores will claim too much")
-    print("\n" + progress_header(model.classes))
+    print("\n" + progress_header(trainer.model.classes))
     if trainer.history:
         print(progress_line(trainer))
 
@@ -440,7 +438,7 @@ def main(argv=None):
     args = options().parse_args(argv)
     out = Path(args.out)
     if args.evaluate:
-        return evaluate_checkpoint(args.evaluate, job_of_options(args), out, args.device)
+        return evaluate_checkpoint(args.evaluate, Job(**given_options(args, Job)), out, args.device)
     if args.resume is None:
         job, recipe = new_job(args)
         return run_training(job, recipe, out, args.device, resume=None)

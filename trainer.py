@@ -8,7 +8,7 @@
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,14 +20,14 @@ from tqdm import tqdm
 from elcells.devices import autocast, channels_last, send
 from elcells.distributed import barrier, quiet, rank, share_buffers, sum_over_processes, synchronise_norms, world
 from elcells.evaluation.calibration import Calibration
-from elcells.evaluation.evaluate import calibrate, evaluate
+from elcells.evaluation.evaluate import calibrate, evaluate, uncalibrated
 from elcells.evaluation.metrics import f1_scores, metrics_table
 from elcells.files import InputError, atomic_path, reason
 from elcells.training.auxiliary import WithAuxiliaryHead, auxiliary_loss
 from elcells.training.batches import Batches
 from elcells.training.bfloat16 import fast_layers
 from elcells.training.checkpoints import network_state, read_checkpoint
-from elcells.training.graphs import GraphedSteps, move_learning_rate, set_learning_rate
+from elcells.training.graphs import GraphedSteps, set_learning_rate
 from elcells.training.recipes import MOMENTUM, learning_rate
 from elcells.training.streams import Stream, stream_seed
 from elcells.training.synthetic import SyntheticDefects
@@ -58,8 +58,8 @@ class Run:
 class Trainer:
     """Trains a CellClassifier with binary cross entropy, and can stop and go on at any step.
 
-    model: CellClassifier. train, val: CellDataset. recipe: Recipe. run: Run. defects: SyntheticDefects, if they are
-    drawn already.
+    model: CellClassifier, which normalises the brightness if the recipe does. train, val: CellDataset. recipe: Recipe.
+    run: Run. defects: SyntheticDefects, if they are drawn already.
 
     Every step follows from (seed, epoch, step) alone, so a resumed run repeats nothing and ends where an uninterrupted
     one does. Under torchrun each process works on its share of every batch; process 0 writes the files (last.ckp only
@@ -68,7 +68,6 @@ class Trainer:
 
     def __init__(self, model, train, val, recipe, run, defects=None):
         self.model = model
-        self.recipe = recipe
         self.run = run
         self.device = torch.device(run.device)
         self.folder = Path(run.folder)
@@ -81,7 +80,6 @@ class Trainer:
         if recipe.keep_initial:
             self.initial = {k: v.detach().cpu().clone() for k, v in model.network.state_dict().items()}
 
-        model.metadata = replace(model.metadata, normalise_brightness=recipe.normalise_brightness)
         has_head = recipe.aux_loss > 0 and recipe.synthetic > 0
         self.trained = WithAuxiliaryHead(model, has_head).to(self.device, memory_format=torch.channels_last)
         self.trained = synchronise_norms(self.trained)
@@ -91,9 +89,7 @@ class Trainer:
         self.learning = [p for p in self.trained.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.learning, recipe)
         self.run_step = self.seeded_step
-        self.records_steps = self.device.type == "cuda" and world() == 1
-        if self.records_steps:
-            move_learning_rate(self.optimizer, self.device)
+        if self.device.type == "cuda" and world() == 1:
             self.run_step = GraphedSteps(self.train_step, self.trained, self.optimizer, self.device)
 
         self.epoch = 0  # epochs completed
@@ -102,6 +98,11 @@ class Trainer:
         self.loss_sum = torch.zeros((), device=self.device)  # of the cells in the epoch under way
         self.history = []  # one dict per epoch
         self.stop = False  # set it (from a signal handler) to end after the step under way
+
+    @property
+    def recipe(self):
+        """The Recipe of the run."""
+        return self.batches.recipe
 
     # ---------------------------------------------------------------- epochs and steps
 
@@ -233,8 +234,7 @@ class Trainer:
     def measure_epoch(self):
         """Evaluate and calibrate on the validation part; returns the epoch's figures, a dict."""
         classes = self.model.classes
-        self.model.calibration = Calibration.none(len(classes))
-        val_loss, labels, probabilities = self.evaluate(self.val_set)
+        val_loss, labels, probabilities = uncalibrated(self.model, self.val_set, self.run.precision)
         self.model.calibration = Calibration.fit(labels, probabilities)
         f1 = f1_scores(labels, probabilities)
         return {
@@ -259,11 +259,6 @@ class Trainer:
             return len(self.history) - 1
         return max(range(len(self.history)), key=lambda i: (self.history[i]["f1_mean"], -self.history[i]["val_loss"]))
 
-    def set_epochs(self, epochs):
-        """Change the recipe's number of epochs, of a run that has not begun or that is resumed."""
-        self.recipe = replace(self.recipe, epochs=epochs)
-        self.batches.recipe = self.recipe
-
     def seconds_left(self):
         """Estimate, from the newest epoch's time, of what the epochs to come will take."""
         return self.history[-1]["seconds"] * (self.recipe.epochs - self.epoch)
@@ -281,8 +276,8 @@ class Trainer:
         calibrate(model, self.val_set)
         barrier()
         if rank() == 0:
-            more = {k: v for k, v in checkpoint.items() if k not in ("model", "config", "versions")}
-            save_checkpoint(path, model, **more | {"mixed": keep_initial > 0})
+            notes = {k: v for k, v in checkpoint.items() if k not in ("model", "config", "versions")}
+            save_checkpoint(path, model, **notes | {"mixed": keep_initial > 0})
         barrier()
 
     # ---------------------------------------------------------------- checkpoints
@@ -304,12 +299,12 @@ class Trainer:
             initial=self.initial,
         )
 
-    def save_snapshot(self, path, **more):
+    def save_snapshot(self, path, **place):
         """Write a checkpoint with what it takes to use the network (only process 0 should)."""
         self.check_finite()
         metrics = self.history[-1] if self.history else {}
-        course = {"epoch": self.epoch, "history": self.history, "metrics": metrics, "recipe": asdict(self.recipe)}
-        save_checkpoint(path, self.model, **self.run.notes, **course, **more)
+        progress = {"epoch": self.epoch, "history": self.history, "metrics": metrics}
+        save_checkpoint(path, self.model, **self.run.notes, recipe=asdict(self.recipe), **progress, **place)
 
     def save_epoch(self):
         """Write last.ckp and the snapshot of the epoch just completed, and best.ckp if it is the best one."""
@@ -351,9 +346,11 @@ class Trainer:
             self.history = checkpoint["history"]
             loss_sum = checkpoint["loss_sum"].to(self.device)
             self.loss_sum = loss_sum if rank() == 0 else torch.zeros_like(loss_sum)
-        except (KeyError, RuntimeError) as error:
+        except InputError:
+            raise
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path}: can't go on from it ({reason(error)}); give a last.ckp of the same network"
+                f"{path}: can't be resumed ({reason(error)}); give a last.ckp of the same network"
             ) from None
 
     def load_optimizer(self, state):
@@ -363,8 +360,8 @@ class Trainer:
             for value in self.optimizer.state[parameter].values():
                 if value.ndim and value.shape != parameter.shape:
                     raise RuntimeError("its optimiser is of a network of other shapes")
-        if self.records_steps:
-            move_learning_rate(self.optimizer, self.device)
+        if isinstance(self.run_step, GraphedSteps):
+            self.run_step.move_learning_rate()
 
 
 def make_optimizer(parameters, recipe):

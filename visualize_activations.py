@@ -24,7 +24,8 @@ from elcells.files import InputError, command, printable
 from elcells.training.checkpoints import find_checkpoint
 from model import load_model
 
-COLOURS = "plasma"
+CANDIDATES = 12  # cells of each combination of labels, of which one is shown
+CHANNELS = 16  # of a layer that are shown
 
 
 # ---------------------------------------------------------------- layers
@@ -60,14 +61,14 @@ def watch_layers(model, images, layers):
 
 @torch.inference_mode()
 def activations(model, image, layers):
-    """Outputs of layers for one image, as far as they are maps: {name: float (channels, h, w)}. image: uint8 (S, S)."""
+    """Outputs of those layers that give maps, for one image, uint8 (S, S): {name: float (channels, h, w)}."""
     _, outputs = watch_layers(model, image[None], layers)
     return {name: output[0].cpu() for name, output in outputs.items() if output.ndim == 4}
 
 
 def as_batch(model, images):
     """uint8 (N, S, S) numpy -> uint8 (N, 1, S, S) tensor on the model's device."""
-    return torch.from_numpy(np.ascontiguousarray(images))[:, None].to(next(model.parameters()).device)
+    return torch.from_numpy(images)[:, None].to(next(model.parameters()).device)
 
 
 @torch.inference_mode()
@@ -130,49 +131,49 @@ def maximum(maps):
 # ---------------------------------------------------------------- plots
 
 
-def plot_panels(panels, title, path, columns=7, dpi=100):
-    """Panels [(title, 2-d array, colour map)] in one figure of equal squares."""
-    rows = math.ceil(len(panels) / columns)
-    columns = min(columns, len(panels))
+def plot_panels(image, maps, title, path, columns=7, dpi=100):
+    """Plot an image, uint8 (S, S), and maps {name: float (h, w)} as equal squares of one figure."""
+    rows = math.ceil((1 + len(maps)) / columns)
+    columns = min(columns, 1 + len(maps))
     figure = Figure(figsize=(2 * columns, 2.3 * rows + 0.4), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes, (name, image, colours) in zip(grid.flat, panels):
-        limits = {"vmin": 0, "vmax": 255} if image.dtype == np.uint8 else {}
-        axes.imshow(image, cmap=colours, **limits)
-        axes.set_title(name, fontsize=9)
-    for axes in grid.flat:
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels:
         axes.axis("off")
+    panels[0].imshow(image, cmap="gray", vmin=0, vmax=255)
+    panels[0].set_title("input", fontsize=9)
+    for axes, (name, values) in zip(panels[1:], maps.items()):
+        axes.imshow(values, cmap="viridis")
+        axes.set_title(name, fontsize=9)
     figure.suptitle(title, parse_math=False)
     save(figure, path, dpi)
 
 
 def plot_feature_maps(model, image, name, layers, path, dpi=100):
     """Plot the image, then each layer's output averaged over its channels, in order of depth. image: uint8 (S, S)."""
-    panels = [("input", image, "gray")]
-    for layer, maps in activations(model, image, layers).items():
-        channels, height, width = maps.shape
-        panels.append((f"{layer}\n{channels} x {height}x{width}", maps.mean(0).numpy(), "viridis"))
+    maps = {}
+    for layer, output in activations(model, image, layers).items():
+        channels, height, width = output.shape
+        maps[f"{layer}\n{channels} x {height}x{width}"] = output.mean(0).numpy()
     title = f"{name}: mean of each layer's channels (channels x height x width), dark to bright"
-    plot_panels(panels, title, path, dpi=dpi)
+    plot_panels(image, maps, title, path, dpi=dpi)
 
 
-def plot_channels(model, image, name, layer, path, count=16):
-    """Plot the `count` channels of one layer that vary most over the image, strongest first. image: uint8 (S, S)."""
+def plot_channels(model, image, name, layer, path):
+    """Plot the channels of one layer that vary most over the image, strongest first. image: uint8 (S, S)."""
     outputs = activations(model, image, [layer])
     if layer not in outputs:
         raise InputError(f"--channels {layer}: its output is no map; take a convolution or a stage")
-    maps = outputs[layer]
-    strongest = maps.std((1, 2)).argsort(descending=True)[:count].tolist()
-    panels = [("input", image, "gray")]
-    panels += [(f"channel {channel}", maps[channel].numpy(), "viridis") for channel in strongest]
-    plot_panels(panels, f"{name}: {layer}, strongest {len(strongest)} of {len(maps)} channels", path, columns=6)
+    output = outputs[layer]
+    strongest = output.std((1, 2)).argsort(descending=True)[:CHANNELS].tolist()
+    maps = {f"channel {channel}": output[channel].numpy() for channel in strongest}
+    plot_panels(image, maps, f"{name}: {layer}, strongest {len(maps)} of {len(output)} channels", path, columns=6)
 
 
 def overlay(axes, image, heat, probability):
     """Show a gray cell under a class map: transparent where weak, never stronger than the probability."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=255)
     strength = heat * probability
-    return axes.imshow(strength, cmap=COLOURS, vmin=0, vmax=1, alpha=np.clip(1.6 * strength - 0.15, 0, 0.75))
+    return axes.imshow(strength, cmap="plasma", vmin=0, vmax=1, alpha=np.clip(1.6 * strength - 0.15, 0, 0.75))
 
 
 def plot_class_maps(model, image, name, probabilities, path):
@@ -184,11 +185,11 @@ def plot_class_maps(model, image, name, probabilities, path):
         grid[index, 0].imshow(image, cmap="gray", vmin=0, vmax=255)
         grid[index, 0].set_title(f"{label}: probability {probability:.3f}", fontsize=10)
         for axes, (method, maps_of) in zip(grid[index, 1:], METHODS.items()):
-            shown = overlay(axes, image, maps_of(model, image[None], index)[0], probability)
+            heat = overlay(axes, image, maps_of(model, image[None], index)[0], probability)
             axes.set_title(method, fontsize=10)
     for axes in grid.flat:
         axes.axis("off")
-    figure.colorbar(shown, ax=grid, shrink=0.6, label="map x probability")
+    figure.colorbar(heat, ax=grid, shrink=0.6, label="map x probability")
     figure.suptitle(f"{name}: where the network sees each class", parse_math=False)
     save(figure, path, dpi=100)
 
@@ -209,14 +210,14 @@ def named_cell(cell, table, size):
     return printable(path.stem), read_image(path, size)
 
 
-def telling_cells(test, model, candidates=12):
-    """For each combination of labels in the table `test` the cell whose labels the network predicts most surely.
+def surest_cells(test, model):
+    """For each combination of labels in the table `test`, the cell among the first few that is predicted most surely.
 
-    Returns a list of (name, image uint8 (S, S)). candidates: how many cells of each combination are looked at.
+    Returns a list of (name, image uint8 (S, S)).
     """
     cells = []
     for _, rows in test.groupby(data.combination(test, model.classes).values):
-        rows = rows.head(candidates)
+        rows = rows.head(CANDIDATES)
         data.fill_images(rows)
         images = np.stack([read_image(path, model.metadata.image_size) for path in rows["path"]])
         labels = rows[list(model.classes)].to_numpy()
@@ -232,14 +233,14 @@ def show_cell(model, image, name, layers, channels, out):
     layers: names for the feature maps. channels: the layer whose channels are shown too, or None.
     """
     [probabilities] = image_probabilities(model, image[None])
-    written = [out / f"feature_maps_{name}.png", out / f"cam_{name}.png"]
-    plot_feature_maps(model, image, name, layers, written[0])
-    plot_class_maps(model, image, name, probabilities, written[1])
+    paths = [out / f"feature_maps_{name}.png", out / f"cam_{name}.png"]
+    plot_feature_maps(model, image, name, layers, paths[0])
+    plot_class_maps(model, image, name, probabilities, paths[1])
     if channels:
-        written.append(out / f"channels_{name}_{channels}.png")
-        plot_channels(model, image, name, channels, written[-1])
+        paths.append(out / f"channels_{name}_{channels}.png")
+        plot_channels(model, image, name, channels, paths[2])
     text = ", ".join(f"{label} {probability:.3f}" for label, probability in zip(model.classes, probabilities))
-    print(f"{name}: {text}   {' '.join(map(str, written))}")
+    print(f"{name}: {text}   {' '.join(map(str, paths))}")
 
 
 def options():
@@ -247,17 +248,13 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     text = "best, last, an epoch's number or a path (%(default)s)"
     parser.add_argument("checkpoint", nargs="?", default="best", help=text)
-    group = parser.add_argument_group("images")
-    text = "cells of the table or image files (a test cell of each kind)"
-    group.add_argument("--cells", nargs="+", metavar="CELL", help=text)
-    text = "layers whose feature maps are shown (every convolution)"
-    group.add_argument("--layers", nargs="+", metavar="LAYER", help=text)
-    group.add_argument("--channels", metavar="LAYER", help="also show the 16 strongest channels of this layer")
-    group.add_argument("--out", type=Path, default="plots", metavar="DIR", help="folder of the plots (%(default)s)")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
-    group = parser.add_argument_group("table")
-    group.add_argument("--data", default="data.csv", metavar="CSV", help="table with the cells (%(default)s)")
-    group.add_argument("--images", metavar="DIR", help="folder of its file names (the table's folder)")
+    parser.add_argument("--cells", nargs="+", metavar="CELL", help="cells or image files (a test cell of each kind)")
+    parser.add_argument("--layers", nargs="+", metavar="LAYER", help="of the feature maps (every convolution)")
+    parser.add_argument("--channels", metavar="LAYER", help=f"also show this layer's {CHANNELS} strongest channels")
+    parser.add_argument("--out", type=Path, default="plots", metavar="DIR", help="folder of the plots (%(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
+    parser.add_argument("--data", default="data.csv", metavar="CSV", help="table with the cells (%(default)s)")
+    parser.add_argument("--images", metavar="DIR", help="folder of the table's file names (the table's folder)")
     return parser
 
 
@@ -275,7 +272,7 @@ def main(argv=None):
         cells = (named_cell(cell, table, model.metadata.image_size) for cell in args.cells)
     else:
         test = data.part_of_checkpoint(table, checkpoint.get("split"), "test", model.classes)
-        cells = telling_cells(test, model)
+        cells = surest_cells(test, model)
     for name, image in cells:
         show_cell(model, image, name, layers, args.channels, args.out)
 

@@ -5,7 +5,7 @@ vignetting, noise and blur.
 """
 
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -14,10 +14,11 @@ from skimage.transform import ProjectiveTransform
 
 import data
 
-PORTRAIT = (6, 10, False)  # columns, rows, half-cut?
+USUAL_LAYOUT = (6, 10, False)  # columns, rows, half-cut?
 OTHER_LAYOUTS = ((6, 12, False), (8, 16, False), (6, 20, True), (6, 24, True), (1, 10, False), (4, 9, False))
-SIDES = (100, 120, 140, 160, 200, 240, 300)  # pixels of a cell
-SIDE_SHARES = (0.2, 0.2, 0.2, 0.15, 0.12, 0.08, 0.05)
+CELL_SIDES = (100, 120, 140, 160, 200, 240, 300)  # pixels of a cell
+CELL_SIDE_SHARES = (0.2, 0.2, 0.2, 0.15, 0.12, 0.08, 0.05)
+LEAST_CELLS = 60  # of an ELPV module that modules are composed of
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Level:
     dead_third: bool = False
     dim_border: bool = False  # a border line at 15 to 60 % of the light
     filled: bool = False  # up to the image's edge
-    layouts: tuple = (PORTRAIT,)
+    layouts: tuple = (USUAL_LAYOUT,)
 
 
 EASY = Level(turn=3, keystone=0.05, lens=0, beside=0, dead=0, light=0.15, noise=3, blur=0.5)
@@ -52,23 +53,21 @@ LEVELS = {
 }
 
 
-class Cells:
-    """ELPV's cells by module: images and labels; modules: those of at least `least` cells."""
+class ElpvCells:
+    """ELPV's cells by module; modules: those of at least LEAST_CELLS cells."""
 
-    def __init__(self, path="data.csv", least=60):
-        table = data.read_table(path)
-        data.fill_images(table)
-        self.table = table.reset_index(drop=True)
-        self.modules = [module for module, rows in self.table.groupby("module") if len(rows) >= least]
+    def __init__(self, path="data.csv"):
+        self.table = data.read_table(path)
+        data.fill_images(self.table)
+        self.modules = [module for module, rows in self.table.groupby("module") if len(rows) >= LEAST_CELLS]
 
-    def of(self, module, count, side):
-        """Images float32 (count, side, side) of a module, busbars upright, and their rows in the table."""
-        rows = np.resize(np.flatnonzero(self.table["module"] == module), count)
-        images = {}
-        for row in set(rows):
-            image = Image.open(self.table["path"][row]).resize((side, side), Image.Resampling.BILINEAR)
-            images[row] = np.rot90(np.asarray(image, np.float32))
-        return np.stack([images[row] for row in rows]), rows
+    def images(self, module, count, side):
+        """float32 (count, side, side), busbars upright; if a module has fewer cells, they are repeated."""
+        images = []
+        for path in self.table["path"][self.table["module"] == module][:count]:
+            image = Image.open(path).resize((side, side), Image.Resampling.BILINEAR)
+            images.append(np.rot90(np.asarray(image, np.float32)))
+        return np.resize(images, (count, side, side))
 
 
 @dataclass(frozen=True)
@@ -79,16 +78,13 @@ class Layout:
     rows: int
     half: bool  # half-cut
     side: int  # of a cell
+    cell_height: int
     x: np.ndarray  # int (columns,), left sides
     y: np.ndarray  # int (rows,), upper sides
     gap_x: int
     gap_y: int
     edge: int  # backsheet around the cells
     frame: int
-
-    @property
-    def cell_height(self):
-        return self.side // 2 if self.half else self.side
 
     @property
     def width(self):
@@ -112,7 +108,7 @@ def draw_layout(rng, shape, side=None):
     """A random Layout; shape: (columns, rows, half)."""
     columns, rows, half = shape
     if side is None:
-        side = rng.choice(SIDES, p=SIDE_SHARES) * (0.6 if columns > 6 else 1)
+        side = rng.choice(CELL_SIDES, p=CELL_SIDE_SHARES) * (0.6 if columns > 6 else 1)
     side = int(side)
     side += side % 2
     no_gaps = rng.random() < 0.25 and not half
@@ -120,91 +116,82 @@ def draw_layout(rng, shape, side=None):
     gap_x = round(gap * side)
     gap_y = round(gap * side * rng.uniform(0.8, 1.25))
     x = np.arange(columns) * (side + gap_x)
-    y = np.arange(rows) * ((side // 2 if half else side) + gap_y)
+    cell_height = side // 2 if half else side
+    y = np.arange(rows) * (cell_height + gap_y)
     if half:
         y[rows // 2 :] += int(side * rng.uniform(0.02, 0.12))
     edge = int(side * rng.uniform(0.06, 0.16))
     frame = int(side * rng.uniform(0.04, 0.12))
-    return Layout(columns, rows, half, side, x, y, gap_x, gap_y, edge, frame)
+    return Layout(columns, rows, half, side, cell_height, x, y, gap_x, gap_y, edge, frame)
 
 
 def tiles_of(cells, module, layout):
-    """Images of a module's cells, row by row, and their rows in the table."""
-    columns, side = layout.columns, layout.side
+    """Images of a module's cells, row by row: float32 (N, cell_height, side)."""
+    side, count = layout.side, layout.columns * layout.rows
     if not layout.half:
-        return cells.of(module, columns * layout.rows, side)
-    whole, rows = cells.of(module, columns * layout.rows // 2, side)
+        return cells.images(module, count, side)
+    whole = cells.images(module, count // 2, side)
     edge = max(1, round(0.012 * side))
     whole[:, side // 2 - edge : side // 2 + edge] *= 0.5  # each half has dark edges of its own
-    halves = whole.reshape(-1, columns, 2, side // 2, side).swapaxes(1, 2)
-    return halves.reshape(-1, side // 2, side), np.repeat(rows.reshape(-1, 1, columns), 2, axis=1).ravel()
+    halves = whole.reshape(-1, layout.columns, 2, side // 2, side).swapaxes(1, 2)
+    return halves.reshape(-1, side // 2, side)
+
+
+def flat_module(layout, tiles, gap_level, backsheet, dark):
+    """The gray levels of a module with its edge, float32 (H, W).
+
+    tiles: of tiles_of. gap_level and backsheet: gray levels. dark: of draw_dark_cells.
+    """
+    module = np.full((layout.height, layout.width), gap_level, np.float32)
+    corners = list(itertools.product(layout.y, layout.x))
+    half_y = layout.gap_y // 2
+    half_x = layout.gap_x // 2
+    if layout.columns > 1:
+        for place, share in sorted(dark.items()):  # the light in the gaps is the cells' light
+            y, x = corners[place]
+            rows = slice(max(y - half_y, 0), y + layout.cell_height + half_y)
+            columns = slice(max(x - half_x, 0), x + layout.side + half_x)
+            module[rows, columns] = gap_level * share
+    for place, (y, x) in enumerate(corners):
+        module[y : y + layout.cell_height, x : x + layout.side] = tiles[place] * dark.get(place, 1.0)
+    return np.pad(module, layout.edge, constant_values=backsheet)
 
 
 def paste(canvas, y, x, part):
     """Draw a part (h, w) with its upper left corner at y, x, as far as it lies within the canvas."""
-    top, left = max(-y, 0), max(-x, 0)
-    bottom = min(part.shape[0], canvas.shape[0] - y)
-    right = min(part.shape[1], canvas.shape[1] - x)
-    if bottom > top and right > left:
-        canvas[y + top : y + bottom, x + left : x + right] = part[top:bottom, left:right]
-
-
-@dataclass(frozen=True)
-class Module:
-    """A flat module, in gray levels."""
-
-    layout: Layout
-    cells: np.ndarray  # float32 (N, h, w), row by row
-    gaps: float
-    backsheet: float
-    dark: dict = field(default_factory=dict)  # place of a cell: its share of the light
-
-    def draw(self, canvas, y0, x0):
-        """Draw the module with the corner of its first cell at y0, x0."""
-        layout = self.layout
-        edge, height, width = layout.edge, layout.height, layout.width
-        around = np.full((height + 2 * edge, width + 2 * edge), self.backsheet, np.float32)
-        paste(canvas, y0 - edge, x0 - edge, around)
-        paste(canvas, y0, x0, np.full((height, width), self.gaps, np.float32))
-        corners = [(int(y), int(x)) for y, x in itertools.product(layout.y, layout.x)]
-        if layout.columns > 1:
-            half_y, half_x = layout.gap_y // 2, layout.gap_x // 2
-            for place, share in sorted(self.dark.items()):  # the light in the gaps is the cells' light
-                y, x = corners[place]
-                top, left = max(y - half_y, 0), max(x - half_x, 0)
-                bottom = min(y + layout.cell_height + half_y, height)
-                right = min(x + layout.side + half_x, width)
-                gap = np.full((bottom - top, right - left), self.gaps * share, np.float32)
-                paste(canvas, y0 + top, x0 + left, gap)
-        for place, (y, x) in enumerate(corners):
-            paste(canvas, y0 + y, x0 + x, self.cells[place] * self.dark.get(place, 1.0))
+    top = max(-y, 0)
+    left = max(-x, 0)
+    shown = part[top : max(canvas.shape[0] - y, 0), left : max(canvas.shape[1] - x, 0)]
+    height, width = shown.shape
+    canvas[y + top : y + top + height, x + left : x + left + width] = shown
 
 
 def draw_neighbours(canvas, rng, around, cells, layout, gap_level):
     """Draw one to three modules beside the one at `around` pixels from the canvas's corner."""
     sides = rng.choice(4, rng.integers(1, 4), replace=False)
     space = 2 * (layout.edge + layout.frame) + int(rng.uniform(0, 0.08) * layout.side)
-    down, right = layout.height + space, layout.width + space
+    down = layout.height + space
+    right = layout.width + space
     places = ((-down, 0), (down, 0), (0, -right), (0, right))
     for side in sides:
         y, x = places[side]
-        tiles, _ = tiles_of(cells, rng.choice(cells.modules), layout)
+        tiles = tiles_of(cells, rng.choice(cells.modules), layout)
         gain = rng.uniform(0.7, 1.2)
-        module = Module(layout, tiles * gain, gap_level * gain, rng.uniform(4, 18))
-        module.draw(canvas, around + y, around + x)
+        module = flat_module(layout, tiles * gain, gap_level * gain, rng.uniform(4, 18), {})
+        paste(canvas, around + y - layout.edge, around + x - layout.edge, module)
 
 
 def draw_dark_cells(rng, level, layout):
     """Random dark cells: {place, row by row: share of the light}."""
-    columns, rows = layout.columns, layout.rows
-    count = columns * rows
+    columns = layout.columns
+    count = columns * layout.rows
     row, column = np.divmod(np.arange(count), columns)
     dark = {}
     if level.dead_third:
         third = rng.integers(3)
         dark = dict.fromkeys(np.flatnonzero(column * 3 // columns == third), 0.07)
     if level.dim_border:
-        lines = (row == 0, row == rows - 1, column == 0, column == columns - 1)
+        lines = (row == 0, row == layout.rows - 1, column == 0, column == columns - 1)
         line = lines[rng.integers(4)]
         gain = rng.uniform(0.15, 0.6)
         dark = {place: gain * rng.uniform(0.8, 1.2) for place in np.flatnonzero(line)}
@@ -223,7 +210,6 @@ class Truth:
     nodes: np.ndarray  # corners of its cells, float (rows + 1, columns + 1, 2) pixels x, y
     grid: tuple  # (columns, rows)
     side: int  # pixels of a cell before perspective
-    rows: np.ndarray  # of the table, int (N,)
     dark: np.ndarray  # bool (N,), cells that were made dark
 
 
@@ -234,15 +220,15 @@ def compose(cells, seed, level, side=None, lens=None):
     shape = level.layouts[seed % len(level.layouts)]
     landscape = rng.random() >= 0.5
     layout = draw_layout(rng, shape, side)
-    tiles, table_rows = tiles_of(cells, cells.modules[seed % len(cells.modules)], layout)
+    tiles = tiles_of(cells, cells.modules[seed % len(cells.modules)], layout)
     around = 0 if level.filled else layout.edge + layout.frame + int(2.2 * layout.side)
-    size = layout.height + 2 * around, layout.width + 2 * around
-    canvas = np.full(size, rng.uniform(0, 10), np.float32)
+    canvas = np.full((layout.height + 2 * around, layout.width + 2 * around), rng.uniform(0, 10), np.float32)
     gap_level = rng.uniform(0.3, 0.55) * np.median(tiles)
     if rng.random() < level.beside:
         draw_neighbours(canvas, rng, around, cells, layout, gap_level)
     dark = draw_dark_cells(rng, level, layout)
-    Module(layout, tiles, gap_level, rng.uniform(4, 18), dark).draw(canvas, around, around)
+    module = flat_module(layout, tiles, gap_level, rng.uniform(4, 18), dark)
+    paste(canvas, around - layout.edge, around - layout.edge, module)
     nodes = layout.nodes() + around - 0.5
     order = np.arange(layout.columns * layout.rows).reshape(layout.rows, layout.columns)
     size = layout.width, layout.height
@@ -253,9 +239,7 @@ def compose(cells, seed, level, side=None, lens=None):
         order = np.rot90(order)
     camera = draw_camera(rng, level, size, around, lens)
     image = photograph(canvas, camera, rng, level, layout.side)
-    grid = order.shape[::-1]
-    order = order.ravel()
-    return image, Truth(camera.to_image(nodes), grid, layout.side, table_rows[order], np.isin(order, list(dark)))
+    return image, Truth(camera.to_image(nodes), order.shape[::-1], layout.side, np.isin(order.ravel(), list(dark)))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import data
 from elcells.data.cache import load_images
@@ -26,9 +25,8 @@ from elcells.evaluation.plots import plot_errors
 from elcells.evaluation.results import number
 from elcells.files import atomic_path, command
 from elcells.pages.page import UNSURE, doubt
-from predict import SHIPPED, NetworkChoice, open_network
+from predict import SHIPPED, open_network
 
-BATCH = 16
 LINES = "crack lines"  # this and the next are parts in which every cell has a crack
 CROSSES = "crosses only"
 MEANS = {  # over the eight orientations: key, name and format
@@ -38,14 +36,15 @@ MEANS = {  # over the eight orientations: key, name and format
 }
 
 
-def parts_of(table):
+def rows_by_part(table):
     """Parts of a table with figures of their own: {name: rows (N,) bool}; all, then series, then kinds of cracks."""
     parts = {"all": np.ones(len(table), bool)}
     if "series" in table:
-        parts |= {s: (table["series"] == s).to_numpy() for s in sorted(table["series"].unique())}
+        for series in sorted(table["series"].unique()):
+            parts[series] = (table["series"] == series).to_numpy()
     if {"crack_pixels", "cross_pixels"} <= set(table):
-        lines = (table["crack_pixels"] > 0).to_numpy()
-        parts |= {LINES: lines, CROSSES: ~lines & (table["cross_pixels"] > 0).to_numpy()}
+        parts[LINES] = (table["crack_pixels"] > 0).to_numpy()
+        parts[CROSSES] = ~parts[LINES] & (table["cross_pixels"] > 0).to_numpy()
     return parts
 
 
@@ -56,13 +55,13 @@ def interval_groups(table):
 
 
 def figures_by_part(table, labels, probabilities, thresholds, classes):
-    """{part of `parts_of`: its figures} of one network's predictions, dicts that JSON can hold.
+    """{part of `rows_by_part`: its figures} of one network's predictions, dicts that JSON can hold.
 
     labels, probabilities: (N, C), thresholds (C,). Where all cells have the defect only recall says something.
     """
     figures = {}
     groups = interval_groups(table)
-    for name, rows in parts_of(table).items():
+    for name, rows in rows_by_part(table).items():
         if rows.any():
             interval = bootstrap_mean_f1(labels[rows], probabilities[rows], thresholds, groups[rows])
             scores = metrics_table(labels[rows], probabilities[rows], thresholds, classes)
@@ -103,43 +102,40 @@ def as_text(figures, classes):
     return lines
 
 
-def probabilities_of(engine, images, index):
-    """Probabilities (N, C) of the images uint8 (P, 1, S, S) at `index` (N,)."""
-    parts = [index[i : i + BATCH] for i in range(0, len(index), BATCH)]
-    bar = tqdm(parts, "judging", unit="batch", leave=False, disable=None)
-    return np.concatenate([engine(np.ascontiguousarray(images[part])) for part in bar])
-
-
 def in_orientations(engine, images, table, upright):
     """Figures of single predictions in each of the eight orientations of all cells: {key of MEANS: [8 numbers]}.
 
-    upright: the probabilities (N, C) of the cells as they are, the first of the eight.
-    Their mean tells networks apart better than one orientation, in which a network may be lucky by 0.02.
+    images: uint8 (N, 1, S, S), of the table's rows. upright: their probabilities (N, C), the first of the eight.
+    The mean tells networks apart better than one orientation, in which a network may be lucky by 0.02.
     """
     thresholds = engine.thresholds()
-    labels, index = table[list(engine.classes)].to_numpy(), table["image"].to_numpy()
-    predicted = [upright, *(probabilities_of(engine, turned, index) for turned in islice(symmetries(images), 1, None))]
+    labels = table[list(engine.classes)].to_numpy()
+    predicted = [upright]
+    for turned in islice(symmetries(images), 1, None):
+        predicted.append(engine(turned))
     means = [metrics_table(labels, p, thresholds, engine.classes)["mean"] for p in predicted]
     figures = {name: [mean[name] for mean in means] for name in ("f1", "average_precision")}
-    crosses = parts_of(table).get(CROSSES)
+    crosses = rows_by_part(table).get(CROSSES)
     if "crack" in engine.classes and crosses is not None and crosses.any():
         k = engine.classes.index("crack")
         figures["crosses"] = [int((p[crosses, k] >= thresholds[k]).sum()) for p in predicted]
     return figures
 
 
-def report_network(path, cells_table, folder, tta=False, orientations=False, errors=None):
+def report_network(path, cells_table, folder, tta, orientations, errors):
     """Judge one network on a table's cells, print its figures and return them as a dict that JSON can hold.
 
     folder: of the table's file names, or None. orientations: also `in_orientations`. errors: file for a plot of the
     surest errors, or None.
     """
-    engine = open_network(NetworkChoice(path, tta=tta))
-    classes, thresholds = engine.classes, engine.thresholds()
+    engine = open_network(path, tta)
+    classes = engine.classes
+    thresholds = engine.thresholds()
     table = data.read_table(cells_table, classes, folder)
-    images, table["image"] = load_images(table, engine.image_size, print)
+    cached_images, index = load_images(table, engine.image_size, print)
+    images = cached_images[index]
     labels = table[list(classes)].to_numpy()
-    probabilities = probabilities_of(engine, images, table["image"].to_numpy())
+    probabilities = engine(images)
     figures = figures_by_part(table, labels, probabilities, thresholds, classes)
     print(f"\n{path}{' over the symmetries' if tta else ''}, {engine.name}")
     print(*as_text(figures, classes), sep="\n")
@@ -157,7 +153,7 @@ def report_network(path, cells_table, folder, tta=False, orientations=False, err
             parts.append(f"{name} {np.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})")
         print("mean of the eight orientations: " + ", ".join(parts))
     if errors:
-        dataset = data.CellDataset(table.assign(transform=""), images, classes)
+        dataset = data.CellDataset(table.assign(image=range(len(table)), transform=""), images, classes)
         plot_errors(labels, probabilities, thresholds, dataset, classes, Path(errors))
     return report
 
@@ -177,8 +173,7 @@ def main(argv=None):
     args = parser.parse_intermixed_args(argv)
     reports = []
     for path in args.networks:
-        options = {"tta": args.tta, "orientations": args.orientations, "errors": args.errors}
-        reports.append(report_network(path, args.table, args.images, **options))
+        reports.append(report_network(path, args.table, args.images, args.tta, args.orientations, args.errors))
     if len(reports) > 1:
         f1 = np.mean([r["parts"]["all"]["mean"]["f1"] for r in reports])
         ap = np.mean([r["parts"]["all"]["mean"]["average_precision"] for r in reports])

@@ -1,4 +1,4 @@
-"""Measure everything on a GPU in one go: is it right, how fast is a step, a whole run, inference.
+"""Measure training on a GPU in one go: is it right, how fast is a step, how fast a whole run.
 
 $ python -m benchmarks.gpu                       # at most 6 minutes; prints tables, writes gpu.json
 $ python -m benchmarks.gpu --only card step      # single parts (default_run makes the network that some others use)
@@ -8,8 +8,8 @@ Each part stands by itself: one that fails is reported, and the others go on.
 """
 
 import argparse
-import csv
 import gc
+import itertools
 import json
 import platform
 import subprocess
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from torch import nn
 import data
 from elcells.data.cache import load_images
 from elcells.data.images import IMAGE_SIZE
-from elcells.devices import autocast, keep_freed_memory, pick_device, send
+from elcells.devices import keep_freed_memory, pick_device, send
 from elcells.evaluation.evaluate import evaluate
 from elcells.files import atomic_path, command, reason
 from elcells.training.recipes import FAST, FINETUNE
@@ -41,26 +41,26 @@ PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SAME_STEPS = 20  # whose losses are compared
 
 
-def usual_recipe(network, **changes):
+def usual_recipe(network):
     """The recipe of a network's usual initial weights: ImageNet's for the default network, random ones for others."""
-    return replace(FINETUNE if network == DEFAULT else FAST, **changes)
+    return FINETUNE if network == DEFAULT else FAST
 
 
 def usual_model(network, image_size=IMAGE_SIZE):
     """A network with its usual initial weights, the same ones each time."""
     torch.manual_seed(0)
-    model = build_model(network, image_size=image_size)
+    model = build_model(network, image_size=image_size, normalise_brightness=usual_recipe(network).normalise_brightness)
     load_initial_weights(model, "imagenet" if network == DEFAULT else "none")
     return model
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The device and the cells that the parts share, and how long they may take.
+    """What the parts share.
 
     tiny: whether the script is only tried. seconds: of a timing. deadline: of time.monotonic(), after which nothing
     begins. folder: for all files. size: of images. batches: sizes. sets: {device: training, validation and test part,
-    CellDatasets}. defects: {device: SyntheticDefects}. figures: {part: what it measured}.
+    CellDatasets}. defects: {device: SyntheticDefects}.
     """
 
     device: torch.device
@@ -72,12 +72,6 @@ class Bench:
     batches: tuple
     sets: dict
     defects: dict
-    figures: dict = field(default_factory=dict)
-
-    @property
-    def best(self):
-        """The checkpoint of the default run."""
-        return self.folder / "default" / "checkpoints" / "best.ckp"
 
     def is_late(self):
         """Whether the deadline has passed."""
@@ -85,11 +79,10 @@ class Bench:
 
     def trainer(self, recipe, network=DEFAULT, device=None, precision=torch.float32):
         """A Trainer of a network on the device (or another one) with its usual initial weights."""
-        device = device or self.device
-        train_set, val_set, _ = self.sets[str(device)]
+        device = str(device or self.device)
+        train_set, val_set, _ = self.sets[device]
         run = Run(self.folder / "trainer", device, precision, keep_checkpoints=0)
-        model = usual_model(network, self.size)
-        return Trainer(model, train_set, val_set, recipe, run, self.defects[str(device)])
+        return Trainer(usual_model(network, self.size), train_set, val_set, recipe, run, self.defects[device])
 
     def repetitions(self, function):
         """How often function() runs in a second, in a row as in training: the device is waited for only at the end."""
@@ -109,7 +102,7 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def command(self, *words):
+    def run_command(self, *words):
         """Run one of the project's commands on the device; returns its seconds. Raises RuntimeError where it fails."""
         words = [sys.executable, *map(str, words), "--device", self.device.type]
         started = time.perf_counter()
@@ -160,21 +153,19 @@ def default_run(bench):
     """`python train.py` whole, as a process of its own: wall time, seconds in steps, and scores."""
     out = bench.folder / "default"
     short = ["--limit", 48, "--image-size", 64, "--epochs", 2] if bench.tiny else []
-    seconds = bench.command("train.py", "--out", out, *short)
+    seconds = bench.run_command("train.py", "--out", out, *short)
     report = json.loads((out / "checkpoints" / "report.json").read_text())
-    with open(out / "checkpoints" / "metrics.csv", newline="") as file:
-        epochs = list(csv.DictReader(file, delimiter=";"))
     return {
         "seconds": seconds,
-        "training": sum(float(epoch["seconds"]) for epoch in epochs),
-        "val_f1": float(epochs[-1]["f1_mean"]),
+        "training": sum(epoch["seconds"] for epoch in report["history"]),
+        "val_f1": report["history"][-1]["f1_mean"],
         "test_f1": report["at_threshold"]["mean"]["f1"],
     }
 
 
 def evaluation(bench):
     """Probabilities of the test cells by the default run's checkpoint: the CPU's against the device's."""
-    model, _ = load_model(bench.best)
+    model, _ = load_model(bench.folder / "default" / "checkpoints" / "best.ckp")
     _, _, expected = evaluate(model, bench.sets["cpu"][2])
     model.to(bench.device)
     figures = {"cells": len(expected)}
@@ -188,14 +179,14 @@ def same_losses(bench):
     """Losses of the first steps in float32 from the same seed, on the CPU and on the device."""
     on_cpu = first_losses(bench, torch.device("cpu"))
     on_device = first_losses(bench, bench.device)
-    apart = np.abs(np.subtract(on_cpu, on_device))
-    summary = {"largest_difference": float(apart.max()), "after_5": float(apart[:5].max())}
-    return summary | {"cpu": on_cpu, str(bench.device): on_device}
+    differences = np.abs(np.subtract(on_cpu, on_device))
+    figures = {"largest_difference": float(differences.max()), "after_5": float(differences[:5].max())}
+    return figures | {"cpu": on_cpu, str(bench.device): on_device}
 
 
 def first_losses(bench, device):
     """Mean losses (list) of the first steps, without noise and dropout, which each device draws by itself."""
-    recipe = usual_recipe(DEFAULT, batch_size=bench.batches[0] // 2, noise_std=0.0)
+    recipe = replace(usual_recipe(DEFAULT), batch_size=bench.batches[0] // 2, noise_std=0.0)
     trainer = bench.trainer(recipe, device=device)
     for module in trainer.model.modules():
         if isinstance(module, nn.Dropout):
@@ -221,7 +212,7 @@ def weights_after_run(bench, stop_after=None):
     stop_after: steps after which the run is stopped, to be resumed by another Trainer.
     """
     batch_size = bench.batches[0]
-    recipe = usual_recipe(DEFAULT, batch_size=batch_size, epoch_cells=8 * batch_size, epochs=2)
+    recipe = replace(usual_recipe(DEFAULT), batch_size=batch_size, epoch_cells=8 * batch_size, epochs=2)
     trainer = bench.trainer(recipe, precision=torch.bfloat16)
     if stop_after:
         run_step = trainer.run_step
@@ -238,43 +229,12 @@ def weights_after_run(bench, stop_after=None):
     return {k: v.float().cpu() for k, v in trainer.model.network.state_dict().items()}
 
 
-def commands(bench):
-    """predict.py, export_onnx.py and visualize_activations.py: seconds of each whole process."""
-    images = bench.sets["cpu"][2].table["path"].tolist()
-    inputs = images if bench.tiny else [images[0].parent]
-    out = bench.folder / "out"
-    return {
-        "predict": bench.command("predict.py", *inputs, "--model", bench.best, "--csv", out / "cells.csv"),
-        "export": bench.command("export_onnx.py", bench.best, "--out", out),
-        "visualize": bench.command("visualize_activations.py", bench.best, "--cells", images[0], "--out", out),
-    }
-
-
-def inference(bench):
-    """Cells/s of the default network in PyTorch."""
-    model, _ = load_model(bench.best, bench.device)
-    model = model.to(memory_format=torch.channels_last)
-    figures = {}
-
-    def run_network(images, precision):
-        with torch.inference_mode(), autocast(bench.device, precision):
-            return model.probabilities(model(send(images, bench.device)))
-
-    test_set = bench.sets["cpu"][2]
-    for size in (1, *bench.batches):
-        images, _ = test_set.batch(np.resize(np.arange(len(test_set)), size))
-        for name, precision in PRECISIONS.items():
-            repetitions = bench.repetitions(lambda x=images, p=precision: run_network(x, p))
-            figures[f"{name}, batch {size}"] = {"cells_per_s": size * repetitions}
-    return figures
-
-
 def frozen_processes(bench):
     """Two processes train together: do the frozen stages, batch-norm statistics included, stay as they were?"""
     out = bench.folder / "processes"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     options = ["--limit", 48, "--epochs", 1, "--image-size", bench.size, "--out", out]
-    seconds = bench.command(*torchrun, "train.py", *options)
+    seconds = bench.run_command(*torchrun, "train.py", *options)
     trained, _ = load_model(out / "checkpoints" / "best.ckp")
     start = usual_model(DEFAULT, bench.size)
     stages = usual_recipe(DEFAULT).freeze_stages
@@ -290,26 +250,27 @@ def frozen_processes(bench):
 
 def step(bench):
     """Cells/s of a training step by network, precision and batch size, and without CUDA graphs."""
-    usual = "graph" if bench.device.type == "cuda" else "plain"
-    ways = [(n, p, size, usual) for p in PRECISIONS for n in NETWORKS for size in bench.batches]
-    if usual == "graph":
-        ways += [(n, "bfloat16", bench.batches[0], "plain") for n in NETWORKS]
-        ways += [(DEFAULT, "bfloat16", size, "plain") for size in bench.batches[1:]]
+    has_graphs = bench.device.type == "cuda"
+    ways = [(*way, has_graphs) for way in itertools.product(PRECISIONS, NETWORKS, bench.batches)]
+    if has_graphs:
+        smallest, *larger = bench.batches
+        ways += [("bfloat16", network, smallest, False) for network in NETWORKS]
+        ways += [("bfloat16", DEFAULT, size, False) for size in larger]
     figures = {}
-    for network, precision, size, way in ways:
+    for precision, network, size, graphs in ways:
         if bench.is_late():
             break
-        rates = step_rates(bench, network, precision, size, has_graphs=way == "graph")
-        figures[f"{network} {precision} {size} {way}"] = rates
+        name = f"{network} {precision} {size} {'graph' if graphs else 'plain'}"
+        figures[name] = step_rates(bench, network, PRECISIONS[precision], size, graphs)
     return figures
 
 
-def step_rates(bench, network, precision, size, has_graphs):
+def step_rates(bench, network, precision, size, graphs):
     """Cells/s of the whole step (batch, drawn defects, augmentation, network) and of the step on a constant batch."""
     gc.collect()  # the previous Trainer refers to itself, so only this frees its memory
     torch.cuda.empty_cache()
-    trainer = bench.trainer(usual_recipe(network, batch_size=size), network, precision=PRECISIONS[precision])
-    if not has_graphs:
+    trainer = bench.trainer(replace(usual_recipe(network), batch_size=size), network, precision=precision)
+    if not graphs:
         trainer.run_step = trainer.seeded_step
     trainer.training_mode()
     rows = np.resize(np.random.default_rng(0).permutation(len(trainer.train_set)), size)
@@ -325,18 +286,18 @@ def step_rates(bench, network, precision, size, has_graphs):
     return {"cells_per_s": whole, "constant": constant, "share": whole / constant}
 
 
-PARTS = (card, default_run, evaluation, same_losses, resume, commands, inference, step, frozen_processes)
+PARTS = (card, default_run, evaluation, same_losses, resume, step, frozen_processes)
 
 
 # ---------------------------------------------------------------- command
 
 
-def text(value):
+def as_text(value):
     """A figure as people read it."""
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
     if isinstance(value, dict):
-        return "  ".join(f"{name} {text(v)}" for name, v in value.items())
+        return "  ".join(f"{name} {as_text(v)}" for name, v in value.items())
     return str(value)
 
 
@@ -351,7 +312,7 @@ def measure_part(part, bench):
         figures = {"error": f"{type(error).__name__}: {reason(error)}"}
     for name, value in figures.items():
         if not isinstance(value, list):
-            print(f"  {name:44}{text(value)}")
+            print(f"  {name:44}{as_text(value)}")
     print(f"  ({time.monotonic() - started:.0f} s)", flush=True)
     return figures
 
@@ -368,15 +329,16 @@ def main(argv=None):
     parser.add_argument("--out", default="gpu.json", metavar="FILE", help="figures (%(default)s)")
     args = parser.parse_args(argv)
     keep_freed_memory()
+    figures = {}
     with tempfile.TemporaryDirectory() as folder:
         bench = prepare(args.device, args.tiny, args.minutes, folder)
         for part in PARTS:
             if part.__name__ not in args.only:
                 continue
-            bench.figures[part.__name__] = measure_part(part, bench)
+            figures[part.__name__] = measure_part(part, bench)
             with atomic_path(args.out) as temporary:
-                temporary.write_text(json.dumps(bench.figures, indent=1))
-    return int(any("error" in figures for figures in bench.figures.values()))
+                temporary.write_text(json.dumps(figures, indent=1))
+    return int(any("error" in figures_of_part for figures_of_part in figures.values()))
 
 
 if __name__ == "__main__":

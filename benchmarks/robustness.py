@@ -52,14 +52,14 @@ def noise(images, sigma):
     return (images + sigma * drawn).round().clamp(0, 255).byte()
 
 
-def jpeg(images, quality):
+def compress(images, quality):
     """Images as they come out of a JPEG file of that quality."""
-    read = []
+    decoded = []
     for image in images[:, 0].numpy():
         file = io.BytesIO()
         Image.fromarray(image).save(file, "JPEG", quality=quality)
-        read.append(np.array(Image.open(file)))
-    return torch.from_numpy(np.stack(read))[:, None]
+        decoded.append(np.array(Image.open(file)))
+    return torch.from_numpy(np.stack(decoded))[:, None]
 
 
 # Each takes and returns uint8 images (N, 1, S, S).
@@ -84,39 +84,35 @@ CHANGES = {
     "1.5 times as bright, cut off at 255": partial(curve, gain=1.5),
     "gamma 0.7": partial(curve, gamma=0.7),
     "gamma 1.4": partial(curve, gamma=1.4),
-    "JPEG, quality 75": partial(jpeg, quality=75),
-    "JPEG, quality 30": partial(jpeg, quality=30),
+    "JPEG, quality 75": partial(compress, quality=75),
+    "JPEG, quality 30": partial(compress, quality=30),
 }
 
 
-def aligned(images):
-    """Images uint8 (N, 1, S, S), turned upright and cut tightly as `predict.py --align` does."""
-    return torch.from_numpy(np.stack([align_cell(image)[0] for image in images[:, 0].numpy()]))[:, None]
+def change_and_align(change, images):
+    """Changed images, turned upright and cut tightly as `predict.py --align` does."""
+    aligned = [align_cell(image)[0] for image in change(images)[:, 0].numpy()]
+    return torch.from_numpy(np.stack(aligned))[:, None]
 
 
-def probabilities_under_changes(checkpoints, table, pixels, part, changes, precision, align=False):
-    """Labels, probabilities and thresholds, each (cells, classes), of all checkpoints together: {change: the three}."""
-    predicted = {name: [] for name in changes}
-    bar = tqdm(total=len(checkpoints) * len(changes), unit="change", leave=False, disable=None)
-    for path in checkpoints:
-        model, checkpoint = load_model(path)
-        if "split" not in checkpoint:
-            raise InputError(f"{path}: has no record of its parts; take the best.ckp of a finished run")
-        rows = data.part_of_checkpoint(table, checkpoint["split"], part, model.classes)
-        images = data.CellDataset(rows, pixels, model.classes).batch(np.arange(len(rows)))[0]
-        rows = rows.assign(image=np.arange(len(rows)), transform="")
-        thresholds = np.tile(model.calibrated().thresholds(), (len(rows), 1))
-        for name in changes:
-            changed = CHANGES[name](images)
-            if align:
-                changed = aligned(changed)
-            changed = tv.resize(changed, [model.metadata.image_size], antialias=True)
-            dataset = data.CellDataset(rows, changed.numpy(), model.classes)
-            _, labels, probabilities = evaluate(model, dataset, precision)
-            predicted[name].append((labels, probabilities, thresholds))
-            bar.update()
-    bar.close()
-    return {name: [np.concatenate(arrays) for arrays in zip(*parts)] for name, parts in predicted.items()}
+def predict_changed(path, table, pixels, part, changes, precision):
+    """{change: labels, probabilities and thresholds, each (cells, classes)} of a checkpoint's part "val" or "test".
+
+    table, pixels: all cells. changes: {name: function as in CHANGES}. precision: torch.dtype of the arithmetic.
+    """
+    model, checkpoint = load_model(path)
+    if "split" not in checkpoint:
+        raise InputError(f"{path}: has no record of its parts; take the best.ckp of a finished run")
+    rows = data.part_of_checkpoint(table, checkpoint["split"], part, model.classes)
+    images, _ = data.CellDataset(rows, pixels, model.classes).batch(np.arange(len(rows)))
+    rows = rows.assign(image=np.arange(len(rows)), transform="")
+    thresholds = np.tile(model.calibration_for().thresholds(), (len(rows), 1))
+    predicted = {}
+    for name, change in tqdm(changes.items(), unit="change", leave=False, disable=None):
+        changed = tv.resize(change(images), [model.metadata.image_size], antialias=True)
+        _, labels, probabilities = evaluate(model, data.CellDataset(rows, changed.numpy(), model.classes), precision)
+        predicted[name] = (labels, probabilities, thresholds)
+    return predicted
 
 
 def print_figures(figures, classes):
@@ -144,13 +140,17 @@ def main(argv=None):
     table = data.read_table(args.data, args.classes, args.images)
     data.fill_images(table)
     images, table["image"] = load_images(table)
-    checkpoints = [find_checkpoint(c) for c in args.checkpoints]
     precision = pick_precision(args.precision, torch.device("cpu"))
-    changes = args.only or list(CHANGES)
-    predicted = probabilities_under_changes(checkpoints, table, images, args.part, changes, precision, args.align)
-    count = len(predicted[changes[0]][0])
-    print(f"{count} cells of the {args.part} part of {len(checkpoints)} networks; F1 at their thresholds\n")
-    figures = {name: metrics_table(*arrays, args.classes) for name, arrays in predicted.items()}
+    changes = {name: CHANGES[name] for name in args.only or CHANGES}
+    if args.align:
+        changes = {name: partial(change_and_align, change) for name, change in changes.items()}
+    paths = [find_checkpoint(checkpoint) for checkpoint in args.checkpoints]
+    predicted = [predict_changed(path, table, images, args.part, changes, precision) for path in paths]
+    figures = {}
+    for name in changes:
+        labels, probabilities, thresholds = map(np.concatenate, zip(*[of_network[name] for of_network in predicted]))
+        figures[name] = metrics_table(labels, probabilities, thresholds, args.classes)
+    print(f"{len(labels)} cells of the {args.part} part of {len(predicted)} networks; F1 at their thresholds\n")
     print_figures(figures, args.classes)
     with atomic_path(args.out) as temporary:
         temporary.write_text(json.dumps(figures, indent=1))

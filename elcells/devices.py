@@ -14,12 +14,13 @@ def pick_device(name="auto"):
     CUDA's convolutions are told to compute float32 as float32, not as TensorFloat-32, which has ten bits for the
     mantissa, and the same every time.
     """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        name = next(d for d in ("cuda", "mps", "cpu") if there[d])
-    if not there.get(name.split(":")[0]):
+        name = next(d for d in ("cuda", "mps", "cpu") if available[d])
+    if not available.get(name.split(":")[0]):
         raise InputError(f"device {name}: there is none that PyTorch can use here; take cpu")
-    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
     return torch.device(name)
 
 
@@ -54,7 +55,7 @@ def send(tensor, device):
 def channels_last(images):
     """Gray images (N, 1, H, W) with the strides that make the first convolution's output channels_last.
 
-    For one channel `.contiguous(memory_format=torch.channels_last)` leaves the strides alone, the network then runs
+    For one channel `.contiguous(memory_format=torch.channels_last)` leaves the strides alone. The network then runs
     its costliest layers, stem and max pool, in the other layout: ResNet-34 trains at three quarters of the speed.
     """
     return images.squeeze(1).unsqueeze(-1).permute(0, 3, 1, 2)
@@ -63,7 +64,7 @@ def channels_last(images):
 def keep_freed_memory():
     """Tell glibc's allocator to keep freed memory: else the system clears the same pages anew in every step.
 
-    Worth 5 to 8 % of a training step on a CPU (doc/results.md). Does nothing on other systems.
+    Worth 5 to 8 % of a training step on a CPU when it was measured. Does nothing on other systems.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt

@@ -61,8 +61,9 @@ def sum_over_processes(tensor):
 def synchronise_norms(network):
     """On GPUs, replace the batch norms of a network by ones over the batches of all processes; returns the network.
 
-    They are new modules: what is said of single ones (that they are frozen) must be said afterwards. On a CPU, where
-    PyTorch has no such layer, each process keeps the statistics of its own batches until `share_buffers`.
+    Freeze layers only after this call, as they are new modules. PyTorch has no such layer for CPUs: there
+    DistributedDataParallel sends process 0's statistics to all before each step, and `share_buffers` does so after the
+    last one.
     """
     if world() > 1 and next(network.parameters()).device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)

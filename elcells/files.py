@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+MAX_REASON = 400  # characters of another library's message that are shown
 ANY_NAME = "surrogateescape"  # error handler that keeps file names that are not UTF-8 and writes them back unchanged
 
 
@@ -98,16 +99,16 @@ def move_aside(out):
     print(f"An earlier run's checkpoints/ and plots/ are now checkpoints_{number}/ and plots_{number}/.")
 
 
-def reason(error, most=400):
-    """An exception's message on one line of at most `most` characters; the exception's class if it has no message.
+def reason(error):
+    """An exception's message on one line of at most MAX_REASON characters; its class if it has no message.
 
     Terminal colours and the names of numpy's types are removed.
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     text = re.sub(r"np\.\w+_?\(([^()]*)\)", r"\1", text)
     text = " ".join(text.split())
-    if len(text) > most:
-        return f"{text[:most]} …"
+    if len(text) > MAX_REASON:
+        return f"{text[:MAX_REASON]} …"
     return text or type(error).__name__
 
 

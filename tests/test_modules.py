@@ -9,7 +9,7 @@ from PIL import Image
 
 import cut_module
 import predict
-from benchmarks.composed_modules import Cells, compose
+from benchmarks.composed_modules import ElpvCells, compose
 from elcells.data.images import LIKE_MODULE, examine
 from elcells.files import InputError
 from elcells.modules.align import align_cell
@@ -28,7 +28,7 @@ def cells(table, tmp_path_factory):
     columns = ["filename", "crack", "inactive", "type", "module", "probability"]
     chosen = table[table["module"].isin(MODULES)]
     chosen[columns].to_csv(folder / "data.csv", sep=";", index=False)
-    return Cells(folder / "data.csv")
+    return ElpvCells(folder / "data.csv")
 
 
 @pytest.fixture(scope="module")

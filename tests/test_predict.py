@@ -97,7 +97,7 @@ def test_an_operating_point_changes_the_labels_but_no_probability(exported, best
     points = [[r["p_crack"] for r in rows(tmp_path / f"onnx_{p}.csv")] for p in ("f1", "recall")]
     assert points[0] == points[1]
     assert run(exported, folder, "--operating-point", "best") == 2
-    assert "no operating point 'best', the model has f1, recall" in capsys.readouterr().err
+    assert "no operating point 'best', the network has f1, recall" in capsys.readouterr().err
 
 
 def test_an_unreadable_image_gets_a_row_and_the_run_goes_on(exported, folder, tmp_path, capsys):

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 import train
 from elcells.files import InputError
-from elcells.settings import given_options, option_name
+from elcells.settings import given_options, option_name, type_of
 from elcells.training.jobs import Job
 from elcells.training.recipes import RECIPES, Recipe, kept_share, recipe_table
 
@@ -23,7 +23,7 @@ def parsed(*options):
 @pytest.mark.parametrize("field, name", LIMITS, ids=lambda value: getattr(value, "name", value))
 def test_a_value_out_of_its_range_is_refused_in_code_and_as_an_option(field, name):
     limit = field.metadata["limits"][name]
-    value = field.metadata["kind"](BEYOND[name](limit))
+    value = type_of(field)(BEYOND[name](limit))
     with pytest.raises(InputError, match=f"^{field.name} .*: must be "):
         replace(RECIPES["fast"], **{field.name: value})
     with pytest.raises(InputError, match=f"^{option_name(field)} .*: must be "):
@@ -33,8 +33,14 @@ def test_a_value_out_of_its_range_is_refused_in_code_and_as_an_option(field, nam
 def test_numbers_that_are_not_finite_and_unknown_choices_are_refused():
     with pytest.raises(InputError, match="lr nan: must be above 0"):
         Recipe(lr=float("nan"))
-    with pytest.raises(InputError, match="optimizer 'adam': expected sgd or adamw"):
+    with pytest.raises(InputError, match="optimizer adam: must be sgd or adamw"):
         Recipe(optimizer="adam")
+
+
+@pytest.mark.parametrize("name, value", [("epochs", 1.5), ("lr", "0.1"), ("lr", None), ("dihedral", 2)])
+def test_values_of_another_type_are_refused(name, value):
+    with pytest.raises(InputError, match=f"{name} .*: must be (of type|given)"):
+        Recipe(**{name: value})
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -69,13 +75,28 @@ def test_what_changes_the_course_of_a_run_cant_change_on_resume(field):
         options = [option_name(field), other[field.name]]
     elif isinstance(before, bool):
         options = [option_name(field).replace("--", "--no-" if before else "--")]
-    elif isinstance(before, list):
-        options = [option_name(field), "finger"]
+    elif type_of(field) is tuple:
+        options = [option_name(field), "mine=3" if field.name == "weight" else "finger"]
+    elif field.name in ("weights", "max_time"):
+        options = [option_name(field), "9m"]
+    elif type_of(field) is float:
+        options = [f"{option_name(field)}={before / 2 or 0.5}"]
     else:
-        changed = before / 2 if isinstance(before, float) and before else before + (0.5 if before == 0.0 else 1)
-        options = [f"{option_name(field)}={field.metadata['kind'](changed) or 1}"]
+        options = [f"{option_name(field)}={before + 1}"]
     with pytest.raises(InputError, match=f"{option_name(field)} can't change on --resume"):
         train.resumed_job(parsed(*options), "last.ckp", {"job": vars(job), "recipe": vars(recipe)})
+
+
+@pytest.mark.parametrize("stored", [[], {}, {"job": 1, "recipe": 2}, {"job": {}, "recipe": {}}])
+def test_settings_that_are_none_are_refused_in_one_sentence(stored):
+    with pytest.raises(InputError, match="not a resumable checkpoint"):
+        train.resumed_job(parsed(), "last.ckp", stored)
+
+
+def test_a_setting_of_another_type_in_a_checkpoint_is_refused_in_one_sentence():
+    job, recipe = train.new_job(parsed("--model", "resnet"))
+    with pytest.raises(InputError, match="not a resumable checkpoint"):
+        train.resumed_job(parsed(), "last.ckp", {"job": vars(job), "recipe": vars(recipe) | {"lr": "x"}})
 
 
 def test_the_table_of_recipes_is_the_documents():

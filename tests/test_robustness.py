@@ -47,9 +47,11 @@ def test_cuts_and_exposures_are_what_their_names_say(cells):
 
 
 def test_aligned_images_are_nearer_to_what_they_were(cells):
-    wider = robustness.CHANGES["cut wider, cell 93 %, black around"](cells)
-    distance = [(robustness.aligned(images).float() - cells.float()).abs().mean() for images in (wider, cells)]
-    assert distance[0] < 0.5 * (wider.float() - cells.float()).abs().mean() and distance[1] < 3
+    change = robustness.CHANGES["cut wider, cell 93 %, black around"]
+    wider = (change(cells).float() - cells.float()).abs().mean()
+    aligned = (robustness.change_and_align(change, cells).float() - cells.float()).abs().mean()
+    unchanged = robustness.change_and_align(robustness.CHANGES["as they are"], cells)
+    assert aligned < 0.5 * wider and (unchanged.float() - cells.float()).abs().mean() < 3
 
 
 def test_unchanged_images_are_predicted_as_by_the_training_itself(elpv, best, small, tmp_path, capsys):
@@ -62,7 +64,7 @@ def test_unchanged_images_are_predicted_as_by_the_training_itself(elpv, best, sm
     small = tv.resize(torch.from_numpy(np.array(images)), [64], antialias=True).numpy()
     _, labels, p = evaluate(model, data.CellDataset(test, small))
     found = json.loads(out.read_text())
-    for c, f1 in zip(CLASSES, f1_scores(labels, p, model.calibrated().thresholds())):
+    for c, f1 in zip(CLASSES, f1_scores(labels, p, model.calibration_for().thresholds())):
         assert found["as they are"][c]["f1"] == pytest.approx(f1)
     printed = capsys.readouterr().out
     assert f"{2 * len(test)} cells of the test part of 2 networks" in printed and "blur, sigma 2 pixels" in printed
@@ -74,6 +76,5 @@ def test_a_checkpoint_without_a_record_of_its_parts_is_refused(elpv, best, tmp_p
     save_checkpoint(tmp_path / "bare.ckp", model)
     assert robustness.main([str(tmp_path / "bare.ckp"), "--data", str(elpv)]) == 2
     assert "bare.ckp: has no record of its parts" in capsys.readouterr().err
-    missing = [tmp_path / "missing.ckp"]
     with pytest.raises(InputError):
-        robustness.probabilities_under_changes(missing, data.read_table(elpv), None, "val", [], torch.float32)
+        robustness.predict_changed(tmp_path / "missing.ckp", data.read_table(elpv), None, "val", {}, torch.float32)

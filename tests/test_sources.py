@@ -169,11 +169,12 @@ def test_an_adapted_network_is_of_its_files_kind_and_lies_between_it_and_the_tra
 def test_the_network_that_comes_along_is_a_starting_point(lite0, elpv):
     model = build_model(normalise_brightness=True)
     load_initial_weights(model, ROOT / "cells.onnx")
-    images = np.stack([read_image(p, 300) for p in data.read_table(elpv)["path"][:12]])[:, None]
+    cells = data.read_table(elpv).head(12).assign(image=range(12))
+    images = np.stack([read_image(path, 300) for path in cells["path"]])[:, None]
     probabilities = open_model(ROOT / "cells.onnx", "onnxruntime")(images)
     with torch.no_grad():
         logits = model.eval()(torch.from_numpy(images)).numpy()
-        restore_norms(model, torch.from_numpy(images))
+        restore_norms(model, data.CellDataset(cells, images))
         again = model(torch.from_numpy(images)).numpy()
     expected = np.log(probabilities / (1 - probabilities))
     ratio = (expected / np.asarray(logits))[np.abs(logits) > 0.5]  # the file's temperatures

@@ -5,11 +5,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, SMALL
+from filelock import FileLock
 
 import data
 import train
@@ -285,12 +288,29 @@ def test_the_epochs_of_max_time_are_recorded(elpv, tmp_path, monkeypatch):
     assert run(elpv, tmp_path, "--resume") == 0
 
 
-def test_all_folds_of_max_time_have_the_epochs_of_the_first(elpv, tmp_path, monkeypatch):
+def test_all_folds_of_max_time_have_the_same_number_of_epochs(elpv, tmp_path, monkeypatch):
     found = iter([1, 3])
     monkeypatch.setattr(train, "epochs_within", lambda *_: next(found))
     assert run(elpv, tmp_path, "--max-time", "1s", "--folds", "2") == 0
     lasts = [tmp_path / "checkpoints" / f"fold_{fold}" / "last.ckp" for fold in range(2)]
     assert [read_checkpoint(last)["epoch"] for last in lasts] == [1, 1]
+
+
+def test_tensorboard_gets_the_course_and_example_images(elpv, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert run(elpv, tmp_path, "--epochs", 2, "--tensorboard") == 0
+    found = events.EventAccumulator(str(tmp_path / "plots" / "tensorboard")).Reload()
+    assert {"train_loss", "val_loss", "f1_crack", "f1_mean", "lr"} <= set(found.Tags()["scalars"])
+    metrics = pd.read_csv(tmp_path / "checkpoints" / "metrics.csv", sep=";")
+    assert [s.value for s in found.Scalars("val_loss")] == pytest.approx(metrics["val_loss"].tolist(), rel=1e-4)
+    assert found.Tags()["images"]
+
+
+def test_without_tensorboard_the_option_says_what_to_install(elpv, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert run(elpv, tmp_path, "--epochs", 1, "--tensorboard") == 2
+    assert "TensorBoard is not installed; `pip install tensorboard`" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("text", ["soon", "-1s"])
@@ -312,7 +332,8 @@ def torchrun(*options, script=ROOT / "train.py"):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, script, *options]
     command = [str(part) for part in (sys.executable, *command)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    with FileLock(Path(tempfile.gettempdir()) / "torchrun_of_tests.lock"):  # side by side they may pick the same port
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -382,7 +403,8 @@ def test_sigterm_stops_a_run_as_ctrl_c_does(elpv, tmp_path, monkeypatch, capsys)
         (["--device", "tpu"], "device tpu"),
         (["--weights", "nowhere.pth"], "nowhere.pth: no such checkpoint"),
         (["--weights", "imagenet"], "there are no ImageNet weights for our own network"),
-        (["--test-size", "2"], "test size is 2.0"),
+        (["--test-size", "2"], "--test-size 2: must be above 0 and below 1"),
+        (["--seed", "-1"], "--seed -1: must be at least 0"),
         (["--limit", "3"], "3 cells are too few"),
         (["--epochs", "0"], "--epochs 0: must be at least 1"),
         (["--lr", "-1"], "--lr -1: must be above 0"),
@@ -390,7 +412,6 @@ def test_sigterm_stops_a_run_as_ctrl_c_does(elpv, tmp_path, monkeypatch, capsys)
         (["--synthetic", "1"], "--synthetic 1: must be at least 0 and below 1"),
         (["--noise-std", "-1"], "--noise-std -1: must be at least 0"),
         (["--noise-std", "nan"], "--noise-std nan: must be at least 0"),
-        (["--model", "vgg"], "no network 'vgg', expected one of efficientnet_lite0, resnet34, resnet"),
         (["--evaluate", "nowhere.ckp"], "nowhere.ckp: no such checkpoint"),
         (["--resume"], "last.ckp: no such checkpoint"),
     ],
@@ -424,7 +445,7 @@ def test_resume_refuses_a_checkpoint_whose_settings_are_not_complete(finished, t
     del checkpoint["recipe"]["lr"]
     torch.save(checkpoint, tmp_path / "checkpoints" / "last.ckp")
     assert train.main(["--resume", "--out", str(tmp_path)]) == 2
-    assert "not a checkpoint to go on from" in capsys.readouterr().err
+    assert "not a resumable checkpoint" in capsys.readouterr().err
 
 
 def test_the_classic_recipe_trains_on_the_six_variants(elpv, tmp_path):

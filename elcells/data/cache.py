@@ -67,15 +67,11 @@ class JoinedImages:
     def __init__(self, arrays):
         self.arrays = arrays
         self.starts = np.cumsum([0, *map(len, arrays)])
-        self.shape = (int(self.starts[-1]), *arrays[0].shape[1:])
-
-    def __len__(self):
-        return self.shape[0]
 
     def __getitem__(self, rows):
         rows = np.asarray(rows)
         array_numbers = np.searchsorted(self.starts, rows, "right") - 1
-        images = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        images = np.empty((len(rows), *self.arrays[0].shape[1:]), np.uint8)
         for number in np.unique(array_numbers):
             chosen = array_numbers == number
             images[chosen] = self.arrays[number][rows[chosen] - self.starts[number]]

@@ -276,11 +276,7 @@ def looks_like_module(gray):
 
 def as_lines(notes):
     """Lines such as "40 images use 12 of 16 bits." from a Counter of what `examine` assumed."""
-    lines = []
-    for note, count in sorted(notes.items()):
-        images = "image" if count == 1 else "images"
-        lines.append(f"{count} {images} {note}.")
-    return lines
+    return [f"{count} {'image' if count == 1 else 'images'} {note}." for note, count in sorted(notes.items())]
 
 
 def symmetries(images):

@@ -69,7 +69,7 @@ def group_keys(table, by):
     return table[by].astype(str)
 
 
-def stratified_folds(labels, keys, folds, seed=SPLIT_SEED):
+def stratified_folds(labels, keys, folds):
     """Divide all rows into `folds` parts of similar labels, keeping groups together.
 
     Uses scikit-learn's StratifiedGroupKFold, or the much faster StratifiedKFold if no group has two rows.
@@ -81,13 +81,13 @@ def stratified_folds(labels, keys, folds, seed=SPLIT_SEED):
     if keys.nunique() < folds:
         raise InputError(f"{keys.nunique()} groups are too few for {folds} parts; take fewer parts or split by cell")
     kind = StratifiedKFold if keys.is_unique else StratifiedGroupKFold
-    splitter = kind(folds, shuffle=True, random_state=seed)
+    splitter = kind(folds, shuffle=True, random_state=SPLIT_SEED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # some combinations of labels are rarer than the folds
         return [test for _, test in splitter.split(labels, labels, keys)]
 
 
-def split_cells(table, test_size=0.1, by="cell", seed=SPLIT_SEED, classes=CLASSES):
+def split_cells(table, test_size=0.1, by="cell", classes=CLASSES):
     """Stratified split into training and test rows.
 
     Rows of one group never stand on both sides; the combinations of labels keep their shares.
@@ -108,9 +108,9 @@ def split_cells(table, test_size=0.1, by="cell", seed=SPLIT_SEED, classes=CLASSE
     labels = combination(table, classes)
     keys = group_keys(table, by)
     if by == "module":
-        in_test = _typical_fold(labels, keys, max(2, round(1 / test_size)), seed)
+        in_test = _typical_fold(labels, keys, max(2, round(1 / test_size)))
     else:
-        in_test = keys.isin(_stratified_sample(labels, keys, test_size, seed)).to_numpy()
+        in_test = keys.isin(_stratified_sample(labels, keys, test_size)).to_numpy()
     for name in classes:
         for value in table[name].unique():
             has_value = (table[name] == value).to_numpy()
@@ -124,7 +124,7 @@ def split_cells(table, test_size=0.1, by="cell", seed=SPLIT_SEED, classes=CLASSE
     return table[~in_test].reset_index(drop=True), table[in_test].reset_index(drop=True)
 
 
-def _typical_fold(labels, keys, folds, seed):
+def _typical_fold(labels, keys, folds):
     """The fold whose shares of labels come closest to those of all rows, as a bool array (N,)."""
     shares = labels.value_counts(normalize=True)
 
@@ -133,13 +133,13 @@ def _typical_fold(labels, keys, folds, seed):
         return ((fold_shares - shares) ** 2 / shares).sum()
 
     in_fold = np.zeros(len(labels), bool)
-    in_fold[min(stratified_folds(labels, keys, folds, seed), key=distance)] = True
+    in_fold[min(stratified_folds(labels, keys, folds), key=distance)] = True
     return in_fold
 
 
-def _stratified_sample(labels, keys, share, seed):
+def _stratified_sample(labels, keys, share):
     """A share of the groups of each combination of labels, at least one of each that several groups have (list)."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SPLIT_SEED)
     is_rare = keys.groupby(labels.to_numpy()).transform("nunique") == 1
     strata = labels.mask(is_rare.to_numpy(), RARE).to_numpy()
     sample = []
@@ -150,7 +150,7 @@ def _stratified_sample(labels, keys, share, seed):
     return sample
 
 
-def split_parts(table, by="cell", test_size=0.1, val_size=0.1, seed=SPLIT_SEED, classes=CLASSES):
+def split_parts(table, by="cell", test_size=0.1, val_size=0.1, classes=CLASSES):
     """Training, validation and test part of a table, ready to be made into data sets.
 
     Each source is divided by itself: first the test part is taken, then the validation part from the rest. The
@@ -161,8 +161,8 @@ def split_parts(table, by="cell", test_size=0.1, val_size=0.1, seed=SPLIT_SEED, 
 
     def split(cells):
         rows = expand_variants(cells) if by == "row" else cells
-        rest, test = split_cells(rows, test_size, by, seed, classes)
-        train, val = split_cells(rest, val_size, by, seed, classes)
+        rest, test = split_cells(rows, test_size, by, classes)
+        train, val = split_cells(rest, val_size, by, classes)
         if by == "row":
             return train, val, test
         return expand_variants(train), originals(val), originals(test)
@@ -170,15 +170,15 @@ def split_parts(table, by="cell", test_size=0.1, val_size=0.1, seed=SPLIT_SEED, 
     return _split_each_source(table, split)
 
 
-def fold_parts(table, folds, fold, by="cell", val_size=0.1, seed=SPLIT_SEED, classes=CLASSES):
+def fold_parts(table, folds, fold, by="cell", val_size=0.1, classes=CLASSES):
     """`split_parts` for cross-validation: every image is in the test part of one of the folds 0 ... folds - 1."""
 
     def split(cells):
         rows = expand_variants(cells) if by == "row" else originals(cells)
-        tested = stratified_folds(combination(rows, classes), group_keys(rows, by), folds, seed)[fold]
+        tested = stratified_folds(combination(rows, classes), group_keys(rows, by), folds)[fold]
         in_test = np.zeros(len(rows), bool)
         in_test[tested] = True
-        train, val = split_cells(rows[~in_test].reset_index(drop=True), val_size, by, seed, classes)
+        train, val = split_cells(rows[~in_test].reset_index(drop=True), val_size, by, classes)
         if by != "row":  # variants that the table lists as files belong to training too
             train = expand_variants(cells[cells["cell"].isin(train["cell"])].reset_index(drop=True))
         return train, val, rows[in_test].reset_index(drop=True)
@@ -186,7 +186,7 @@ def fold_parts(table, folds, fold, by="cell", val_size=0.1, seed=SPLIT_SEED, cla
     return _split_each_source(table, split)
 
 
-def adapt_parts(table, val_size=0.1, seed=SPLIT_SEED, classes=CLASSES, folds=0, fold=0):
+def adapt_parts(table, val_size=0.1, classes=CLASSES, folds=0, fold=0):
     """`split_parts` for adapting a network to new cells, those of all sources but the first.
 
     The first source is divided as in training, so that its test part shows what the network has forgotten. The new
@@ -197,18 +197,15 @@ def adapt_parts(table, val_size=0.1, seed=SPLIT_SEED, classes=CLASSES, folds=0, 
     is_first = table["source"] == table["source"].iloc[0]
     if is_first.all():
         if folds:
-            return fold_parts(table, folds, fold, "cell", val_size, seed, classes)
-        return split_parts(table, "cell", 0.1, val_size, seed, classes)
+            return fold_parts(table, folds, fold, val_size=val_size, classes=classes)
+        return split_parts(table, val_size=val_size, classes=classes)
     first_cells = table[is_first].reset_index(drop=True)
     new_cells = table[~is_first].reset_index(drop=True)
-
-    first_train, first_val, test = split_parts(first_cells, "cell", 0.1, val_size, seed, classes)
+    first_train, first_val, test = split_parts(first_cells, val_size=val_size, classes=classes)
     if folds:
-        new_train, new_val, test = fold_parts(new_cells, folds, fold, "cell", val_size, seed, classes)
+        new_train, new_val, test = fold_parts(new_cells, folds, fold, val_size=val_size, classes=classes)
     else:
-        new_train, new_val = _split_each_source(
-            new_cells, lambda cells: split_cells(cells, val_size, "cell", seed, classes)
-        )
+        new_train, new_val = _split_each_source(new_cells, lambda cells: split_cells(cells, val_size, "cell", classes))
     train = pd.concat([first_train, expand_variants(new_train)], ignore_index=True)
     val = pd.concat([first_val, originals(new_val)], ignore_index=True)
     return train, val, test
@@ -229,11 +226,9 @@ def _split_each_source(table, split):
     return tuple(pd.concat(parts, ignore_index=True) for parts in zip(*splits))
 
 
-def record_split(val, test, by, seed=SPLIT_SEED):
-    """What a checkpoint stores of a split: dict of by, seed, and the groups of the val and test part (lists of str)."""
-    val_keys = sorted(set(group_keys(val, by)))
-    test_keys = sorted(set(group_keys(test, by)))
-    return {"by": by, "seed": seed, "val": val_keys, "test": test_keys}
+def record_split(val, test, by):
+    """What a checkpoint stores of a split: dict of by, and the groups of the val and test part (lists of str)."""
+    return {"by": by, "val": sorted(set(group_keys(val, by))), "test": sorted(set(group_keys(test, by)))}
 
 
 def part_of_checkpoint(table, split, part, classes=CLASSES):
@@ -250,12 +245,7 @@ def part_of_checkpoint(table, split, part, classes=CLASSES):
     source = rows["source"].iloc[0]
     if rows["source"].nunique() == 1 and any(key.startswith(f"{source}:") for key in split["test"]):
         keys = source + ":" + keys  # the network was trained on several tables, of which this is one
-    val_keys = [key.replace("\\", "/") for key in split["val"]]  # some were recorded on Windows
-    test_keys = [key.replace("\\", "/") for key in split["test"]]
-    if part == "train":
-        in_part = ~keys.isin(val_keys + test_keys)
-    else:
-        in_part = keys.isin(val_keys if part == "val" else test_keys)
+    in_part = ~keys.isin(split["val"] + split["test"]) if part == "train" else keys.isin(split[part])
     if not in_part.any():
         raise InputError(f"the table holds no cell of the checkpoint's {part} part; give its own table")
     return rows[in_part].reset_index(drop=True)

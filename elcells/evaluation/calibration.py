@@ -14,7 +14,7 @@ RECALL = 0.95  # of the operating point "recall"
 
 
 def fit_temperature(labels, probabilities):
-    """The number that one class's logits are divided by for the lowest cross entropy (Guo et al. 2017).
+    """The temperature of one class that minimises the cross entropy (Guo et al. 2017).
 
     labels (0/1) and uncalibrated probabilities: (N,). Returns a float in 0.2..5; 1 where all labels are the same.
     """
@@ -50,15 +50,22 @@ def expected_f1_threshold(probabilities):
     return float((p[best] + p[best + 1]) / 2)
 
 
-def recall_threshold(labels, probabilities, recall=RECALL):
-    """The highest threshold of one class that misses no more than 1 - recall of its positives, of which it needs some.
+def recall_threshold(labels, probabilities):
+    """The highest threshold of one class that reaches RECALL; it needs at least one positive.
 
     labels (0/1) and probabilities: (N,). Returns a float in the middle of the gap below the last positive it keeps.
     """
     p = np.asarray(probabilities, np.float64)
     positives = np.sort(p[np.asarray(labels) > 0.5])
-    lowest = positives[int((1 - recall) * len(positives) + 1e-9)]
+    lowest = positives[int((1 - RECALL) * len(positives) + 1e-9)]
     return float((lowest + p[p < lowest].max(initial=0)) / 2)
+
+
+def choose_thresholds(operating_points, point):
+    """The entry of an operating point in a dict; InputError, listing the points, for another name."""
+    if point not in operating_points:
+        raise InputError(f"no operating point {point!r}, the network has {', '.join(operating_points)}")
+    return operating_points[point]
 
 
 @dataclass(frozen=True)
@@ -75,10 +82,7 @@ class Calibration:
 
     def thresholds(self, point="f1"):
         """The thresholds of an operating point, a tuple of floats; InputError, listing the points, for another name."""
-        if point not in self.operating_points:
-            points = ", ".join(self.operating_points)
-            raise InputError(f"no operating point {point!r}, the network has {points}")
-        return self.operating_points[point]
+        return choose_thresholds(self.operating_points, point)
 
     @classmethod
     def none(cls, count):
@@ -91,7 +95,9 @@ class Calibration:
 
         A class without positives gets the threshold 0.5.
         """
-        temperatures, best_f1, high_recall = [], [], []
+        temperatures = []
+        best_f1 = []
+        high_recall = []
         for y, uncalibrated in zip(np.asarray(labels).T, np.asarray(probabilities, np.float64).T):
             temperature = fit_temperature(y, uncalibrated)
             p = calibrated(uncalibrated, temperature)

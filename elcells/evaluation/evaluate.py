@@ -9,27 +9,40 @@ from elcells.devices import autocast, channels_last, send
 from elcells.distributed import quiet, rank, sum_over_processes, world
 from elcells.evaluation.calibration import Calibration
 
+BATCH = 32  # images at once
 
-@torch.inference_mode()
-def evaluate(model, dataset, precision=torch.float32, tta=False, batch_size=32):
+
+def evaluate(model, dataset, precision=torch.float32, tta=False):
     """Loss and predictions of a model on a CellDataset, without augmentation, on the model's device.
 
-    tta: predict by the mean over each cell's eight symmetries. batch_size: images at once. Several processes share the
-    work.
+    tta: predict by the mean over each cell's eight symmetries. Several processes share the work.
     Returns (mean binary cross entropy, labels (N, C) float32, probabilities (N, C) float32), the same in each process.
     """
+    logits, loss = logits_and_loss(model, dataset, precision, tta)
+    return loss, dataset.labels, model.probabilities(logits, tta).numpy()
+
+
+def uncalibrated(model, dataset, precision=torch.float32, tta=False):
+    """`evaluate`, with the probabilities of a network that is not calibrated."""
+    logits, loss = logits_and_loss(model, dataset, precision, tta)
+    none = Calibration.none(len(model.classes))
+    return loss, dataset.labels, model.probabilities(logits, calibration=none).numpy()
+
+
+@torch.inference_mode()
+def logits_and_loss(model, dataset, precision, tta):
+    """Logits (N, C) of a data set, on the CPU, and their mean binary cross entropy (float)."""
     model.eval()
     device = next(model.parameters()).device
     logits = torch.zeros(len(dataset), len(model.classes), device=device)
     rows_here = np.arange(rank(), len(dataset), world())
-    for start in tqdm(range(0, len(rows_here), batch_size), "evaluating", unit="batch", leave=False, **quiet()):
-        rows = rows_here[start : start + batch_size]
+    for start in tqdm(range(0, len(rows_here), BATCH), "evaluating", unit="batch", leave=False, **quiet()):
+        rows = rows_here[start : start + BATCH]
         images, _ = dataset.batch(rows)
         with autocast(device, precision):
             logits[send(torch.from_numpy(rows), device)] = model(channels_last(images.to(device)), tta)
     logits = sum_over_processes(logits).cpu()
-    loss = F.binary_cross_entropy_with_logits(logits, torch.from_numpy(dataset.labels))
-    return float(loss), dataset.labels, model.probabilities(logits, tta).numpy()
+    return logits, float(F.binary_cross_entropy_with_logits(logits, torch.from_numpy(dataset.labels)))
 
 
 def calibrate(model, dataset):
@@ -37,12 +50,9 @@ def calibrate(model, dataset):
 
     It is measured in float32, as the network will be used: bfloat16 moves probabilities by about 0.005.
     """
-    uncalibrated = Calibration.none(len(model.classes))
-    model.calibration = uncalibrated
-    model.calibration_tta = uncalibrated
-    _, labels, probabilities = evaluate(model, dataset, tta=True)
+    _, labels, probabilities = uncalibrated(model, dataset, tta=True)
     model.calibration_tta = Calibration.fit(labels, probabilities)
-    _, labels, probabilities = evaluate(model, dataset)
+    _, labels, probabilities = uncalibrated(model, dataset)
     model.calibration = Calibration.fit(labels, probabilities)
 
 
@@ -51,7 +61,7 @@ def add_predictions(model, dataset, point="f1", tta=False):
 
     point: the operating point whose thresholds are taken. tta: predict by the mean over each cell's eight symmetries.
     """
-    thresholds = model.calibrated(tta).thresholds(point)
+    thresholds = model.calibration_for(tta).thresholds(point)
     _, _, probabilities = evaluate(model, dataset.to(next(model.parameters()).device), tta=tta)
     predicted = dataset.table.copy()
     for name, values in zip(model.classes, probabilities.T):

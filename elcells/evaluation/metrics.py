@@ -3,19 +3,22 @@
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+BINS = 10  # of the probability, for calibration
+DRAWS = 2000  # of the bootstrap
 
-def reliability(labels, probabilities, bins=10):
-    """Of one class, for each of `bins` equal ranges of the probability: (cells, mean probability, share of positives).
 
-    labels, probabilities (N,). Returns float (bins, 3), the last two NaN where there is no cell.
+def reliability(labels, probabilities):
+    """Of one class, for each of BINS equal ranges of the probability: (cells, mean probability, share of positives).
+
+    labels, probabilities (N,). Returns float (BINS, 3), the last two NaN where there is no cell.
     """
     y = np.asarray(labels, np.float64)
     p = np.asarray(probabilities, np.float64)
-    place = np.minimum((p * bins).astype(int), bins - 1)
-    count = np.bincount(place, minlength=bins)
+    place = np.minimum((p * BINS).astype(int), BINS - 1)
+    count = np.bincount(place, minlength=BINS)
     with np.errstate(invalid="ignore"):
-        mean_probability = np.bincount(place, p, bins) / count
-        share = np.bincount(place, y, bins) / count
+        mean_probability = np.bincount(place, p, BINS) / count
+        share = np.bincount(place, y, BINS) / count
     return np.stack([count, mean_probability, share], 1)
 
 
@@ -76,7 +79,7 @@ def metrics_table(labels, probabilities, thresholds, classes):
     return {**table, "mean": mean}
 
 
-def bootstrap_mean_f1(labels, probabilities, thresholds, groups, draws=2000, seed=0):
+def bootstrap_mean_f1(labels, probabilities, thresholds, groups):
     """95 % interval (low, high) of the mean F1 over classes, from drawing groups (cells, modules) with replacement.
 
     labels, probabilities (N, C); groups (N,). The percentile bootstrap of Efron (1979).
@@ -88,7 +91,7 @@ def bootstrap_mean_f1(labels, probabilities, thresholds, groups, draws=2000, see
     labelled_and_called = np.zeros_like(hits)
     np.add.at(hits, member, y & called)
     np.add.at(labelled_and_called, member, y.astype(int) + called)
-    weights = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), draws)
+    weights = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), DRAWS)
     f1 = 2 * (weights @ hits) / np.maximum(weights @ labelled_and_called, 1)
     low, high = np.percentile(f1.mean(1), [2.5, 97.5])
     return float(low), float(high)

@@ -1,7 +1,5 @@
 """Plots of a run: losses, precision and recall, reliability, the worst errors."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -11,8 +9,8 @@ from elcells.evaluation.metrics import calibration_error, metrics_table, reliabi
 from elcells.files import atomic_path, printable
 
 # Okabe and Ito's, which the colour-blind can tell apart
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MOST_ERRORS = 8  # of a kind that the contact sheet shows
+CLASS_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MOST_ERRORS = 8  # shown of a kind
 
 
 def save(figure, path, dpi=120):
@@ -23,7 +21,7 @@ def save(figure, path, dpi=120):
 
 def colour(i):
     """The colour of class i."""
-    return COLOURS[i % len(COLOURS)]
+    return CLASS_COLOURS[i % len(CLASS_COLOURS)]
 
 
 def plot_losses(history, classes, path):
@@ -86,50 +84,31 @@ def plot_reliability(labels, probabilities, classes, path):
     save(figure, path)
 
 
-@dataclass(frozen=True)
-class Errors:
-    """One kind of errors of one class: a line of the contact sheet. rows: int array, the surest first."""
-
-    title: str
-    rows: np.ndarray
-    probabilities: np.ndarray
-
-
-def worst_errors(labels, probabilities, thresholds, classes):
-    """The misses and the false alarms of each class at its threshold: list of Errors."""
-    thresholds = np.broadcast_to(thresholds, labels.shape)
-    errors = []
+def plot_errors(labels, probabilities, thresholds, dataset, classes, path):
+    """Contact sheet: per class the worst misses and the worst false alarms at its threshold, the surest first."""
+    thresholds = np.asarray(thresholds)
+    lines = []  # title, rows of the data set, probabilities of the class
     for i, name in enumerate(classes):
         p = probabilities[:, i]
         is_positive = labels[:, i] > 0.5
-        is_called = p >= thresholds[:, i]
-        missed = surest_first(is_positive & ~is_called, p)
-        alarms = surest_first(~is_positive & is_called, -p)
-        errors.append(Errors(f"{name}: missed\n{len(missed)} of {is_positive.sum()}", missed, p))
-        errors.append(Errors(f"{name}: false alarm\n{len(alarms)} of {(~is_positive).sum()}", alarms, p))
-    return errors
-
-
-def surest_first(is_chosen, order):
-    """The chosen rows (int array), those of the lowest `order` first."""
-    rows = np.flatnonzero(is_chosen)
-    return rows[np.argsort(order[rows], kind="stable")]
-
-
-def plot_errors(labels, probabilities, thresholds, dataset, classes, path):
-    """Contact sheet: per class the worst misses and the worst false alarms at its threshold, the surest first."""
-    kinds = worst_errors(labels, probabilities, thresholds, classes)
-    columns = max(2, min(MOST_ERRORS, max(len(errors.rows) for errors in kinds)))
-    figure = Figure(figsize=(1.7 * columns + 0.6, 2 * len(kinds) + 0.5))
-    grid = figure.subplots(len(kinds), columns, squeeze=False)
+        is_called = p >= thresholds[..., i]
+        lowest_first = np.argsort(p, kind="stable")
+        highest_first = np.argsort(-p, kind="stable")
+        missed = lowest_first[(is_positive & ~is_called)[lowest_first]]
+        alarms = highest_first[(is_called & ~is_positive)[highest_first]]
+        lines.append((f"{name}: missed\n{len(missed)} of {is_positive.sum()}", missed, p))
+        lines.append((f"{name}: false alarm\n{len(alarms)} of {(~is_positive).sum()}", alarms, p))
+    columns = max(2, min(MOST_ERRORS, max(len(rows) for _, rows, _ in lines)))
+    figure = Figure(figsize=(1.7 * columns + 0.6, 2 * len(lines) + 0.5))
+    grid = figure.subplots(len(lines), columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for line, errors in zip(grid, kinds):
-        line[0].text(-0.1, 0.5, errors.title, transform=line[0].transAxes, rotation=90, ha="right", va="center")
-        for axes, row in zip(line, errors.rows[:columns]):
+    for panels, (title, rows, p) in zip(grid, lines):
+        panels[0].text(-0.1, 0.5, title, transform=panels[0].transAxes, rotation=90, ha="right", va="center")
+        for axes, row in zip(panels, rows[:columns]):
             axes.imshow(dataset.batch([row])[0][0, 0].numpy(), cmap="gray", vmin=0, vmax=255)
             name = printable(dataset.table["path"][row].stem)
-            axes.set_title(f"{name}  {errors.probabilities[row]:.2f}", fontsize=9, parse_math=False)
+            axes.set_title(f"{name}  {p[row]:.2f}", fontsize=9, parse_math=False)
     figure.suptitle("Errors on the test part, the surest first, with the network's probability")
     figure.tight_layout(rect=(0.03, 0, 1, 0.99))
     save(figure, path)

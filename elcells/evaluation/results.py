@@ -36,7 +36,7 @@ def write_results(predicted, dataset, classes, by, out, title, description, pref
 
 
 def describe_run(model, checkpoint):
-    """What a report says of the network and its training, a dict that JSON can hold."""
+    """Description of the network and its training for a report, a dict that JSON can hold."""
     return {
         "initial_weights": model.metadata.initial_weights,
         "best_epoch": checkpoint.get("epoch"),

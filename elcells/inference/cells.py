@@ -1,4 +1,4 @@
-"""What a network says of cells, one at a time."""
+"""Predictions for cells."""
 
 from collections import namedtuple
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ Place = namedtuple("Place", "module row column sure")
 
 @dataclass(frozen=True)
 class CellResult:
-    """What a network says of the image of a cell; a cell that was not judged has an error, but no calls."""
+    """The prediction for the image of a cell; a cell that was not judged has an error, but no calls."""
 
     filename: str
     calls: tuple = ()  # 0 or 1 for each class
@@ -40,21 +40,17 @@ class CellResult:
         return [name for name, call in zip(classes, self.calls) if call]
 
 
-def judge(engine, thresholds, cells, batch_size):
-    """Run a network over cells, pairs of pixels uint8 (S, S) and CellResult; returns the CellResults with calls.
+def judge(engine, thresholds, cells):
+    """Run an Engine over cells, pairs of pixels uint8 (S, S) and CellResult; returns the CellResults with calls.
 
     Those without pixels (None) stay as they are.
     """
-    live = [pixels for pixels, _ in cells if pixels is not None]
-    predicted = []
-    for start in range(0, len(live), batch_size):
-        predicted.extend(engine(np.stack(live[start : start + batch_size])[:, None]))
-    left = iter(predicted)
-    results = []
-    for pixels, cell in cells:
-        if pixels is not None:
-            probabilities = next(left)
-            calls = (probabilities >= thresholds).astype(int)
-            cell = replace(cell, probabilities=tuple(probabilities), calls=tuple(calls))
-        results.append(cell)
+    results = [cell for _, cell in cells]
+    live = [place for place, (pixels, _) in enumerate(cells) if pixels is not None]
+    if not live:
+        return results
+    images = np.stack([cells[place][0] for place in live])[:, None]
+    for place, probabilities in zip(live, engine(images)):
+        calls = (probabilities >= thresholds).astype(int)
+        results[place] = replace(results[place], probabilities=tuple(probabilities), calls=tuple(calls))
     return results

@@ -1,7 +1,7 @@
 """An ONNX file as a function from images to probabilities, for programs that may run without PyTorch.
 
 >>> engine = open_model("onnx/best.onnx")
->>> probabilities = engine(images)  # uint8 (B, 1, S, S) -> float32 (B, C)
+>>> probabilities = engine(images)  # uint8 (N, 1, S, S) -> float32 (N, C)
 """
 
 import importlib
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from elcells.evaluation.calibration import choose_thresholds
 from elcells.files import InputError, reason
 
 # onnxruntime, openvino and onnx are imported by the functions that use them.
@@ -24,11 +25,11 @@ NEEDED_METADATA = {"classes", "operating_points", "image_size", "mean", "std", "
 
 @dataclass(frozen=True)
 class Engine:
-    """A network as a function: takes uint8 gray images (B, 1, S, S), returns float32 probabilities (B, C).
+    """A network as a function: takes uint8 gray images (N, 1, S, S), returns float32 probabilities (N, C).
 
-    classes: names, in the order of the probabilities. image_size: S in pixels. name: what runs the network.
-    operating_points: {name: one threshold a class}. class_maps: function from such images to class maps (B, C, h, w),
-    or None.
+    run: the same for a batch. classes: names, in the order of the probabilities. image_size: S in pixels. name: what
+    runs the network. operating_points: {name: one threshold a class}. class_maps: function from a batch of images
+    (B, 1, S, S) to class maps (B, C, h, w), or None. batch_size: images that the network gets at a time.
     """
 
     run: Callable
@@ -37,15 +38,19 @@ class Engine:
     name: str
     operating_points: dict
     class_maps: Callable | None = None
+    batch_size: int = 16
 
     def __call__(self, images):
-        return self.run(images)
+        return np.concatenate([self.run(np.ascontiguousarray(batch)) for batch in in_batches(images, self.batch_size)])
 
     def thresholds(self, point="f1"):
         """Probabilities, float32 (C,), from which a cell counts as positive; InputError for an unknown point."""
-        if point not in self.operating_points:
-            raise InputError(f"no operating point {point!r}, the model has {', '.join(self.operating_points)}")
-        return np.asarray(self.operating_points[point], np.float32)
+        return np.asarray(choose_thresholds(self.operating_points, point), np.float32)
+
+
+def in_batches(images, size):
+    """Images (N, ...) as a list of arrays of `size` images, the last of which may have fewer."""
+    return [images[start : start + size] for start in range(0, len(images), size)]
 
 
 def needed(package):
@@ -111,12 +116,9 @@ def _run_onnxruntime(path, threads, device, precision):
 
 def _run_openvino(path, threads, device, precision):
     """(run, name) of a file in OpenVINO."""
-    if importlib.util.find_spec("openvino") is None:
-        raise InputError("engine openvino is not installed; `pip install openvino`")
+    openvino = needed("openvino")
     if device == "cuda":
         raise InputError(f"{path}: OpenVINO has no device cuda; take onnxruntime for that")
-    import openvino
-
     # with two streams OpenVINO 2026.4 computed nonsense in 13 of 32 starts
     config = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     if precision == "float32":  # else it takes bfloat16 where the processor has it

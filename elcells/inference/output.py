@@ -1,7 +1,7 @@
 """The output table of predict.py: a row for each image, written as it is judged and read again for the pages.
 
-It is a CSV file that `train.py --data` could read. A note beside it, TABLE.run.json, says what made it, so that no
-other network goes on with it.
+It is a CSV file that `train.py --data` could read. A note beside it, TABLE.run.json, says what made it, so that another
+network can't continue it.
 """
 
 import csv
@@ -9,7 +9,6 @@ import io
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 from elcells.files import ANY_NAME, InputError, atomic_path
@@ -24,7 +23,7 @@ class OutputTable:
     Raises InputError for a file that something else made.
     """
 
-    def __init__(self, path, classes, of_modules=False, identity=None):
+    def __init__(self, path, classes, of_modules, identity):
         place = Place._fields if of_modules else ()
         header = ["filename", *classes, *(f"p_{c}" for c in classes), *place, "brightness", "error"]
         self.path = path
@@ -33,27 +32,24 @@ class OutputTable:
         self.file = sys.stdout
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _check_note(path, identity)
+            note = Path(f"{path}.run.json")
             if path.exists():
+                _check_note(path, note, identity)
                 self.done = _read_done(path, header)
+            else:
+                with atomic_path(note) as temporary:
+                    temporary.write_text(json.dumps(identity, indent=1))
             self.file = open(path, "a", encoding="utf-8", errors=ANY_NAME, newline="")
         self.writer = csv.writer(self.file, delimiter=";", lineterminator="\n")
         if not path or not self.file.tell():
             self.writer.writerow(header)
-        self.flushed = time.monotonic()
 
     def write(self, cell):
-        """Add the row of a CellResult; it is in the file a second later."""
+        """Add the row of a CellResult to the file."""
         judged = [*cell.calls, *(f"{p:.4f}" for p in cell.probabilities)] if cell.judged else self.not_judged
         brightness = "" if cell.brightness is None else f"{cell.brightness:.3f}"
         self.writer.writerow([cell.filename, *judged, *(cell.place or ()), brightness, cell.error])
-        if time.monotonic() - self.flushed > 1:
-            self.flush()
-
-    def flush(self):
-        """Bring all rows to the file."""
         self.file.flush()
-        self.flushed = time.monotonic()
 
     def __enter__(self):
         return self
@@ -63,18 +59,15 @@ class OutputTable:
             self.file.close()
 
 
-def _check_note(table, identity):
-    """Write the note of a new table; of an existing one raise InputError where something else began it."""
-    note = Path(f"{table}.run.json")
-    if table.exists() and note.exists():
-        begun_by = json.loads(note.read_text())
-        different = [key for key in identity if begun_by.get(key) != identity[key]]
-        if different:
-            names = " and ".join(different)
-            raise InputError(f"{table}: was begun with another {names}; go on with that, or give another --csv")
-        return
-    with atomic_path(note) as temporary:
-        temporary.write_text(json.dumps(identity, indent=1))
+def _check_note(table, note, identity):
+    """Raise InputError where a table has no note, or one that says that something else began it."""
+    if not note.exists():
+        raise InputError(f"{table}: its note {note.name}, which says what made it, is missing; give another --csv")
+    begun_by = json.loads(note.read_text())
+    different = [key for key in identity if begun_by.get(key) != identity[key]]
+    if different:
+        names = " and ".join(different)
+        raise InputError(f"{table}: was begun with another {names}; go on with that, or give another --csv")
 
 
 def _read_done(path, expected_header):
@@ -90,12 +83,11 @@ def _read_done(path, expected_header):
 
 
 def read_results(path, classes):
-    """Yield the CellResult of each row of an output table; InputError for another table."""
+    """Yield the CellResult of each row of an output table."""
     with open(path, encoding="utf-8", errors=ANY_NAME, newline="") as file:
         for row in csv.DictReader(file, delimiter=";"):
-            if not set(classes) <= row.keys() or "error" not in row:
-                raise InputError(f"{path}: is no output of predict.py for {', '.join(classes)}; give another --csv")
-            calls = probabilities = ()
+            calls = ()
+            probabilities = ()
             if row[classes[0]] != "":
                 calls = tuple(int(row[c]) for c in classes)
                 probabilities = tuple(float(row[f"p_{c}"]) for c in classes)

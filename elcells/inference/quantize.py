@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from elcells.inference.engines import in_batches
+
 BATCH = 8  # calibration images at once
 MIN_WEIGHTS = 16384  # convolutions with fewer keep their weights in float
 
@@ -29,7 +31,7 @@ def quantise(source, target, calibration):
     class Reader(CalibrationDataReader):
         def __init__(self):
             count = len(calibration) // BATCH * BATCH or len(calibration)  # histograms need batches of one size
-            self.batches = iter(batches_of(calibration[:count]))
+            self.batches = iter(in_batches(calibration[:count], BATCH))
 
         def get_next(self):
             batch = next(self.batches, None)
@@ -96,11 +98,6 @@ def round_weights(source, target, calibration):
     onnx.save(model, target)
 
 
-def batches_of(images):
-    """Images (N, ...) in batches of BATCH, the last of which may be smaller (list of arrays)."""
-    return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-
-
 def channel_means(model, names, images):
     """{name: mean of each channel over the images, float (K,)} of intermediate results (N, K, h, w) of an ONNX model.
 
@@ -113,7 +110,7 @@ def channel_means(model, names, images):
         with_outputs.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(with_outputs.SerializeToString())
     sums = dict.fromkeys(names, 0)
-    for batch in batches_of(images):
+    for batch in in_batches(images, BATCH):
         for name, maps in zip(names, session.run(names, {"input": batch})):
             sums[name] = sums[name] + maps.sum((0, 2, 3)) / maps[0, 0].size
     return {name: total / len(images) for name, total in sums.items()}

@@ -5,7 +5,7 @@ border shows, as in ELPV's own images, the image is left as it is. Distances are
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from PIL import Image
@@ -13,15 +13,22 @@ from scipy import ndimage
 from scipy.optimize import least_squares
 
 PIECES = 10  # of each side of the square
-STEP = 0.004  # between two samples
+SAMPLE_STEP = 0.004  # between two samples
 TURNS = range(-12, 13, 3)  # degrees, of the squares that are tried first
 SIZES = (0.8, 0.9, 1.0)  # of the squares that are tried first
 FIRST_WINDOW = (0.08, 0.02)  # as below
+FIRST_SHIFT = 0.07  # the most by which the light may end elsewhere than a first square
 WINDOWS = ((0.09, 0.024), (0.06, 0.02), (0.04, 0.016), (0.03, 0.012), (0.02, 0.012))  # search; flank of an edge
+LEAST_SCALE = 0.006  # of the fit: pieces that are farther off count less and less
+PRIOR = (0.003, 0.3, 0.02, 0.02)  # how much turn, size and shifts are held back
+
+LIT = 0.1  # of the brightest pixels: darker ones do not count for the usual brightness
+BLUR = 0.8  # pixels
 DARK_BEHIND = 0.4  # of the light before an edge: the most behind it
 CLEAR_FALL = 0.5  # of the image's usual brightness: such a fall is a clear edge
 SEEN = 0.5  # how clear a piece must be to count
-PRIOR = (0.003, 0.3, 0.02, 0.02)  # how much turn, size and shifts are held back
+SEEN_OF_A_SIDE = 0.3  # of its pieces: one side at least must show so many, else the cell stays as it is
+SEEN_IN_ALL = 4  # pieces that must be seen
 
 
 @dataclass(frozen=True)
@@ -33,54 +40,40 @@ class Square:
     right: float = 0.0
     down: float = 0.0
 
-    def vector(self):
-        """The four parameters as float (4,)."""
-        return np.array([self.turn, self.log_size, self.right, self.down])
-
-    def corners(self, size):
-        """Corners in pixels, float (4, 2), clockwise from the upper left, in an image of `size` (width, height)."""
+    def sides(self, size):
+        """Corners, vectors to the next corner and, as long, normals outwards: three float (4, 2) in pixels, clockwise
+        from the upper left. size: (width, height) of the image."""
         cos, sin = np.cos(self.turn), np.sin(self.turn)
         unit = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
         turned = unit @ np.array([[cos, sin], [-sin, cos]])
-        return (turned * np.exp(self.log_size) + np.array([self.right, self.down])) * size + (size - 1) / 2
-
-
-def sides_and_normals(corners):
-    """For each side of a square its vector to the next corner and, as long, its normal outwards: two float (4, 2)."""
-    along = np.roll(corners, -1, axis=0) - corners
-    return along, np.stack([along[:, 1], -along[:, 0]], 1)
+        corners = (turned * np.exp(self.log_size) + np.array([self.right, self.down])) * size + (size - 1) / 2
+        along = np.roll(corners, -1, axis=0) - corners
+        return corners, along, np.stack([along[:, 1], -along[:, 0]], 1)
 
 
 def light_ends(image, square, window, flank):
     """For each piece of the four sides where the light ends, outwards, and how clearly: two float (4, PIECES)."""
     size = np.array(image.shape[::-1], float)
-    corners = square.corners(size)
-    along, normal = sides_and_normals(corners)
     part = (np.arange(PIECES)[:, None] + np.linspace(0.1, 0.9, 5)) / PIECES
-    beside = round(flank / STEP)  # samples
-    reach = round(window / STEP) + beside
-    offset = np.arange(-reach, reach + 1) * STEP
+    beside = round(flank / SAMPLE_STEP)  # samples
+    reach = round(window / SAMPLE_STEP) + beside
+    offset = np.arange(-reach, reach + 1) * SAMPLE_STEP
     ends = []
-    for corner, vector, outwards in zip(corners, along, normal):
-        points = corner + part[..., None, None] * vector + offset[:, None] * outwards
-        ends.append(light_end(median_profiles(image, points), offset, beside))
+    for corner, along, normal in zip(*square.sides(size)):
+        points = corner + part[..., None, None] * along + offset[:, None] * normal
+        inside = ((points > -0.5) & (points < size - 0.5)).all(-1)
+        gray = ndimage.map_coordinates(image, [points[..., 1], points[..., 0]], order=1, mode="nearest")
+        median = np.ma.median(np.ma.array(gray, mask=~inside), 1).filled(np.nan)
+        profiles = np.where(inside.sum(1) >= 3, median, np.nan)
+        ends.append(light_end(profiles, offset, beside))
     shift, clear = zip(*ends)
     return np.array(shift), np.array(clear)
-
-
-def median_profiles(image, points):
-    """Median over the second axis of an image's brightness at points (N, M, S, 2): (N, S), NaN outside the image."""
-    size = np.array(image.shape[::-1], float)
-    inside = ((points > -0.5) & (points < size - 0.5)).all(-1)
-    gray = ndimage.map_coordinates(image, [points[..., 1], points[..., 0]], order=1, mode="nearest")
-    median = np.ma.median(np.ma.array(gray, mask=~inside), 1).filled(np.nan)
-    return np.where(inside.sum(1) >= 3, median, np.nan)
 
 
 def light_end(profiles, offset, beside):
     """Offset at which the light ends along each profile (N, S), and how clearly (0 to 1); two float (N,).
 
-    beside: samples on each side of an edge whose means are compared.
+    profiles: NaN outside the image. beside: samples on each side of an edge whose means are compared.
     """
     around = np.lib.stride_tricks.sliding_window_view(profiles, 2 * beside + 1, axis=1)
     before = around[..., :beside].mean(-1)
@@ -97,45 +90,40 @@ def light_end(profiles, offset, beside):
     return shift, np.where(cut_off, 0, np.clip(fall.max(1), 0, 1))
 
 
-def residuals(vector, seen, clear, size):
+def residuals(parameters, seen, clear, size):
     """How far the sides of a square are from where they are seen, and the square from the whole image: float (N,)."""
-    corners = Square(*vector).corners(size)
-    along, normal = sides_and_normals(corners)
+    corners, along, normal = Square(*parameters).sides(size)
     outwards = normal / np.linalg.norm(along, axis=1, keepdims=True)
     off = ((seen - corners[:, None]) * outwards[:, None]).sum(-1) / size.mean() * clear
-    return np.concatenate([off.ravel(), vector * PRIOR])
+    return np.concatenate([off.ravel(), parameters * PRIOR])
 
 
 def first_square(image):
     """The Square, of a few turns and sizes, on whose sides the light ends most clearly."""
-    best = Square()
-    most = -1.0
-    for degrees, share in itertools.product(TURNS, SIZES):
-        square = Square(np.deg2rad(degrees), np.log(share))
+
+    def clear_pieces(square):
         shift, clear = light_ends(image, square, *FIRST_WINDOW)
-        seen = (clear * (np.abs(shift) < 0.07)).sum()
-        if seen > most:
-            best, most = square, seen
-    return best
+        return (clear * (np.abs(shift) < FIRST_SHIFT)).sum()
+
+    squares = [Square(np.deg2rad(degrees), np.log(size)) for degrees, size in itertools.product(TURNS, SIZES)]
+    return max(squares, key=clear_pieces)
 
 
 def find_cell(gray):
     """The Square around a cell in an image, float32 (H, W), and how clear its sides are, float (4, PIECES)."""
     size = np.array(gray.shape[::-1], float)
-    lit = gray[gray > 0.1 * np.percentile(gray, 99)]
+    lit = gray[gray > LIT * np.percentile(gray, 99)]
     usual = float(np.median(lit)) if lit.size else 0.0
-    image = ndimage.gaussian_filter(gray / max(usual, 1.0), 0.8)
+    image = ndimage.gaussian_filter(gray / max(usual, 1.0), BLUR)
     square = first_square(image)
     middle = ((np.arange(PIECES) + 0.5) / PIECES)[:, None]  # of the pieces
     for window, flank in WINDOWS:
         shift, clear = light_ends(image, square, window, flank)
-        corners = square.corners(size)
-        along, normal = sides_and_normals(corners)
+        corners, along, normal = square.sides(size)
         seen = corners[:, None] + middle * along[:, None] + normal[:, None] * shift[..., None]
-        scale = max(0.006, window / 8)
-        fitted = least_squares(
-            residuals, square.vector(), loss="cauchy", f_scale=scale, max_nfev=30, args=(seen, clear, size)
-        )
+        scale = max(LEAST_SCALE, window / 8)
+        start = astuple(square)
+        fitted = least_squares(residuals, start, loss="cauchy", f_scale=scale, max_nfev=30, args=(seen, clear, size))
         square = Square(*fitted.x)
     _, clear = light_ends(image, square, *WINDOWS[-1])
     return square, clear
@@ -148,10 +136,11 @@ def align_cell(pixels):
     """
     square, clear = find_cell(pixels.astype(np.float32))
     seen = clear > SEEN
-    if seen.mean(1).max() < 0.3 or clear[seen].sum() < 4:
+    if seen.mean(1).max() < SEEN_OF_A_SIDE or clear[seen].sum() < SEEN_IN_ALL:
         return pixels, False
     side = len(pixels)
-    upper_left, upper_right, _, lower_left = square.corners(np.array([side, side], float)) + 0.5
+    corners, _, _ = square.sides(np.array([side, side], float))
+    upper_left, upper_right, _, lower_left = corners + 0.5
     right_x, right_y = (upper_right - upper_left) / side
     down_x, down_y = (lower_left - upper_left) / side
     margin = side // 2

@@ -1,7 +1,7 @@
 """Cut the image of a whole module into its cells, and tell what is doubtful."""
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +13,18 @@ from elcells.files import InputError, reason
 from elcells.modules.grid import Grid
 from elcells.modules.search import FOUND, LEAD, SURE, find_grid, rough_score
 
-DIM_BORDER = 0.6  # of the brightness of the line of cells beside it: a darker border line does not tell where it ends
+DIM_BORDER = 0.6  # of the brightness of the line of cells beside it: the outer edge of a darker one can't be located
 BLACK = 0.25  # of the module's median brightness: darker cells are black
 MANY_BLACK = 0.2  # of a module's cells
 BEYOND = 0.03  # of a cell, by which a module may leave the image
+NEAR_SHAPE = 0.2  # octaves by which cells are off the squares or halves that they become
 MOST_LINES_OF_CELLS = 40
-PORTRAIT = ((6, 10), (6, 12), (6, 20), (6, 24), (4, 9), (8, 16), (8, 12))
-USUAL = (*PORTRAIT, *((rows, columns) for columns, rows in PORTRAIT))  # (columns, rows) that are guessed
+PORTRAIT = ((6, 10), (6, 12), (6, 20), (6, 24), (4, 9), (8, 16), (8, 12))  # columns, rows
+USUAL = (*PORTRAIT, *((columns, rows) for rows, columns in PORTRAIT))  # that are guessed
 GUESS_SIZE = 900  # pixels of the longer side of an image whose grid is guessed
 GUESS_LEAD = 0.05  # by which the score of a guess must exceed the next one's
 SHOWN_SIZE = 1600  # pixels of the longer side of a module's image with its verdicts
 CORNERS = [f"{axis}{k}" for k in (1, 2, 3, 4) for axis in "xy"]  # columns of tables
-LEFT, RIGHT, TOP, BOTTOM = [0, 3], [1, 2], [0, 1], [3, 2]  # corners of a cell
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,17 +39,17 @@ class CutModule:
     sure: bool = False
     why: str = ""  # it is not sure
     error: str = ""  # why there are no cells
-    notes: list = field(default_factory=list)  # assumptions about the file, list of str
+    notes: tuple = ()  # assumptions about the file, str each
     cell_pixels: int | None = None  # longer side of a cell in the image
     bend: float | None = None  # the lens
     grid: Grid | None = None
-    cells: list = field(default_factory=list)  # uint8 (h, w) each, row by row
-    black: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # bool (N,)
+    cells: tuple = ()  # uint8 (h, w) each, row by row
+    black: np.ndarray | tuple = ()  # bool (N,)
     small: Image.Image | None = None  # the image, mode L, of at most SHOWN_SIZE pixels
 
-    def summary(self):
-        """The same without grid and images, which would take much memory for many modules."""
-        return replace(self, grid=None, cells=[], black=np.zeros(0, bool), small=None)
+    def without_images(self):
+        """The same without its images and grid, which would take much memory for many modules."""
+        return replace(self, grid=None, cells=(), black=(), small=None)
 
 
 def grid_size(text):
@@ -79,24 +79,24 @@ def read_corners(path):
 
 
 def move_inwards(cells, outer, inner):
-    """Move the corners `outer` of cells (N, 4, 2) by one pixel towards their corners `inner`, in place."""
+    """Move the corners numbered `outer` of cells (N, 4, 2) by one pixel towards the `inner` ones, in place."""
     inwards = cells[:, inner] - cells[:, outer]
     cells[:, outer] += inwards / np.linalg.norm(inwards, axis=-1, keepdims=True)
 
 
-def shape_of_cells(size, most):
-    """(width, height) in pixels of cut cells; size: of a cell in the image, float (2,).
-
-    Cells that are nearly square become squares, and half cells halves of squares.
-    """
-    width, height = np.round(size * min(1, most / size.max())).astype(int)
+def shape_of_cells(size):
+    """(width, height) in pixels of cut cells: squares or halves of squares where that is near; size: of a cell in the
+    image, float (2,)."""
+    width, height = np.round(size * min(1, IMAGE_SIZE / size.max())).astype(int)
     longer = max(width, height)
     octaves = np.log2(width / height)
-    if abs(octaves) < 0.2:
+    if abs(octaves) < NEAR_SHAPE:
         return longer, longer
-    if abs(abs(octaves) - 1) >= 0.2:
-        return width, height
-    return (longer, longer // 2) if octaves > 0 else (longer // 2, longer)
+    if abs(octaves - 1) < NEAR_SHAPE:
+        return longer, longer // 2
+    if abs(octaves + 1) < NEAR_SHAPE:
+        return longer // 2, longer
+    return width, height
 
 
 def perspective(target, source):
@@ -106,22 +106,22 @@ def perspective(target, source):
     return np.linalg.solve(np.array(equations), source.T.ravel())
 
 
-def cut_cells(image, grid, most=IMAGE_SIZE):
+def cut_cells(image, grid):
     """Upright images of a grid's cells, row by row: list of uint8 (h, w).
 
-    image: float32 (H, W) in 0..255. Cells keep the image's resolution, up to `most` pixels along the longer side. Each
-    is taken by the perspective of its own four corners, which follows the lens. At the module's border, where the light
-    fades, cells are cropped by one pixel: a dark rim looks like an inactive region.
+    image: float32 (H, W) in 0..255. Cells keep the image's resolution, up to IMAGE_SIZE pixels along the longer side.
+    Each is taken by the perspective of its own four corners, which follows the lens. At the module's border, where the
+    light fades, cells are cropped by one pixel: a dark rim looks like an inactive region.
     """
     quads = grid.cells()
-    move_inwards(quads[:, 0], LEFT, RIGHT)
-    move_inwards(quads[:, -1], RIGHT, LEFT)
-    move_inwards(quads[0], TOP, BOTTOM)
-    move_inwards(quads[-1], BOTTOM, TOP)
+    move_inwards(quads[:, 0], outer=[0, 3], inner=[1, 2])
+    move_inwards(quads[:, -1], outer=[1, 2], inner=[0, 3])
+    move_inwards(quads[0], outer=[0, 1], inner=[3, 2])
+    move_inwards(quads[-1], outer=[3, 2], inner=[0, 1])
     size = grid.cell_size()
-    width, height = shape_of_cells(size, most)
+    width, height = shape_of_cells(size)
     resized = Image.fromarray(image)
-    factor = size.max() / most
+    factor = size.max() / IMAGE_SIZE
     if factor > 1.2:
         resized = resized.resize([max(1, round(n / factor)) for n in resized.size], Image.Resampling.BILINEAR)
     scale = np.array(resized.size) / image.shape[::-1]
@@ -152,29 +152,24 @@ def doubts(grid, shape, score, lead, cells, corners_given=False):
     """What is not sure about a grid, a list of clauses; empty where it is sure.
 
     shape: (height, width) of the image. score, lead: from find_grid. cells: from cut_cells. corners_given: the user
-    gave them, so that another grid that fits and a dark border mislead nobody.
+    gave them, so that doubts about other grids and dark borders do not apply.
     """
-    columns, rows = grid.columns, grid.rows
     black = black_cells(cells)
-    brightness = np.array([np.median(cell) for cell in cells]).reshape(rows, columns)
-    clauses = []
-    if score < SURE:
-        clauses.append("the grid is not clearly seen")
-    if lead < LEAD and not corners_given:
-        clauses.append("another place of the grid fits nearly as well")
-    if black.mean() > MANY_BLACK:
-        clauses.append(f"{black.sum()} cells are black")
-    if not corners_given and has_dim_border(brightness):
-        clauses.append("a border line of cells is dark")
-    width, height = grid.cell_size()
-    halves = max(width, height) > 1.5 * min(width, height) and min(columns, rows) > 1
-    if halves and (rows > columns) != (width > height):
-        clauses.append(f"half cells would lie across the strings: is it really {columns}x{rows}?")
+    brightness = np.array([np.median(cell) for cell in cells]).reshape(grid.rows, grid.columns)
     nodes = grid.nodes()
-    beyond = BEYOND * grid.cell_size()
-    if (nodes < -0.5 - beyond).any() or (nodes > np.array(shape[::-1]) - 0.5 + beyond).any():
-        clauses.append("the module goes beyond the image")
-    return clauses
+    size = grid.cell_size()
+    halves = max(size) > 1.5 * min(size) and min(grid.columns, grid.rows) > 1
+    across = halves and (grid.rows > grid.columns) != (size[0] > size[1])
+    outside = (nodes < -0.5 - BEYOND * size) | (nodes > np.array(shape[::-1]) - 0.5 + BEYOND * size)
+    clauses = {
+        "the grid is not clearly seen": score < SURE,
+        "another place of the grid fits nearly as well": lead < LEAD and not corners_given,
+        f"{black.sum()} cells are black": black.mean() > MANY_BLACK,
+        "a border line of cells is dark": has_dim_border(brightness) and not corners_given,
+        f"half cells would lie across the strings: is it really {grid.columns}x{grid.rows}?": across,
+        "the module goes beyond the image": outside.any(),
+    }
+    return [clause for clause, applies in clauses.items() if applies]
 
 
 def cut_image(path, columns, rows, corners=None, bend=None):
@@ -187,12 +182,11 @@ def cut_image(path, columns, rows, corners=None, bend=None):
         gray, notes = as_gray(path)
     except InputError as error:
         return replace(module, error=reason(error))
-    module = replace(module, notes=notes)
     image = np.asarray(gray, np.float32)
     if min(image.shape) < 64 or np.ptp(image[::4, ::4]) < 8:
-        return replace(module, error=f"{path}: too small or too even to show a module")
+        return replace(module, notes=notes, error=f"{path}: too small or too even to show a module")
     grid, score, lead = find_grid(image, columns, rows, corners, bend)
-    module = replace(module, score=score, lead=lead)
+    module = replace(module, notes=notes, score=score, lead=lead)
     if not score >= FOUND:
         return replace(module, error=f"{path}: no module of {columns}x{rows} cells found (score {score:.2f})")
     cells = cut_cells(image, grid)

@@ -12,12 +12,12 @@ from elcells.modules.grid import Grid
 from elcells.modules.sides import FINE, Sides, seen_shifts, sides_of
 
 # The parameters of a fit are one vector. Distances are in units of a cell's side.
-CORNERS = slice(0, 8)  # moves of the four corners, x and y
+CORNER_MOVES = slice(0, 8)  # moves of the four corners, x and y
 BEND = 8  # of the lens
 GEOMETRY = 9  # parameters up to here are not linear
 BORDERS = slice(9, 13)  # how far within the left, right, upper and lower line the light ends
 GAPS = slice(13, 15)  # how much wider the gap is in the middle of the columns and of the rows
-LINES = slice(15, None)  # moves of the inner lines, first the vertical ones
+LINE_MOVES = slice(15, None)  # moves of the inner lines, first the vertical ones
 
 # What is known beforehand, and how much it counts against a clear side that is off by as much.
 CORNERS_STAY = 0.003
@@ -33,6 +33,7 @@ FEW = 4  # lines of cells; the distances of fewer do not tell where the outermos
 BORDER_SIDE = 0.7  # how much a side on the border counts, against an inner one
 LENS_SIDES = 60  # needed to fit a lens
 MIDDLE_GAP_FROM = 12  # lines of cells from which a module may have a wider gap in its middle
+LEAST_SCALE = 0.01  # cells, of the Cauchy weights
 NUDGE = 1e-5  # of a parameter, for the derivative
 
 
@@ -47,16 +48,39 @@ def middle_gap(count):
 class Observation:
     """Where an image shows the sides of a grid's cells; arrays with an entry for each of E sides."""
 
+    grid: Grid
+    cell: float  # mean side of a cell in pixels
     sides: Sides
     point: np.ndarray  # float (E, 2), pixels
     normal: np.ndarray  # float (E, 2), unit vector across the side in the image
     pixels: np.ndarray  # float (E,), of a cell along the normal
     weight: np.ndarray  # float (E,)
-    cell: float  # mean side of a cell in pixels
+    linear: np.ndarray  # float (E, L): how far each linear parameter, from BORDERS on, shifts each side, in cells
+
+    def moved(self, values):
+        """The grid with the corners and the lens of a vector of parameters."""
+        moves = values[CORNER_MOVES].reshape(4, 2) * self.cell
+        return self.grid.changed(quad=self.grid.quad + moves, bend=values[BEND])
+
+    def residuals(self, values):
+        """How far each side is off, float (E,), in cells."""
+        off = self.moved(values).to_pixels(self.sides.middle) - self.point
+        return (off * self.normal).sum(1) / self.pixels - self.linear @ values[GEOMETRY:]
+
+    def jacobian(self, values, free):
+        """Derivative of the residuals, float (E, parameters)."""
+        here = self.residuals(values)
+        nudged = np.tile(here, (GEOMETRY, 1))
+        for k in np.flatnonzero(free[:GEOMETRY]):
+            nudge = np.zeros(len(values))
+            nudge[k] = NUDGE
+            nudged[k] = self.residuals(values + nudge)
+        return np.hstack([(nudged.T - here[:, None]) / NUDGE, -self.linear])
 
 
 def observe(image, grid, window, detail):
     """The Observation of all sides within `window` cells of a grid's."""
+    cell = grid.cell_side()
     sides = sides_of(grid)
     shift, clear = seen_shifts(image, grid, sides, window, detail)
     start = grid.to_pixels(sides.middle)
@@ -66,22 +90,17 @@ def observe(image, grid, window, detail):
     pixels = length[:, 0] * 100
     point = start + normal * (shift * pixels)[:, None]
     weight = np.sqrt(clear) * np.where(sides.inner, 1, BORDER_SIDE)
-    return Observation(sides, point, normal, pixels, weight, grid.cell_side())
 
-
-def linear_part(grid, seen):
-    """How far each linear parameter, from BORDERS on, shifts each side: float (E, parameters), in cells."""
-    sides = seen.sides
     vertical = ~sides.horizontal
     at_border = sides.border[:, None] == np.arange(4)
-    borders = at_border * (sides.inwards * seen.cell / seen.pixels)[:, None]
+    borders = at_border * (sides.inwards * cell / pixels)[:, None]
     gaps = np.zeros((len(sides.line), 2))
     gaps[vertical, 0] = -middle_gap(grid.columns)[sides.line[vertical]]
     gaps[~vertical, 1] = -middle_gap(grid.rows)[sides.line[~vertical]]
     lines = np.zeros((len(sides.line), grid.columns + grid.rows - 2))
     number = sides.line - 1 + sides.horizontal * (grid.columns - 1)
     lines[sides.inner, number[sides.inner]] = -1
-    return np.hstack([borders, gaps, lines])
+    return Observation(grid, cell, sides, point, normal, pixels, weight, np.hstack([borders, gaps, lines]))
 
 
 def prior(grid, moved):
@@ -90,66 +109,38 @@ def prior(grid, moved):
     moved: by how much the inner lines are already off their even places.
     """
     rim_weight = LIGHT_ENDS_AT_RIM_OF_FEW if min(grid.columns, grid.rows) < FEW else LIGHT_ENDS_AT_RIM
-    weights = np.zeros(LINES.start + len(moved))
-    weights[CORNERS] = CORNERS_STAY
+    weights = np.zeros(LINE_MOVES.start + len(moved))
+    weights[CORNER_MOVES] = CORNERS_STAY
     weights[BEND] = LENS_IS_FLAT
     weights[GAPS] = GAP_IS_NO_WIDER
-    weights[LINES] = LINES_ARE_EVEN
+    weights[LINE_MOVES] = LINES_ARE_EVEN
     borders = np.zeros((5, len(weights)))
     borders[0, BORDERS] = rim_weight / 4
     borders[1:, BORDERS] = BORDERS_ARE_ALIKE * (np.eye(4) - 1 / 4)
     wanted = np.zeros(len(weights) + len(borders))
-    wanted[LINES.start : len(weights)] = -LINES_ARE_EVEN * moved
+    wanted[LINE_MOVES.start : len(weights)] = -LINES_ARE_EVEN * moved
     wanted[len(weights)] = rim_weight * RIM
     return np.concatenate([np.diag(weights), borders]), wanted
 
 
-@dataclass(frozen=True)
-class Problem:
-    """The least-squares problem of moving a grid so that its sides lie where they are seen."""
+def solve(seen, values, free, moved, scale, detail):
+    """The parameters that move a grid's sides to where they are seen, from a start; only those that are free change.
 
-    grid: Grid
-    seen: Observation
-    linear: np.ndarray  # of linear_part
-    prior: np.ndarray
-    wanted: np.ndarray
-    free: np.ndarray  # bool (parameters,): which of them may change
-
-    def moved(self, values):
-        """The grid with the corners and the lens of a vector of parameters."""
-        moves = values[CORNERS].reshape(4, 2) * self.seen.cell
-        return self.grid.changed(quad=self.grid.quad + moves, bend=values[BEND])
-
-    def residuals(self, values):
-        """How far each side is off, float (E,), in cells."""
-        off = self.moved(values).to_pixels(self.seen.sides.middle) - self.seen.point
-        return (off * self.seen.normal).sum(1) / self.seen.pixels - self.linear @ values[GEOMETRY:]
-
-    def jacobian(self, values):
-        """Derivative of the residuals, float (E, parameters)."""
-        here = self.residuals(values)
-        nudged = np.tile(here, (GEOMETRY, 1))
-        for k in np.flatnonzero(self.free[:GEOMETRY]):
-            nudge = np.zeros(len(values))
-            nudge[k] = NUDGE
-            nudged[k] = self.residuals(values + nudge)
-        return np.hstack([(nudged.T - here[:, None]) / NUDGE, -self.linear])
-
-    def solve(self, values, scale, detail):
-        """The best parameters, from a start; residuals of more than `scale` cells count less and less."""
-        free = self.free
-        jacobian = self.jacobian(values)  # the problem is so nearly linear that one will do
-        for _ in range(detail.iterations):
-            off = self.residuals(values)
-            weighted = jacobian.T * (self.seen.weight**2 / (1 + (off / scale) ** 2))
-            hessian = weighted @ jacobian + self.prior.T @ self.prior
-            gradient = weighted @ off + self.prior.T @ (self.prior @ values - self.wanted)
-            step = np.zeros(len(values))
-            step[free] = np.linalg.solve(hessian[np.ix_(free, free)] + 1e-12 * np.eye(free.sum()), gradient[free])
-            values = values - step
-            if np.abs(step).max() < detail.tolerance:
-                break
-        return values
+    moved: as in prior. scale: cells; larger residuals count less and less.
+    """
+    known, wanted = prior(seen.grid, moved)
+    jacobian = seen.jacobian(values, free)  # the problem is so nearly linear that one will do
+    for _ in range(detail.iterations):
+        off = seen.residuals(values)
+        weighted = jacobian.T * (seen.weight**2 / (1 + (off / scale) ** 2))
+        hessian = weighted @ jacobian + known.T @ known
+        gradient = weighted @ off + known.T @ (known @ values - wanted)
+        step = np.zeros(len(values))
+        step[free] = np.linalg.solve(hessian[np.ix_(free, free)] + 1e-12 * np.eye(free.sum()), gradient[free])
+        values = values - step
+        if np.abs(step).max() < detail.tolerance:
+            break
+    return values
 
 
 def fit(image, grid, windows, detail=FINE, bend=None):
@@ -161,32 +152,25 @@ def fit(image, grid, windows, detail=FINE, bend=None):
     """
     if bend is not None:
         grid = grid.changed(bend=bend)
+    gap_x = middle_gap(grid.columns)
+    gap_y = middle_gap(grid.rows)
     borders = np.full(4, RIM)
     moved = np.zeros(grid.columns + grid.rows - 2)  # the inner lines, from their even places
     for turn, window in enumerate(windows):
         seen = observe(image, grid, window, detail)
         own_places = detail.own_places and turn > 0
-        free = np.ones(LINES.start + len(moved), bool)
+        free = np.ones(LINE_MOVES.start + len(moved), bool)
         free[BEND] = own_places and bend is None and len(seen.weight) > LENS_SIDES
-        free[GAPS] = middle_gap(grid.columns).any(), middle_gap(grid.rows).any()
-        free[LINES] = own_places
+        free[GAPS] = gap_x.any(), gap_y.any()
+        free[LINE_MOVES] = own_places
         start = np.zeros(len(free))
         start[BEND] = grid.bend
         start[BORDERS] = borders
-        problem = Problem(grid, seen, linear_part(grid, seen), *prior(grid, moved), free)
-        values = problem.solve(start, max(0.01, window / 6), detail)
+        values = solve(seen, start, free, moved, max(LEAST_SCALE, window / 6), detail)
         borders = values[BORDERS]
-        moved = moved + values[LINES]
-        grid = with_lines_moved(problem.moved(values), values)
+        moved = moved + values[LINE_MOVES]
+        moves_x, moves_y = np.split(values[LINE_MOVES], [grid.columns - 1])
+        x = grid.x + values[GAPS][0] * gap_x + np.pad(moves_x, 1)
+        y = grid.y + values[GAPS][1] * gap_y + np.pad(moves_y, 1)
+        grid = seen.moved(values).changed(x=x, y=y)
     return grid
-
-
-def with_lines_moved(grid, values):
-    """A grid whose lines are moved as the parameters of a fit say."""
-    gap_x, gap_y = values[GAPS]
-    moves_x, moves_y = np.split(values[LINES], [grid.columns - 1])
-    x = grid.x + gap_x * middle_gap(grid.columns)
-    y = grid.y + gap_y * middle_gap(grid.rows)
-    x[1:-1] += moves_x
-    y[1:-1] += moves_y
-    return grid.changed(x=x, y=y)

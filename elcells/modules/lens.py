@@ -1,5 +1,7 @@
 """The lens of the camera that took a folder's images, from the modules that are surely found."""
 
+from functools import partial
+
 import numpy as np
 from PIL import Image
 
@@ -8,7 +10,13 @@ from elcells.modules.cutting import cut_image
 
 LENS_IMAGES = 15  # of one size, from which the lens is found
 FEWEST = 5  # modules on which a lens can be based
-ALIKE = 0.02  # the most by which the middle three fifths of their bends may differ
+AGREEING = 0.02  # the most by which the middle three fifths of their bends may differ
+
+
+def bend_of(path, columns, rows):
+    """The bend that fits one image, or None where its module is not sure."""
+    module = cut_image(path, columns, rows)
+    return module.bend if module.sure else None
 
 
 def lens_of(paths, columns, rows, run=map):
@@ -19,26 +27,21 @@ def lens_of(paths, columns, rows, run=map):
     """
     if len(paths) < FEWEST:
         return None
-    modules = run(cut_for_lens, [(path, columns, rows) for path in paths[:LENS_IMAGES]])
-    bends = [module.bend for module in modules if module.sure]
-    if len(bends) < FEWEST or np.subtract(*np.quantile(bends, [0.8, 0.2])) > ALIKE:
+    bends = run(partial(bend_of, columns=columns, rows=rows), paths[:LENS_IMAGES])
+    bends = [bend for bend in bends if bend is not None]
+    if len(bends) < FEWEST or np.subtract(*np.quantile(bends, [0.8, 0.2])) > AGREEING:
         return None
     return float(np.median(bends))
 
 
-def cut_for_lens(job):
-    """The summary of cut_image(*job), for pools."""
-    return cut_image(*job).summary()
-
-
-def lenses_of(paths, columns, rows, run=map):
+def lenses_of(paths, columns, rows, run):
     """The lens for each image, from all those of its size: dict of path -> bend or None."""
     of_size = {}
     for path in paths:
         of_size.setdefault(pixel_size(path), []).append(path)
     lenses = {}
-    for alike in of_size.values():
-        lenses.update(dict.fromkeys(alike, lens_of(alike, columns, rows, run)))
+    for same_size in of_size.values():
+        lenses.update(dict.fromkeys(same_size, lens_of(same_size, columns, rows, run)))
     return lenses
 
 

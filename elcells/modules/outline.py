@@ -13,7 +13,7 @@ FLOOR = 0.08  # of the brightest: darker areas are not evened out
 THRESHOLDS = (0.15, 0.3, 0.45)  # of the image's bright parts, above which an area is lit
 CLOSINGS = (0, 1, 2, 4, 7)  # pixels; gaps in a lit area of twice as many are closed
 THIN = 2  # pixels; parts of a lit area of twice as many are dropped
-MARGIN = 10  # dark pixels around an image, more than a closing
+DARK_AROUND = 10  # dark pixels that are put around an image, more than a closing
 LARGEST = 4  # lit areas that are taken, alone and in pairs
 LARGE = 0.04  # of the image, the least lit area
 
@@ -57,7 +57,10 @@ def without_least_side(hull):
 
     The neighbours of the side are prolonged until they meet.
     """
-    a, b, c, d = (np.roll(hull, -k, axis=0) for k in (-1, 0, 1, 2))  # the side from b to c may be dropped
+    a = np.roll(hull, 1, axis=0)
+    b = hull  # the side from b to c may be dropped
+    c = np.roll(hull, -1, axis=0)
+    d = np.roll(hull, -2, axis=0)
     before = b - a
     after = d - c
     side = c - b
@@ -98,15 +101,6 @@ def eroded(mask, steps):
     return ~grown(~mask, steps)
 
 
-def rim(labels, label, box):
-    """Points (N, 2), x and y, on the rim of a labelled area within its box (of find_objects)."""
-    part = labels[box] == label
-    inside = ndimage.binary_erosion(part, ndimage.generate_binary_structure(2, 1))
-    y, x = np.nonzero(part & ~inside)
-    rows, columns = box
-    return np.stack([x + columns.start, y + rows.start], 1)
-
-
 def outlines(image, apart):
     """Guesses of the module's corners: the whole image, lit areas at several thresholds and closings, and pairs.
 
@@ -118,43 +112,43 @@ def outlines(image, apart):
     bright = np.percentile(smooth[::2, ::2], 95)
     seen = set()
     for threshold, steps in itertools.product(THRESHOLDS, CLOSINGS):
-        lit = np.pad(smooth > threshold * bright, MARGIN)
+        lit = np.pad(smooth > threshold * bright, DARK_AROUND)
         lit = eroded(grown(lit, steps), steps)  # closes gaps
         lit = grown(eroded(lit, THIN), THIN)  # drops thin parts
-        lit = lit[MARGIN:-MARGIN, MARGIN:-MARGIN]
+        rim = lit & ~eroded(lit, 1)
+        lit = lit[DARK_AROUND:-DARK_AROUND, DARK_AROUND:-DARK_AROUND]
+        rim = rim[DARK_AROUND:-DARK_AROUND, DARK_AROUND:-DARK_AROUND]
         labels, _ = ndimage.label(lit)
-        boxes = ndimage.find_objects(labels)
         area = np.bincount(labels.ravel())[1:]
         large = [k for k in np.argsort(-area)[:LARGEST] if area[k] > LARGE * lit.size]
-        rims = {}
-        for parts in [*itertools.combinations(large, 1), *itertools.combinations(large, 2)]:
-            edges = [edge for k in parts for axis in boxes[k] for edge in (axis.start, axis.stop)]
-            key = tuple(round(edge / apart) for edge in edges)
+        rim_points = np.argwhere(rim)[:, ::-1]  # x and y
+        rim_areas = labels[rim] - 1
+        for areas in [*itertools.combinations(large, 1), *itertools.combinations(large, 2)]:
+            points = [rim_points[rim_areas == k] for k in areas]
+            boxes = [[*part.min(0), *part.max(0) + 1] for part in points]
+            key = tuple(np.round(np.array(boxes) / apart).ravel())
             if key in seen:  # the same area at another threshold or closing
                 continue
             seen.add(key)
-            for k in parts:
-                if k not in rims:
-                    rims[k] = rim(labels, k + 1, boxes[k])
-            quad = four_corners(np.concatenate([rims[k] for k in parts]))
+            quad = four_corners(np.concatenate(points))
             if quad is not None and all(np.abs(quad - other).max() > apart for other in quads):
                 quads.append(quad)
     return quads
 
 
-def stretched(quad, columns, rows):
-    """A guess with one or two lines of cells more, or one fewer, at each of its borders."""
-    perspective = Grid(quad, 1, 1, (9, 9))
-    for more, border in itertools.product((1, 2, -1), range(4)):
-        left, right, top, bottom = more * np.eye(4)[border]
-        shown_columns = columns - left - right  # what the guess is taken to show
-        shown_rows = rows - top - bottom
-        if min(shown_columns, shown_rows) <= 0:
+def stretched(grid):
+    """Yield the corners of a grid with one or two lines of cells more, or one fewer, at each of its borders."""
+    perspective = Grid(grid.quad, 1, 1, (9, 9))
+    for change, border in itertools.product((1, 2, -1), range(4)):
+        left, right, top, bottom = change * np.eye(4)[border]
+        columns = grid.columns - left - right  # what the grid is now taken to show
+        rows = grid.rows - top - bottom
+        if min(columns, rows) <= 0:
             continue
-        x0 = -left / shown_columns
-        x1 = 1 + right / shown_columns
-        y0 = -top / shown_rows
-        y1 = 1 + bottom / shown_rows
+        x0 = -left / columns
+        x1 = 1 + right / columns
+        y0 = -top / rows
+        y1 = 1 + bottom / rows
         yield perspective.to_pixels(np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]))
 
 

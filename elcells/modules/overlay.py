@@ -5,12 +5,13 @@ from PIL import Image, ImageDraw, ImageFont
 from elcells.files import atomic_path
 
 NO_DEFECT = "no defect"
+TOO_DARK_VERDICT = "nearly black"
 COLOURS = {  # of Okabe and Ito: people with any kind of colour vision can tell them apart
     NO_DEFECT: "#bbbbbb",
     "crack": "#e69f00",
     "inactive": "#56b4e9",
     "crack and inactive": "#cc79a7",
-    "nearly black": "#009e73",
+    TOO_DARK_VERDICT: "#009e73",
 }
 FILL = "38"  # opacity of a defective cell's colour, hexadecimal
 TEXT_FROM = 28  # pixels of a cell: smaller ones have no room for probabilities

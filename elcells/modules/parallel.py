@@ -18,10 +18,8 @@ from elcells.modules.lens import lenses_of
 
 FINE_CRACKS = 150  # pixels of a cell; fine cracks are missed with fewer
 MOST_LINES = 20  # about single modules, in the summary
+BLACK_COLUMN = "nearly_black"  # a count in modules.csv
 MODULE_COLUMNS = "filename name columns rows score lead sure why cell_pixels bend".split() + CORNERS
-
-
-# ---------------------------------------------------------------- names and files
 
 
 def module_names(paths):
@@ -47,55 +45,31 @@ def cell_name(name, place, columns):
     return f"{name}/r{row + 1:02}_c{column + 1:02}.png"
 
 
-def save_cells(module, name, folder):
-    """Write the cells of a CutModule as PNG files folder/name/r01_c01.png …"""
-    for place, cell in enumerate(module.cells):
-        path = Path(folder) / cell_name(name, place, module.columns)
-        with atomic_path(path) as temporary:
-            Image.fromarray(cell).save(temporary, "PNG", compress_level=1)
-
-
-# ---------------------------------------------------------------- modules.csv
-
-
-def decimals(value):
-    """A number with four decimals, or "" for None."""
-    return "" if value is None else f"{value:.4f}"
-
-
 def module_row(module, name, counts):
     """A CutModule's row of modules.csv; counts: numbers of defective cells."""
+
+    def decimals(number):
+        return "" if number is None else f"{number:.4f}"
+
+    grid = [module.columns, module.rows, decimals(module.score), decimals(module.lead), int(module.sure), module.why]
     corners = [""] * len(CORNERS)
     if module.grid is not None:
         corners = [f"{value:.1f}" for value in module.grid.corners().ravel()]
-    return [
-        module.filename,
-        name,
-        module.columns,
-        module.rows,
-        decimals(module.score),
-        decimals(module.lead),
-        int(module.sure),
-        module.why,
-        module.cell_pixels,
-        decimals(module.bend),
-        *corners,
-        *counts,
-        module.error,
-    ]
+    geometry = [module.cell_pixels, decimals(module.bend), *corners]
+    return [module.filename, name, *grid, *geometry, *counts, module.error]
 
 
 class ModulesTable:
     """modules.csv, written a row at a time.
 
-    path: of the file; an existing one is continued. more: names of columns for the counts of each module.
-    done: names of the modules that an existing file has. modules: the added ones, as summaries of CutModule.
+    path: of the file; an existing one is continued. count_columns: names of the counts of each module.
+    done: names of the modules that an existing file has. modules: the added ones, as CutModules without images.
     """
 
-    def __init__(self, path, more=()):
+    def __init__(self, path, count_columns):
         self.modules = []
         self.done = set()
-        columns = [*MODULE_COLUMNS, *more, "error"]
+        columns = [*MODULE_COLUMNS, *count_columns, "error"]
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             raw = path.read_bytes()
@@ -111,8 +85,8 @@ class ModulesTable:
             self.writer.writerow(columns)
 
     def add(self, module, name, counts):
-        """Write a CutModule's row; counts: of defective cells, in the order of `more`."""
-        self.modules.append(module.summary())
+        """Write a CutModule's row; counts: in the order of count_columns."""
+        self.modules.append(module.without_images())
         self.writer.writerow(module_row(module, name, counts))
         self.file.flush()
 
@@ -140,27 +114,24 @@ def warnings_of(modules):
     return lines, all(module.sure for module in modules)
 
 
-# ---------------------------------------------------------------- processes
-
-
 def cut_and_save(name, folder, *arguments):
-    """Cut one image, as cut_image(*arguments), and save its cells: (name, CutModule)."""
+    """Cut one image, as cut_image(*arguments), and save its cells as folder/name/r01_c01.png …: (name, CutModule)."""
     module = cut_image(*arguments)
-    save_cells(module, name, folder)
+    for place, cell in enumerate(module.cells):
+        with atomic_path(Path(folder) / cell_name(name, place, module.columns)) as temporary:
+            Image.fromarray(cell).save(temporary, "PNG", compress_level=1)
     return name, module
 
 
-def cut_modules(images, folder, columns, rows, corners, processes=None):
+def cut_modules(images, folder, columns, rows, corners):
     """Cut modules in several processes, a few ahead of the caller; yields (name, CutModule) in order.
 
     images: list of (path, name). corners: from read_corners. The lens of the images of each size is found first, from
     some of them. One or two images need no other process. Memory does not grow with their number.
     """
-    processes = processes or max(2, (os.cpu_count() or 2) // 2)
-    paths = [path for path, _ in images]
 
     def jobs(run):
-        lenses = lenses_of(paths, columns, rows, run)
+        lenses = lenses_of([path for path, _ in images], columns, rows, run)
         for path, name in images:
             image_corners = corners.get(Path(path).name)
             yield partial(cut_and_save, name, folder, path, columns, rows, image_corners, lenses[path])
@@ -169,6 +140,7 @@ def cut_modules(images, folder, columns, rows, corners, processes=None):
         for job in jobs(map):
             yield job()
         return
+    processes = max(2, (os.cpu_count() or 2) // 2)
     context = multiprocessing.get_context("spawn")  # the network's threads do not survive a fork
     with ProcessPoolExecutor(processes, context) as pool:
         waiting = deque()

@@ -11,12 +11,17 @@ from elcells.modules.outline import evened, mismatch, outlines, shrink, stretche
 from elcells.modules.scoring import score
 from elcells.modules.sides import ROUGH
 
+LEVEL_SAMPLES = 500  # pixels or more along each side, from which an image's darkest and brightest are taken
 ROUGH_CELL = 32  # pixels of a cell while the outline is looked for
 ROOM = 1.6  # times a module's longer side: what an image is taken to show
 FINE_CELL = 100  # pixels of a cell while the grid is fitted
 ROUGH_WINDOWS = (0.25, 0.12)  # cells, of the rough fit
 FINE_WINDOWS = (0.15, 0.1, 0.06, 0.05)  # cells, of the fine fit
 BEYOND_DOUBT = 0.95  # a rough grid of such a score needs no other guesses of the same module
+OUTLINES_APART = 0.2  # cells: outlines that differ less are the same guess
+SAME_MODULE = 0.3  # of a module's shorter side: outlines with middles so near show the same module
+SAME_GRID = 0.33  # of a cell: grids whose corners differ less are the same
+ELSEWHERE = 0.5  # of a cell: a grid with a node farther from the best grid's lies elsewhere
 CLEAR = 0.9  # a rough grid of such a score is not tried again with more or fewer lines of cells
 CLOSE = 0.15  # behind the best rough score: such grids are fitted finely too
 OTHER_MODULE = 0.1  # added to the score of a grid beside the best one: either module may be meant
@@ -35,83 +40,67 @@ class Candidate:
     def shows(self, quad):
         """True if corners (4, 2) lie around the same module as the grid."""
         corners = self.grid.corners()
-        return np.linalg.norm(corners.mean(0) - quad.mean(0)) < 0.3 * np.ptp(corners, axis=0).min()
+        return np.linalg.norm(corners.mean(0) - quad.mean(0)) < SAME_MODULE * np.ptp(corners, axis=0).min()
 
 
-class Levels:
-    """An image whose darkest and brightest pixels are 0 and 1, in smaller sizes."""
-
-    def __init__(self, image):
-        step_y = max(1, image.shape[0] // 500)
-        step_x = max(1, image.shape[1] // 500)
-        self.image = image
-        self.low, self.high = np.percentile(image[::step_y, ::step_x], [0.5, 99.5])
-
-    def shrunk(self, factor):
-        """(image with about 1/factor of the pixels along each side, the factor that it has)."""
-        small, factor = shrink(self.image, factor)
-        return (small - self.low) / max(self.high - self.low, 1e-6), factor
+def shrunk(image, factor):
+    """Image with about 1/factor of the pixels along each side, its darkest ones 0 and its brightest 1; and the factor
+    that it has."""
+    step_y = max(1, image.shape[0] // LEVEL_SAMPLES)
+    step_x = max(1, image.shape[1] // LEVEL_SAMPLES)
+    low, high = np.percentile(image[::step_y, ::step_x], [0.5, 99.5])
+    small, factor = shrink(image, factor)
+    return (small - low) / max(high - low, 1e-6), factor
 
 
-class RoughSearch:
-    """Grids of columns x rows cells, fitted roughly in an image that is shrunk by `factor`."""
-
-    def __init__(self, levels, columns, rows, bend=None):
-        self.columns = columns
-        self.rows = rows
-        self.bend = bend or 0.0
-        self.small, self.factor = levels.shrunk(max(levels.image.shape) / (ROUGH_CELL * max(columns, rows) * ROOM))
-        self.evened = evened(self.small, ROUGH_CELL)
-
-    def score(self, grid):
-        """The rough score of a grid of the shrunk image."""
-        return score(self.evened, grid, ROUGH)
-
-    def fitted(self, quad):
-        """The Candidate from a guess of the corners."""
-        grid = Grid(quad, self.columns, self.rows, self.small.shape, self.bend)
-        grid = fit(self.evened, grid, ROUGH_WINDOWS, ROUGH)
-        return Candidate(self.score(grid), grid)
-
-    def from_outlines(self):
-        """Candidates from the image's lit areas, the best first."""
-        quads = outlines(self.small, 0.2 * ROUGH_CELL)
-        candidates = []
-        for quad in sorted(quads, key=lambda quad: mismatch(quad, self.columns, self.rows)):
-            if not any(other.score >= BEYOND_DOUBT and other.shows(quad) for other in candidates):
-                candidates.append(self.fitted(quad))
-        return distinct(candidates)
-
-    def with_other_lines(self, candidates):
-        """The candidates and, unless the best is clear, the two best ones with more or fewer lines of cells; twice."""
-        stretched_before = set()
-        for _ in range(2):
-            if candidates[0].score >= CLEAR:
-                break
-            chosen = [candidate for candidate in candidates[:2] if candidate not in stretched_before]
-            stretched_before.update(chosen)
-            quads = [quad for other in chosen for quad in stretched(other.grid.quad, self.columns, self.rows)]
-            candidates = distinct([*candidates, *(self.fitted(quad) for quad in quads)])
-        return candidates
+def shrunk_roughly(image, columns, rows):
+    """The same, so that a cell has about ROUGH_CELL pixels."""
+    return shrunk(image, max(image.shape) / (ROUGH_CELL * max(columns, rows) * ROOM))
 
 
-class FineSearch:
-    """Grids fitted closely in an image that is shrunk by `factor`; cell: pixels of a cell in the whole image."""
+def rough_candidate(image, quad, columns, rows, bend):
+    """The Candidate that a rough fit makes of a guess of the corners; image: evened."""
+    grid = Grid(quad, columns, rows, image.shape, bend or 0.0)
+    grid = fit(image, grid, ROUGH_WINDOWS, ROUGH)
+    return Candidate(score(image, grid, ROUGH), grid)
 
-    def __init__(self, levels, cell, bend=None):
-        self.bend = bend
-        small, self.factor = levels.shrunk(cell / FINE_CELL)
-        self.evened = evened(small, cell / self.factor)
 
-    def fitted(self, grid):
-        """The Candidate from a grid of the shrunk image that is roughly right."""
-        grid = fit(self.evened, grid, FINE_WINDOWS, bend=self.bend)
-        return Candidate(score(self.evened, grid), grid)
+def fine_candidate(image, grid, bend):
+    """The Candidate that a fine fit makes of a grid that is roughly right; image: evened."""
+    grid = fit(image, grid, FINE_WINDOWS, bend=bend)
+    return Candidate(score(image, grid), grid)
+
+
+def rough_candidates(small, columns, rows, bend=None):
+    """Candidates from the lit areas of an image with cells of ROUGH_CELL pixels, the best first."""
+    image = evened(small, ROUGH_CELL)
+    quads = outlines(small, OUTLINES_APART * ROUGH_CELL)
+    candidates = []
+    for quad in sorted(quads, key=lambda quad: mismatch(quad, columns, rows)):
+        if not any(other.score >= BEYOND_DOUBT and other.shows(quad) for other in candidates):
+            candidates.append(rough_candidate(image, quad, columns, rows, bend))
+    return distinct(candidates)
+
+
+def with_other_lines(candidates, image, bend):
+    """The candidates and, unless the best is clear, the two best ones with more or fewer lines of cells; twice."""
+    stretched_before = set()
+    for _ in range(2):
+        if candidates[0].score >= CLEAR:
+            break
+        chosen = [candidate for candidate in candidates[:2] if candidate not in stretched_before]
+        stretched_before.update(chosen)
+        for grid in [candidate.grid for candidate in chosen]:
+            for quad in stretched(grid):
+                candidates.append(rough_candidate(image, quad, grid.columns, grid.rows, bend))
+        candidates = distinct(candidates)
+    return candidates
 
 
 def rough_score(image, columns, rows):
     """The score at a first look, enough to compare numbers of columns and rows; image: float32 (H, W)."""
-    return RoughSearch(Levels(image), columns, rows).from_outlines()[0].score
+    small, _ = shrunk_roughly(image, columns, rows)
+    return rough_candidates(small, columns, rows)[0].score
 
 
 def find_grid(image, columns, rows, corners=None, bend=None):
@@ -120,43 +109,50 @@ def find_grid(image, columns, rows, corners=None, bend=None):
     image: float32 (H, W). corners: the module's rough corners where the user gives them, (4, 2) pixels x and y,
     clockwise from the upper left. bend: the lens, where it is known.
     """
-    levels = Levels(image)
-    rough = RoughSearch(levels, columns, rows, bend)
+    small, rough_factor = shrunk_roughly(image, columns, rows)
+    rough_image = evened(small, ROUGH_CELL)
     if corners is None:
-        candidates = rough.with_other_lines(rough.from_outlines())
+        candidates = with_other_lines(rough_candidates(small, columns, rows, bend), rough_image, bend)
     else:
-        candidates = [rough.fitted((np.asarray(corners, float) + 0.5) / rough.factor - 0.5)]
+        quad = (np.asarray(corners, float) + 0.5) / rough_factor - 0.5
+        candidates = [rough_candidate(rough_image, quad, columns, rows, bend)]
 
-    fine = FineSearch(levels, candidates[0].grid.cell_side() * rough.factor, bend)
-    scale = rough.factor / fine.factor
+    cell = candidates[0].grid.cell_side() * rough_factor  # pixels
+    small, fine_factor = shrunk(image, cell / FINE_CELL)
+    fine_image = evened(small, cell / fine_factor)
+    scale = rough_factor / fine_factor
     candidates = [Candidate(candidate.score, candidate.grid.scaled(scale)) for candidate in candidates]
     close = [candidate for candidate in candidates[:3] if candidate.score > candidates[0].score - CLOSE]
-    fitted = distinct([fine.fitted(candidate.grid) for candidate in close])
-    beside = scored_neighbours(fitted[0], rough, fine.factor / rough.factor) if corners is None else []
-    better = [fine.fitted(candidate.grid) for candidate in beside if candidate.score > fitted[0].score]
-    best, *others = distinct([*fitted, *better])
-    lead = best.score - best_other_score(best, [*others, *candidates, *beside])
-    return best.grid.scaled(fine.factor), best.score, lead
+    fitted = distinct([fine_candidate(fine_image, candidate.grid, bend) for candidate in close])
+    neighbours = []
+    if corners is None:
+        neighbours = scored_neighbours(fitted[0], rough_image, fine_factor / rough_factor)
+    better = [neighbour for neighbour in neighbours if neighbour.score > fitted[0].score]
+    fitted += [fine_candidate(fine_image, neighbour.grid, bend) for neighbour in better]
+    best, *others = distinct(fitted)
+    lead = best.score - best_other_score(best, [*others, *candidates, *neighbours])
+    return best.grid.scaled(fine_factor), best.score, lead
 
 
-def scored_neighbours(candidate, rough, scale):
+def scored_neighbours(candidate, rough_image, scale):
     """Candidates moved by one line of cells in each direction, what a candidate is most easily mistaken for.
 
-    Their scores differ from its own as they do in a RoughSearch. scale: of the search's image, against the candidate's.
+    Their scores differ from its own as their rough scores do. scale: of the rough image, against the candidate's.
     """
     grid = candidate.grid
-    reference = rough.score(grid.scaled(scale))
+    reference = score(rough_image, grid.scaled(scale), ROUGH)
     neighbours = []
     for dx, dy in itertools.product((-1, 0, 1), repeat=2):
         if dx or dy:
             moved = grid.changed(x=grid.x + dx, y=grid.y + dy)
-            neighbours.append(Candidate(candidate.score + rough.score(moved.scaled(scale)) - reference, moved))
+            moved_score = score(rough_image, moved.scaled(scale), ROUGH)
+            neighbours.append(Candidate(candidate.score + moved_score - reference, moved))
     return neighbours
 
 
 def best_other_score(best, others):
     """The highest score of the candidates that lie elsewhere than the best one; 0 where there are none."""
-    apart = 0.5 * best.grid.cell_size().min()
+    apart = ELSEWHERE * best.grid.cell_size().min()
     nodes = best.grid.nodes()
     scores = []
     for other in others:
@@ -167,10 +163,10 @@ def best_other_score(best, others):
 
 
 def distinct(candidates):
-    """The candidates, the best first, without those that are within a third of a cell of a better one."""
+    """The candidates, the best first, without those that are the same as a better one."""
     kept = []
     for candidate in sorted(candidates, key=lambda candidate: -candidate.score):
-        apart = 0.33 * candidate.grid.cell_size().min()
+        apart = SAME_GRID * candidate.grid.cell_size().min()
         corners = candidate.grid.corners()
         if all(np.abs(other.grid.corners() - corners).max() > apart for other in kept):
             kept.append(candidate)

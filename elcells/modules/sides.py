@@ -82,14 +82,6 @@ def sides_on_lines(lines, crossing, horizontal):
     return middle, along, across, np.full(count, horizontal), line, inwards
 
 
-@dataclass(frozen=True)
-class Profiles:
-    """Brightness across each of E sides, at S samples."""
-
-    gray: np.ndarray  # float32 (E, S)
-    offset: np.ndarray  # float (S,), cells from the side, below 0 to its left or above it
-
-
 def sampled(image, x, y):
     """Gray values at points of an image (float32), bilinear, 0 outside; scipy takes four times as long."""
     height, width = image.shape
@@ -98,14 +90,21 @@ def sampled(image, x, y):
     right = (x - column).astype(np.float32)
     down = (y - row).astype(np.float32)
     first = row * width + column
-    a, b, c, d = (image.ravel()[k:].take(first, mode="clip") for k in (0, 1, width, width + 1))
-    upper = a + (b - a) * right
-    lower = c + (d - c) * right
+    pixels = image.ravel()
+    upper_left = pixels.take(first, mode="clip")
+    upper_right = pixels[1:].take(first, mode="clip")
+    lower_left = pixels[width:].take(first, mode="clip")
+    lower_right = pixels[width + 1 :].take(first, mode="clip")
+    upper = upper_left + (upper_right - upper_left) * right
+    lower = lower_left + (lower_right - lower_left) * right
     return (upper + (lower - upper) * down) * ((x >= 0) & (y >= 0) & (x <= width - 1) & (y <= height - 1))
 
 
 def profiles_across(image, grid, sides, reach, detail):
-    """Profiles from -reach to reach cells across each side: the median of several along the side's middle part."""
+    """Brightness at S samples from -reach to reach cells across each side, the median of several along its middle part.
+
+    Returns gray, float32 (E, S), and offset, float (S,): cells from the side, below 0 to its left or above it.
+    """
     count = int(reach / detail.step + 0.5)
     offset = np.arange(-count, count + 1) * detail.step
     part = np.linspace(-MIDDLE_PART, MIDDLE_PART, detail.profiles)
@@ -118,7 +117,7 @@ def profiles_across(image, grid, sides, reach, detail):
     y = start[..., 1, None] + (end - start)[..., 1, None] * share
     gray = sampled(image, x, y)
     gray.partition(detail.profiles // 2, axis=1)
-    return Profiles(gray[:, detail.profiles // 2], offset)
+    return gray[:, detail.profiles // 2], offset
 
 
 def means_beside(total, step, start, stop):
@@ -129,15 +128,15 @@ def means_beside(total, step, start, stop):
     return (total[:, last] - total[:, first]) / np.maximum(last - first, 1)
 
 
-def responses(profiles, sides):
+def responses(gray, offset, sides):
     """How much each sample looks like a gap (at the border: like the module's end), relative to the light beside it.
 
-    Returns float (E, S).
+    gray, offset: of profiles_across. Returns float (E, S).
     """
-    step = profiles.offset[1] - profiles.offset[0]
-    total = np.pad(np.cumsum(profiles.gray, 1), ((0, 0), (1, 0)))
+    step = offset[1] - offset[0]
+    total = np.pad(np.cumsum(gray, 1), ((0, 0), (1, 0)))
     inwards = sides.inwards[:, None]
-    best = np.full(profiles.gray.shape, -1.0)
+    best = np.full(gray.shape, -1.0)
     for width in WIDTHS:
         left = means_beside(total, step, -FLANK_END * width, -FLANK_START * width)
         right = means_beside(total, step, FLANK_START * width, FLANK_END * width)
@@ -151,15 +150,15 @@ def responses(profiles, sides):
 
 def seen_shifts(image, grid, sides, window, detail):
     """Shift in cells at which each side is seen within `window` cells, and how clearly (0 to 1): two float (E,)."""
-    profiles = profiles_across(image, grid, sides, window + REACH, detail)
-    near = np.abs(profiles.offset) <= window + 1e-9
-    offset = profiles.offset[near]
-    response = responses(profiles, sides)[:, near]
+    gray, offset = profiles_across(image, grid, sides, window + REACH, detail)
+    near = np.abs(offset) <= window + 1e-9
+    response = responses(gray, offset, sides)[:, near]
+    offset = offset[near]
     response = np.clip(response, 0, None) * np.exp(-0.5 * (offset / window) ** 2)
     from_peak = np.abs(np.arange(len(offset)) - response.argmax(1)[:, None])
     weight = np.where(from_peak <= detail.peak, response, 0) ** 2
     shift = (weight * offset).sum(1) / np.maximum(weight.sum(1), 1e-9)
-    half = len(profiles.offset) // 2
-    lit = np.maximum(profiles.gray[:, :half].mean(1), profiles.gray[:, half:].mean(1))
+    half = gray.shape[1] // 2
+    lit = np.maximum(gray[:, :half].mean(1), gray[:, half:].mean(1))
     visible = np.clip(lit / DIM - 0.5, 0, 1)  # a dead cell shows no line
     return shift, np.clip(response.max(1) / CLEAR_RESPONSE, 0, 1) * visible

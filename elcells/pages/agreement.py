@@ -40,12 +40,14 @@ def words(labels, classes):
 
 
 def cells_in_dispute(pairs, first, second, classes):
-    """Yield a ReviewCell for each of the `pairs` whose labels differ; first, second: the tables' names."""
+    """A ReviewCell for each of the `pairs` whose labels differ; first, second: the tables' names."""
+    cells = []
     for _, pair in pairs.iterrows():
         in_a = words([pair[f"{c}_a"] for c in classes], classes)
         in_b = words([pair[f"{c}_b"] for c in classes], classes)
         if in_a != in_b:
-            yield ReviewCell(PageImage(str(pair["path"])), f"{first}: {in_a}. {second}: {in_b}.")
+            cells.append(ReviewCell(PageImage(str(pair["path"])), f"{first}: {in_a}. {second}: {in_b}."))
+    return cells
 
 
 def report_agreement(first, second, a, b, classes, root, target):
@@ -56,13 +58,13 @@ def report_agreement(first, second, a, b, classes, root, target):
     pairs, figures = compare(a, b, classes)
     print(f"{len(pairs)} cells are in both tables; {first} has {len(a)}, {second} {len(b)}.")
     print(f"{'':12}kappa     F1   both   only the first   only the second")
-    for name, f in figures.items():
-        kappa, f1 = ("-" if f[k] is None else f"{f[k]:.3f}" for k in ("kappa", "f1"))
-        print(f"{name:10}{kappa:>7}{f1:>7}{f['both']:7}{f['only_a']:17}{f['only_b']:18}")
-    differ = sum(1 for _ in cells_in_dispute(pairs, first, second, classes))
-    if not differ:
+    for name, counts in figures.items():
+        kappa = "-" if counts["kappa"] is None else f"{counts['kappa']:.3f}"
+        f1 = "-" if counts["f1"] is None else f"{counts['f1']:.3f}"
+        print(f"{name:10}{kappa:>7}{f1:>7}{counts['both']:7}{counts['only_a']:17}{counts['only_b']:18}")
+    cells = cells_in_dispute(pairs, first, second, classes)
+    if not cells:
         print("No cell is in dispute.")
         return
-    cells = cells_in_dispute(pairs, first, second, classes)
     count = write_page(target, cells, classes, [0.5] * len(classes), root)
-    print(f"{differ} cells are in dispute; {target} shows {count} of them, to label anew.")
+    print(f"{len(cells)} cells are in dispute; {target} shows {count} of them, to label anew.")

@@ -67,21 +67,26 @@ class PageImage:
             return None
 
 
-def images_with_maps(paths, engine):
-    """Yield (PageImage, its class maps as text, or None) for each path; the maps are those of an Engine."""
-    for start in tqdm(range(0, len(paths), BATCH), "images", unit="batch", leave=False, disable=None):
-        images = [PageImage(path) for path in paths[start : start + BATCH]]
-        texts = [None] * len(images)
+def images_with_maps(images, engine):
+    """Yield (PageImage, its class maps as text, or None) for each of a list of PageImages; the maps of an Engine.
+
+    Only some images are decoded at a time.
+    """
+    for start in tqdm(range(0, len(images), BATCH), "images", unit="batch", leave=False, disable=None):
+        batch = images[start : start + BATCH]
+        texts = [None] * len(batch)
         pixels = {}
         if engine.class_maps:
-            for k, image in enumerate(images):
+            for place, image in enumerate(batch):
                 with contextlib.suppress(InputError):  # gone meanwhile
-                    pixels[k] = image.pixels(engine.image_size)
+                    pixels[place] = image.pixels(engine.image_size)
         if pixels:
             maps = engine.class_maps(np.stack([*pixels.values()])[:, None])
-            for k, maps_of_image in zip(pixels, maps):
-                texts[k] = map_text(maps_of_image)
-        yield from zip(images, texts)
+            for place, maps_of_image in zip(pixels, maps):
+                texts[place] = map_text(maps_of_image)
+        yield from zip(batch, texts)
+        for image in batch:
+            image.__dict__.pop("gray", None)  # what a cached_property holds
 
 
 def map_text(maps):

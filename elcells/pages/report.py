@@ -4,16 +4,18 @@ import csv
 import heapq
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 from PIL import Image
 
-from elcells.data.images import open_image
+from elcells.data.images import file_of
 from elcells.files import ANY_NAME, InputError, printable
 from elcells.inference.output import read_results
 from elcells.modules.cutting import CORNERS
 from elcells.modules.grid import Grid
+from elcells.modules.overlay import LEGEND_HEIGHT, NO_DEFECT, TOO_DARK_VERDICT
+from elcells.modules.parallel import BLACK_COLUMN
 from elcells.pages.page import UNSURE, PageImage, doubt, fill, images_with_maps, jpeg
 
 REPORT_CELLS = 1000  # the surest defects that the report shows
@@ -32,19 +34,19 @@ class Summary:
 
     def __init__(self, classes):
         self.classes = classes
-        self.names = ("cells", *classes, "no defect", "unreadable")  # of the counts of a folder
-        self.folders = {}  # folder -> Counter
+        self.names = ("cells", *classes, NO_DEFECT, "unreadable")  # of the counts of a folder
+        self.folders = defaultdict(Counter)
         self.histograms = np.zeros((len(classes), BINS), int)
         self.nearly_black = 0
         self.errors = []
 
     def add(self, cell):
         """Count a CellResult."""
-        folder = self.folders.setdefault(os.path.dirname(cell.filename) or ".", Counter())
+        folder = self.folders[os.path.dirname(cell.filename) or "."]
         folder["cells"] += 1
         self.nearly_black += cell.nearly_black
         if cell.judged:
-            folder.update(cell.defects(self.classes) or ["no defect"])
+            folder.update(cell.defects(self.classes) or [NO_DEFECT])
             bins = np.minimum(np.array(cell.probabilities) * BINS, BINS - 1).astype(int)
             self.histograms[range(len(bins)), bins] += 1
         elif not cell.nearly_black:
@@ -53,11 +55,11 @@ class Summary:
                 self.errors.append(cell.error)
 
     def page_data(self):
-        """What the page says of all cells."""
+        """Counts of all cells for the report."""
         total = sum(self.folders.values(), Counter())
         counts = [(name, total[name]) for name in self.names]
         if self.nearly_black:
-            counts.append(("nearly black", self.nearly_black))
+            counts.append((TOO_DARK_VERDICT, self.nearly_black))
         most_defects_first = sorted(self.folders.items(), key=lambda item: -sum(item[1][c] for c in self.classes))
         rows = [[folder, *(counter[name] for name in self.names)] for folder, counter in most_defects_first]
         return {
@@ -104,7 +106,7 @@ class Selection:
         return list({cell.filename: cell for cell in chosen}.values())
 
     def note(self):
-        """What the page says of them."""
+        """A text about the chosen cells for the report."""
         few = f"; the {REPORT_CELLS} surest are shown" if self.defective_count > REPORT_CELLS else ""
         return (
             f"{self.defective_count} cells have a defect{few}. Also shown are the cells without a defect that are "
@@ -134,21 +136,12 @@ def common_folder(folders):
 def cell_entry(cell, name, image, maps, target, thresholds):
     """A cell as the page takes it, under the name that it shows; thumb and src are "" where its image is gone."""
     distance = float(doubt([cell.probabilities], thresholds)[0])
+    entry = {"file": printable(name), "p": cell.probabilities, "calls": cell.calls, "maps": maps}
+    entry |= {"unsure": distance < UNSURE, "doubt": distance, "dark": cell.nearly_black}
     try:
-        thumbnail, source = image.thumbnail(), image.source(target)
+        return entry | {"thumb": image.thumbnail(), "src": image.source(target)}
     except InputError:
-        thumbnail = source = ""
-    return {
-        "file": printable(name),
-        "p": cell.probabilities,
-        "calls": cell.calls,
-        "unsure": distance < UNSURE,
-        "doubt": distance,
-        "dark": cell.nearly_black,
-        "maps": maps,
-        "thumb": thumbnail,
-        "src": source,
-    }
+        return entry | {"thumb": "", "src": ""}
 
 
 def module_entry(row, folder, cells, entries, target, classes):
@@ -156,27 +149,22 @@ def module_entry(row, folder, cells, entries, target, classes):
     with Image.open(folder / f"{row['name']}.png") as image:
         size = image.size
         source = jpeg(image, max(size), 82)
-    columns, lines = int(row["columns"]), int(row["rows"])
+    with Image.open(file_of(row["filename"])[0]) as original:
+        scale = max(size[0], size[1] - LEGEND_HEIGHT) / max(original.size)
     corners = np.array([float(row[k]) for k in CORNERS]).reshape(4, 2)
-    scale = size[0] / open_image(row["filename"]).width
-    outlines = Grid((corners + 0.5) * scale - 0.5, columns, lines, size[::-1]).cells()
+    outlines = Grid((corners + 0.5) * scale - 0.5, int(row["columns"]), int(row["rows"]), size[::-1]).cells()
     areas = []
     for cell in cells:
         entry = entries.get(cell.filename) or {"src": PageImage(cell.filename).source(target), "maps": None}
         outline = outlines[cell.place.row - 1, cell.place.column - 1]
         judgement = ", ".join(f"{name} {p:.3f}" for name, p in zip(classes, cell.probabilities)) or cell.error
-        areas.append(
-            {
-                "points": " ".join(f"{x:.0f},{y:.0f}" for x, y in outline),
-                "src": entry["src"],
-                "text": f"row {cell.place.row}, column {cell.place.column}: {judgement}",
-                "maps": entry["maps"],
-            }
-        )
-    counts = ", ".join(f"{row[k]} {k.replace('_', ' ')}" for k in (*classes, "nearly_black"))
+        text = f"row {cell.place.row}, column {cell.place.column}: {judgement}"
+        points = " ".join(f"{x:.0f},{y:.0f}" for x, y in outline)
+        areas.append({"points": points, "text": text, "src": entry["src"], "maps": entry["maps"]})
+    counts = "".join(f"{row[name]} {name}, " for name in classes) + f"{row[BLACK_COLUMN]} {TOO_DARK_VERDICT}"
     return {
         "file": row["filename"],
-        "text": f"{columns}x{lines} cells of {row['cell_pixels']} pixels, {counts}.",
+        "text": f"{row['columns']}x{row['rows']} cells of {row['cell_pixels']} pixels, {counts}.",
         "doubt": row["why"] if row["sure"] != "1" else "",
         "image": source,
         "size": size,
@@ -185,7 +173,7 @@ def module_entry(row, folder, cells, entries, target, classes):
 
 
 def read_modules(folder, classes):
-    """Rows (dicts of text) of folder/modules.csv: those not sure first, then those with most defective cells; and the
+    """Rows (dicts of text) of folder/modules.csv, those not sure first, then those with most defective cells, and the
     errors of images in which no module was found."""
     with open(folder / "modules.csv", encoding="utf-8", errors=ANY_NAME, newline="") as file:
         rows = list(csv.DictReader(file, delimiter=";"))
@@ -201,7 +189,8 @@ def write_report(table, target, engine, thresholds, model, modules_folder=None):
     where whole modules were cut (`predict.py --grid`); they come first.
     """
     classes = engine.classes
-    summary, selection = Summary(classes), Selection(thresholds)
+    summary = Summary(classes)
+    selection = Selection(thresholds)
     cells_of = {}  # module -> its cells
     for number, cell in enumerate(read_results(table, classes)):
         summary.add(cell)
@@ -211,7 +200,7 @@ def write_report(table, target, engine, thresholds, model, modules_folder=None):
     root = common_folder(summary.folders)
     cells = selection.cells()
     entries = {}
-    for cell, (image, maps) in zip(cells, images_with_maps([cell.filename for cell in cells], engine)):
+    for cell, (image, maps) in zip(cells, images_with_maps([PageImage(cell.filename) for cell in cells], engine)):
         name = cell.filename.removeprefix(root)
         entries[cell.filename] = cell_entry(cell, name, image, maps, target, thresholds)
     modules, failed = read_modules(modules_folder, classes) if modules_folder else ([], [])

@@ -1,4 +1,4 @@
-"""The page on which a person labels cells: those first on which a look pays most."""
+"""The page on which a person labels cells, the most doubtful first."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from elcells.data.images import read_image, symmetries
+from elcells.data.images import symmetries
 from elcells.files import InputError
 from elcells.inference.output import read_results
 from elcells.pages.page import UNSURE, PageImage, doubt, fill, images_with_maps
@@ -31,18 +31,18 @@ class ReviewCell:
     maps: str | None = None
 
 
-def depends_on_orientation(path, engine, thresholds):
-    """Whether a network calls the eight symmetries of an image differently; False where the image is gone."""
+def depends_on_orientation(image, engine, thresholds):
+    """Whether an Engine calls the eight symmetries of a PageImage differently; False where the image is gone."""
     try:
-        pixels = read_image(path, engine.image_size)
+        pixels = image.pixels(engine.image_size)
     except InputError:
         return False
     calls = engine(np.stack([*symmetries(pixels[None])])) >= thresholds
     return bool((calls.any(0) != calls.all(0)).any())
 
 
-def choose(cells, engine, thresholds, seed=0):
-    """Which judged cells are shown, in order, and why: list of (CellResult, reason).
+def choose(cells, engine, thresholds):
+    """Which judged cells are shown, in order, and why: list of (CellResult, reason, PageImage).
 
     The cells near a threshold first, the nearest in front; then those of the next nearest whose eight symmetries the
     network judges differently; then SAMPLE of the others.
@@ -51,12 +51,13 @@ def choose(cells, engine, thresholds, seed=0):
     order = np.argsort(doubts, kind="stable")
     near = [k for k in order if doubts[k] < UNSURE][:MOST]
     others = [k for k in order if doubts[k] >= UNSURE]
+    images = [PageImage(cell.filename) for cell in cells]
     bar = tqdm(others[:TURNED], "symmetries", unit="cell", leave=False, disable=None)
-    differ = [k for k in bar if depends_on_orientation(cells[k].filename, engine, thresholds)]
-    sample = np.random.default_rng(seed).permutation(np.setdiff1d(others, differ))[:SAMPLE]
-    chosen = [(cells[k], NEAR) for k in near]
-    chosen += [(cells[k], DIFFER) for k in differ]
-    chosen += [(cells[int(k)], RANDOM) for k in sample]
+    differ = [k for k in bar if depends_on_orientation(images[k], engine, thresholds)]
+    sample = np.random.default_rng(0).permutation(np.setdiff1d(others, differ))[:SAMPLE]
+    chosen = []
+    for reason, places in ((NEAR, near), (DIFFER, differ), (RANDOM, sample)):
+        chosen += [(cells[k], reason, images[k]) for k in places]
     return chosen[:MOST]
 
 
@@ -107,7 +108,7 @@ def write_review(table, target, engine, thresholds, embed=False):
     if not judged:
         raise InputError(f"{table}: no cell was judged, so there is nothing to review")
     chosen = choose(judged, engine, thresholds)
-    images = images_with_maps([cell.filename for cell, _ in chosen], engine)
-    cells = (ReviewCell(image, why, cell.probabilities, maps) for (cell, why), (image, maps) in zip(chosen, images))
+    images = images_with_maps([image for _, _, image in chosen], engine)
+    cells = (ReviewCell(image, why, cell.probabilities, maps) for (cell, why, _), (image, maps) in zip(chosen, images))
     root = root_of([cell.filename for cell in judged])
     return write_page(target, cells, classes, thresholds, root, embed)

@@ -82,9 +82,8 @@ def draw_noise(count, size, std, generator, seed, device="cpu"):
     std: gray levels of 255. generator: torch.Generator on the CPU, for the standard deviations. seed: of the noise
     itself, which is drawn on `device`. Returns float32 (count, 1, size, size), to be added to images in 0..1.
     """
-    which, strength = torch.rand(2, count, 1, 1, 1, generator=generator)
-    is_noisy = which < 0.5
-    sigma = send(torch.where(is_noisy, std / 255 * strength**2, 0), device)
+    choice, strength = torch.rand(2, count, 1, 1, 1, generator=generator)
+    sigma = send(torch.where(choice < 0.5, std / 255 * strength**2, 0), device)
     noise_generator = torch.Generator(device)
     noise_generator.manual_seed(seed)
     return sigma * torch.randn(count, 1, size, size, generator=noise_generator, device=device)

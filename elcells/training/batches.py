@@ -8,9 +8,7 @@ import torch
 from elcells.distributed import rank, world
 from elcells.training.augmentation import augment, draw_changes, draw_light, draw_noise, uneven_light
 from elcells.training.streams import Stream, stream_generator, stream_seed
-from elcells.training.synthetic import NUMBERS, SHARE
-
-LAST_SHARE = 0.15  # of the defect-free cells get a defect drawn in the last epochs, as many as really have one
+from elcells.training.synthetic import LAST_SHARE, NUMBERS, SHARE
 
 
 @dataclass
@@ -38,7 +36,7 @@ class Batch:
         return len(self.images)
 
     def tensors(self):
-        """{name: tensor} of those that there are."""
+        """{name: tensor} of the fields that are set."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 

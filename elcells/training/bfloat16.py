@@ -1,4 +1,4 @@
-"""Layers that train faster in bfloat16 on CPUs; they replace PyTorch's own for the time of a training.
+"""Layers that train faster in bfloat16 on CPUs; they replace PyTorch's own during training.
 
 PyTorch is slow there in four places: the gradients of depthwise convolutions, ReLU and its kin, and batch norms that do
 not learn. doc/results.md has what that is worth.
@@ -15,16 +15,23 @@ from torchvision.ops import Conv2dNormActivation
 @contextlib.contextmanager
 def fast_layers(network, active=True):
     """Exchange a network's layers for faster ones, and undo it at the end; parameters and buffers stay the same."""
-    for module in network.modules():
-        is_depthwise = type(module) is nn.Conv2d and module.groups == module.in_channels > 1
-        if active and (type(module) in EXCHANGED or is_depthwise):
-            module.__class__ = DepthwiseConv2d if is_depthwise else EXCHANGED[type(module)]
+    exchanged = [module for module in network.modules() if active and faster_class(module)]
+    for module in exchanged:
+        module.__class__ = faster_class(module)
     try:
         yield
     finally:
-        for module in network.modules():
-            if isinstance(module, FASTER):
-                module.__class__ = type(module).__base__
+        for module in exchanged:
+            module.__class__ = type(module).__base__
+
+
+def faster_class(module):
+    """The class that computes what a module does, faster; None where there is none."""
+    if type(module) is nn.Conv2d and module.groups == module.in_channels > 1:
+        return DepthwiseConv2d
+    if type(module) in (nn.ReLU, nn.ReLU6) and not module.inplace:
+        return None
+    return FASTER.get(type(module))
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -46,39 +53,33 @@ class _DepthwiseInBfloat16(torch.autograd.Function):
     @staticmethod
     def backward(context, gradient):
         x, weight = context.saved_tensors
-        layer = context.layer
-        down, aside = layer.padding
         gradient = gradient.float()
         x32 = x.float()
+        down, aside = context.layer.padding
 
-        def by_weight(x, weight, aside):
-            return gradients(gradient, x, weight, layer, (down, aside), by_weight=True)[1]
+        def gradients(x, weight, padding, wanted):
+            """By the input, the weight and the bias; None where not wanted."""
+            stride, groups = context.layer.stride, context.layer.groups
+            return torch.ops.aten.convolution_backward(
+                gradient, x, weight, None, stride, padding, (1, 1), False, (0, 0), groups, wanted
+            )
 
-        by_input = gradients(gradient, x32, weight, layer, layer.padding, by_input=True)[0].to(x.dtype)
+        by_input, _, _ = gradients(x32, weight, (down, aside), (True, False, False))
         if weight.shape[3] != 5:
-            return by_input, by_weight(x32, weight, aside), None
+            _, by_weight, _ = gradients(x32, weight, (down, aside), (False, True, False))
+            return by_input.to(x.dtype), by_weight, None
         # oneDNN is fast only for kernels of up to three columns: the left three, then the right three.
-        three = weight[..., :3]
-        left = by_weight(nn.functional.pad(x, (aside, 0)).float(), three, 0)
-        right = by_weight(nn.functional.pad(x, (0, aside)).float(), three, 0)
-        return by_input, torch.cat([left, right[..., 1:]], 3), None
-
-
-def gradients(gradient, x, weight, layer, padding, by_input=False, by_weight=False):
-    """A convolution's gradients (by its input, its weight, its bias), None where not asked for."""
-    dilation = (1, 1)
-    no_transposed = False
-    output_padding = (0, 0)
-    asked = (by_input, by_weight, False)
-    return torch.ops.aten.convolution_backward(
-        gradient, x, weight, None, layer.stride, padding, dilation, no_transposed, output_padding, layer.groups, asked
-    )
+        parts = []
+        for sides in ((aside, 0), (0, aside)):
+            padded = nn.functional.pad(x, sides).float()
+            parts.append(gradients(padded, weight[..., :3], (down, 0), (False, True, False))[1])
+        return by_input.to(x.dtype), torch.cat([parts[0], parts[1][..., 1:]], 3), None
 
 
 class ReLU(nn.ReLU):
-    """max(x, 0), in place; of bfloat16 as of 16-bit integers, whose order is the same from 0 on.
+    """max(x, 0), in place. bfloat16 is compared as int16: the order is the same for numbers from 0 on.
 
-    PyTorch's own goes through float32 number by number, which takes eight times as long. A NaN becomes 0.
+    PyTorch converts number by number to float32, which takes eight times as long. A NaN becomes 0.
     """
 
     def forward(self, x):
@@ -123,5 +124,4 @@ class ConvolutionWithNorm(Conv2dNormActivation):
         return activation[0](x) if activation else x
 
 
-EXCHANGED = {nn.ReLU: ReLU, nn.ReLU6: ReLU6, Conv2dNormActivation: ConvolutionWithNorm}
-FASTER = (DepthwiseConv2d, *EXCHANGED.values())
+FASTER = {nn.ReLU: ReLU, nn.ReLU6: ReLU6, Conv2dNormActivation: ConvolutionWithNorm}

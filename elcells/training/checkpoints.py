@@ -59,19 +59,19 @@ def network_state(checkpoint):
     return state
 
 
-def find_checkpoint(which="best", folder="checkpoints"):
+def find_checkpoint(name):
     """Path of a checkpoint named as people do: "best", "last", an epoch's number (3: checkpoint_003.ckp), or a path.
 
-    Raises InputError, listing those in `folder`, where there is none.
+    Raises InputError, listing those in checkpoints/, where there is none.
     """
-    which = str(which)
-    folder = Path(folder)
-    if which.isdigit():
-        path = folder / f"checkpoint_{int(which):03}.ckp"
-    elif which in ("best", "last"):
-        path = folder / f"{which}.ckp"
+    folder = Path("checkpoints")
+    name = str(name)
+    if name.isdigit():
+        path = folder / f"checkpoint_{int(name):03}.ckp"
+    elif name in ("best", "last"):
+        path = folder / f"{name}.ckp"
     else:
-        path = Path(which)
+        path = Path(name)
     if not path.is_file():
         existing = ", ".join(p.name for p in sorted(folder.glob("*.ckp"))) or "none"
         raise InputError(f"{path}: no such checkpoint ({folder} has: {existing}); train one with `python train.py`")

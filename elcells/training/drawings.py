@@ -1,8 +1,7 @@
 """Masks of drawn cracks, inactive regions and distractors, each of one cell.
 
 A drawing is a function of (rng, size) that returns float (size, size) in 0..1: where it takes light away, and how much
-of its strength. The drawings follow real defects (doc/results.md). rng is a numpy Generator; coordinates are pixels of
-a cell of side UNIT.
+of its strength. rng is a numpy Generator; coordinates are pixels of a cell of side UNIT.
 """
 
 import math
@@ -25,9 +24,8 @@ from elcells.training.shapes import (
     random_polyline,
     scaled,
     streaks,
+    union,
 )
-
-CLOUD_SIDE = 150  # clouds are drawn so large, and resized
 
 
 def busbar_heights(busbars):
@@ -73,7 +71,7 @@ def along_busbar(rng, size):
 
     Mostly they are the edge of a gray part that ends at a busbar or at the cell's edge, often without a dark line.
     """
-    mask = np.zeros((size, size), np.float32)
+    masks = []
     busbars = rng.integers(2, 6)
     borders = np.array([0, *busbar_heights(busbars), UNIT]) + rng.normal(size=busbars + 2) * 2
     for _ in range(rng.choice([1, 1, 2])):
@@ -92,11 +90,11 @@ def along_busbar(rng, size):
             right = (line[-1][0] + rng.normal() * slant, end)
             left = (line[0][0] + rng.normal() * slant, end)
             part = polygon_mask([*line, right, left], rng.uniform(0.6, 1.3), size) * streaks(rng, size)
-            mask = np.maximum(mask, rng.uniform(0.4, 1) * part)
+            masks.append(rng.uniform(0.4, 1) * part)
             line_strength = rng.choice([0, rng.uniform(0.2, 1)])
         line_mask = lines_mask([line], width=rng.uniform(0.8, 2), blur=rng.uniform(0.5, 1.2), size=size)
-        mask = np.maximum(mask, line_strength * line_mask)
-    return scaled(mask)
+        masks.append(line_strength * line_mask)
+    return scaled(union(masks))
 
 
 def gray_part(rng, size):
@@ -121,7 +119,7 @@ def gray_part(rng, size):
 
 def cross(rng, size):
     """One to five small crosses, as point loads leave them: a dark core with short arms, blurred by the resizing."""
-    mask = np.zeros((size, size), np.float32)
+    masks = []
     blur = rng.uniform(0.8, 1.6)
     turn = math.pi / 4 + rng.normal() * 0.2
     larger = rng.choice([1, 1, 1, rng.uniform(1.2, 2.5)])
@@ -138,8 +136,8 @@ def cross(rng, size):
         angles = np.arange(8) * math.pi / 4 + turn
         radii = larger * rng.uniform(1.8, 4.2) * (1 + raggedness * rng.normal(size=8))
         core = polygon_mask(list(zip(x + radii * np.cos(angles), y + radii * np.sin(angles))), blur, size)
-        mask = np.maximum(mask, rng.uniform(0.5, 1) * np.maximum(arms_mask, scaled(core)))
-    return scaled(mask)
+        masks.append(rng.uniform(0.5, 1) * np.maximum(arms_mask, scaled(core)))
+    return scaled(union(masks))
 
 
 # ---------------------------------------------------------------- inactive regions
@@ -187,8 +185,8 @@ def polygon(rng):
 
 
 def contacts(rng, size):
-    """The dark ends of two to five busbars, alike and at the same heights at both edges."""
-    mask = np.zeros((size, size), np.float32)
+    """The dark ends of two to five busbars, at the same heights at both edges."""
+    masks = []
     busbars = rng.integers(2, 6)
     half_width = rng.uniform(5, 15)
     depth = rng.uniform(8, 28)
@@ -201,8 +199,8 @@ def contacts(rng, size):
             narrow = half_width * rng.uniform(0.3, 1)
             above = [(edge, y - wide), (shoulder, y - wide), (tip, y - narrow)]
             below = [(tip, y + narrow), (shoulder, y + wide), (edge, y + wide)]
-            mask = np.maximum(mask, polygon_mask(above + below, blur, size))
-    return mask
+            masks.append(polygon_mask(above + below, blur, size))
+    return union(masks)
 
 
 def fingers(rng, size):
@@ -218,15 +216,15 @@ def fingers(rng, size):
 
 def blobs(rng, size):
     """One to three soft blobs or stains."""
-    mask = np.zeros((size, size), np.float32)
+    masks = []
     for _ in range(rng.integers(1, 4)):
         x, y = rng.uniform(20, UNIT - 20, 2)
         radius = log_uniform(rng, 9, 40)
         angles = np.linspace(0, 2 * math.pi, 12)
         outline_x = x + radius * rng.uniform(0.6, 1.4, 12) * np.cos(angles)
         outline_y = y + radius * rng.uniform(0.6, 1.4, 12) * np.sin(angles)
-        mask = np.maximum(mask, polygon_mask(list(zip(outline_x, outline_y)), radius * rng.uniform(0.3, 0.8), size))
-    return scaled(mask)
+        masks.append(polygon_mask(list(zip(outline_x, outline_y)), radius * rng.uniform(0.3, 0.8), size))
+    return scaled(union(masks))
 
 
 def clouds(rng, size):
@@ -244,24 +242,24 @@ def clouds(rng, size):
 
 def blotches(rng):
     """Blotches along the grain, float (CLOUD_SIDE, CLOUD_SIDE)."""
-    noise = grain_noise(rng, CLOUD_SIDE, rng.uniform(0.7, 1.8), rng.uniform(1.5, 5))
-    where = patches(rng, CLOUD_SIDE, rng.integers(1, 7), 8, 45)
-    return np.clip(1.3 * where + 0.5 * noise * where - 0.45, 0, 1)
+    noise = grain_noise(rng, rng.uniform(0.7, 1.8), rng.uniform(1.5, 5))
+    extent = patches(rng, rng.integers(1, 7), 8, 45)
+    return np.clip(1.3 * extent + 0.5 * noise * extent - 0.45, 0, 1)
 
 
 def threads(rng):
     """Branching threads, where smooth noise is near zero, float (CLOUD_SIDE, CLOUD_SIDE)."""
-    noise = grain_noise(rng, CLOUD_SIDE, *log_uniform(rng, 1.3, 4, 2))
-    where = patches(rng, CLOUD_SIDE, rng.integers(1, 6), 10, 50)
-    mask = np.clip(1 - np.abs(noise) / rng.uniform(0.2, 0.5), 0, 1) * np.clip(1.5 * where - 0.2, 0, 1)
+    noise = grain_noise(rng, *log_uniform(rng, 1.3, 4, 2))
+    extent = patches(rng, rng.integers(1, 6), 10, 50)
+    mask = np.clip(1 - np.abs(noise) / rng.uniform(0.2, 0.5), 0, 1) * np.clip(1.5 * extent - 0.2, 0, 1)
     return ndimage.gaussian_filter(mask, rng.uniform(0.3, 0.8))
 
 
 def dots(rng):
     """Clusters of dark dots, float (CLOUD_SIDE, CLOUD_SIDE)."""
-    noise = grain_noise(rng, CLOUD_SIDE, *log_uniform(rng, 0.9, 2.5, 2))
-    where = patches(rng, CLOUD_SIDE, rng.integers(1, 5), 5, 25) + rng.uniform(0, 0.25)
-    return ndimage.gaussian_filter(np.clip(2 * (noise * np.sqrt(where) - rng.uniform(0.7, 1.3)), 0, 1), 0.7)
+    noise = grain_noise(rng, *log_uniform(rng, 0.9, 2.5, 2))
+    extent = patches(rng, rng.integers(1, 5), 5, 25) + rng.uniform(0, 0.25)
+    return ndimage.gaussian_filter(np.clip(2 * (noise * np.sqrt(extent) - rng.uniform(0.7, 1.3)), 0, 1), 0.7)
 
 
 # ---------------------------------------------------------------- what is drawn how often

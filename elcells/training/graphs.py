@@ -8,6 +8,8 @@ import torch
 
 from elcells.devices import send
 
+WARM_UP_STEPS = 3
+
 
 @contextlib.contextmanager
 def undone(network, optimizer):
@@ -26,19 +28,12 @@ def undone(network, optimizer):
 
 
 def set_learning_rate(optimizer, rate):
-    """Set the rate of all groups, in the memory that it has where it is a tensor (`move_learning_rate`)."""
+    """Set the rate of all groups, in the memory that it has where it is a tensor."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
-
-
-def move_learning_rate(optimizer, device):
-    """Keep the learning rate as a tensor on the GPU, from where a recorded step reads it."""
-    for group in optimizer.param_groups:
-        group["lr"] = torch.tensor(float(group["lr"]), device=device)
-        group["capturable"] = True
 
 
 class GraphedSteps:
@@ -55,6 +50,13 @@ class GraphedSteps:
         self.optimizer = optimizer
         self.device = device
         self.recorded = {}  # size of a batch -> (graph, its batch, its result)
+        self.move_learning_rate()
+
+    def move_learning_rate(self):
+        """Keep the learning rate as a tensor on the GPU, from where a recorded step reads it; again after a load."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = torch.tensor(float(group["lr"]), device=self.device)
+            group["capturable"] = True
 
     def __call__(self, batch, seed):
         if len(batch) not in self.recorded:
@@ -75,12 +77,12 @@ class GraphedSteps:
             result = self.step(batch)
         return graph, batch, result
 
-    def warm_up(self, batch, steps=3):
+    def warm_up(self, batch):
         """Take a few steps and undo them, so that all memory that is allocated only once is allocated."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with undone(self.network, self.optimizer):
             with torch.cuda.stream(stream):
-                for _ in range(steps):
+                for _ in range(WARM_UP_STEPS):
                     self.step(batch)
             torch.cuda.current_stream().wait_stream(stream)

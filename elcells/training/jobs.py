@@ -2,10 +2,10 @@
 
 import argparse
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from elcells.data.tables import CLASSES
-from elcells.settings import setting
+from elcells.settings import check, setting
 from elcells.training.recipes import RECIPES
 
 
@@ -26,82 +26,85 @@ def source_weight(text):
 
 @dataclass(frozen=True)
 class Job:
-    """Which network is trained on which cells; with the Recipe, all that a resumed run takes over.
+    """Which network is trained on which cells; with the Recipe, all that a resumed run takes over."""
 
-    data: paths of tables. images: folder of their file names, or None. classes: label columns.
-    """
-
-    data: list = field(default_factory=lambda: ["data.csv"])
-    images: str | None = None
-    classes: list = field(default_factory=lambda: list(CLASSES), metadata={"fixed": True})
-    weight: tuple = setting(
-        (),
-        "draw that source's cells N times as often as others (1; adapt: together as often as the first table's)",
-        kind=source_weight,
+    data: tuple = setting(
+        ("data.csv",),
+        "tables of images and labels, each a source of its own",
         group="data",
         fixed=False,
+        parse=str,
+        metavar="CSV",
+        nargs="+",
+    )
+    images: str | None = setting(
+        None, "folder that file names are relative to (the table's folder)", group="data", fixed=False, metavar="DIR"
+    )
+    classes: tuple = setting(CLASSES, "label columns to learn", group="data", parse=str, metavar="NAME", nargs="+")
+    weight: tuple = setting(
+        (),
+        "sampling weight of a source (1; adapt: all later sources together weigh as much as the first)",
+        group="data",
+        parse=source_weight,
         metavar="SOURCE=N",
         nargs="+",
     )
-    limit: int = setting(None, "take only N cells, a stratified handful", kind=int, group="data")
+    limit: int | None = setting(None, "take only N cells, a stratified handful", group="data", least=1)
     split: str = setting(
-        "cell", "what stays on one side of a split; row leaks (cell)", group="data", choices=("cell", "module", "row")
+        "cell", "what stays on one side of a split; row leaks", group="data", choices=("cell", "module", "row")
     )
-    folds: int = setting(
-        None, "cross-validation: every cell is tested once, in oof.csv", kind=int, group="data", metavar="K", least=2
+    folds: int | None = setting(
+        None, "cross-validation: every cell is tested once, in oof.csv", group="data", metavar="K", least=2
     )
-    test_size: float = setting(0.1, "share of the test part (0.1)", group="data", metavar="SHARE")
-    val_size: float = setting(0.1, "share of the rest for the validation part (0.1)", group="data", metavar="SHARE")
-
-    model: str = setting(
-        None,
-        "network (that of --weights; else efficientnet_lite0, resnet34 with --recipe classic)",
-        kind=str,
-        group="network",
-        metavar="NAME",
-    )
-    width: int = setting(None, "width of our own network (32)", kind=int, group="network", metavar="MAPS", least=16)
-    weights: str = setting(
-        None,
-        "initial weights: imagenet, none or a file (imagenet; none for resnet)",
-        kind=str,
-        group="network",
-        fixed=False,
-        metavar="W",
-    )
-    image_size: int = setting(
-        None,
-        "pixels of the square input (those of --weights; else 300)",
-        kind=int,
-        group="network",
-        metavar="PIXELS",
-        least=32,
+    test_size: float = setting(0.1, "share of the test part", group="data", metavar="SHARE", above=0, below=1)
+    val_size: float = setting(
+        0.1, "share of the rest for the validation part", group="data", metavar="SHARE", above=0, below=1
     )
 
-    recipe: str = setting(
+    model: str | None = setting(
+        None, "network (that of --weights; else efficientnet_lite0, resnet34 with --recipe classic)", group="network"
+    )
+    width: int | None = setting(None, "width of our own network (32)", group="network", metavar="MAPS", least=16)
+    weights: str | None = setting(
+        None, "initial weights: imagenet, none or a file (imagenet; none for resnet)", group="network", metavar="W"
+    )
+    image_size: int | None = setting(
+        None, "pixels of the square input (those of --weights; else 300)", group="network", metavar="PIXELS", least=32
+    )
+
+    recipe: str | None = setting(
         None,
         "finetune: pretrained networks, adapt: to your own cells, fast: random weights, classic: the published one "
         "(finetune; fast for random weights)",
         group="recipe",
         choices=tuple(RECIPES),
     )
-    max_time: float = setting(
-        None, "as many epochs as fit into 90s, 15m or 1.5h", kind=duration, group="run", fixed=False, metavar="TIME"
+    max_time: float | None = setting(
+        None, "as many epochs as fit into 90s, 15m or 1.5h", group="run", parse=duration, metavar="TIME"
     )
-    seed: int = setting(0, "of weights, order and augmentation (0)", group="run")
+    seed: int = setting(0, "of weights, order and augmentation", group="run", least=0)
     precision: str = setting(
-        "auto", "of training; auto: the fast one (auto)", group="run", fixed=False, choices=("auto", "fp32", "bf16")
+        "auto",
+        "precision of training; auto: bf16 where it is faster",
+        group="run",
+        fixed=False,
+        choices=("auto", "fp32", "bf16"),
     )
-    keep_checkpoints: int = setting(
-        None, "newest epochs' snapshots that stay (all; --folds: 1)", kind=int, group="run", fixed=False, least=0
+    tensorboard: bool = setting(False, "also write plots/tensorboard", group="run", fixed=False)
+    keep_checkpoints: int | None = setting(
+        None, "keep the N newest snapshots (all; 1 with --folds)", group="run", fixed=False, least=0
     )
+
     operating_point: str = setting(
         "f1",
-        "thresholds of the report: f1, or recall (misses 5 %% of each defect) (f1)",
+        "thresholds of the report: f1, or recall (misses 5 % of each defect)",
         group="report",
         fixed=False,
-        metavar="NAME",
+        choices=("f1", "recall"),
     )
     tta: bool = setting(
         False, "predict the test part by the mean over a cell's eight symmetries", group="report", fixed=False
     )
+
+    def __post_init__(self):
+        check(self)

@@ -1,9 +1,9 @@
-"""The course of a run while it trains: a line per epoch, metrics.csv, and a plot."""
+"""The course of a run while it trains: a line per epoch, metrics.csv, a plot, and TensorBoard."""
 
 import pandas as pd
 
 from elcells.evaluation.plots import plot_losses
-from elcells.files import atomic_path
+from elcells.files import InputError, atomic_path
 
 
 def progress_header(classes):
@@ -25,9 +25,36 @@ def progress_line(trainer):
     )
 
 
-def report_epoch(trainer, plots):
-    """Print the line of a Trainer's newest epoch, and write metrics.csv and, into the folder `plots`, losses.png."""
+def report_epoch(trainer, plots, writer=None):
+    """Print the line of a Trainer's newest epoch, and write metrics.csv and losses.png.
+
+    plots: folder of the latter. writer: of TensorBoard (`open_tensorboard`), or None.
+    """
     print(progress_line(trainer), flush=True)
     with atomic_path(trainer.folder / "metrics.csv") as temporary:
         pd.DataFrame(trainer.history).to_csv(temporary, sep=";", index=False, float_format="%.6g")
     plot_losses(trainer.history, trainer.model.classes, plots / "losses.png")
+    if writer:
+        write_tensorboard(trainer, writer)
+
+
+def open_tensorboard(folder, epoch):
+    """TensorBoard's writer of a run's course from `epoch` on; InputError where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("TensorBoard is not installed; `pip install tensorboard`") from None
+    return SummaryWriter(str(folder), purge_step=epoch + 1)
+
+
+def write_tensorboard(trainer, writer, examples=16):
+    """The newest epoch's figures, and images that the next epoch will train on."""
+    figures = trainer.history[-1]
+    for name, value in figures.items():
+        if value is not None:
+            writer.add_scalar(name, value, figures["epoch"])
+    if trainer.epoch < trainer.recipe.epochs:
+        rows = trainer.batches.order(trainer.epoch)[:examples]
+        batch = trainer.batches.of_step(rows, trainer.epoch, step=0)
+        writer.add_images("examples", batch.augmented_images(trainer.device), figures["epoch"])
+    writer.flush()

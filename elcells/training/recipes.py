@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, replace
 
-from elcells.settings import check, option_name, setting
+from elcells.settings import check, option_name, setting, shown
 
 MOMENTUM = 0.9  # of SGD
 WARM_UP = 0.15  # share of a run in which a cosine schedule's rate rises
@@ -23,17 +23,17 @@ class Recipe:
     epochs: int = setting(3, "passes over the training part", least=1)
     batch_size: int = setting(16, "cells per step", least=2)
     optimizer: str = setting(
-        "sgd", "sgd (momentum 0.9) or adamw (Loshchilov and Hutter 2019)", choices=("sgd", "adamw")
+        "sgd", f"sgd (momentum {MOMENTUM}) or adamw (Loshchilov and Hutter 2019)", choices=("sgd", "adamw")
     )
     lr: float = setting(0.01, "highest learning rate", above=0, metavar="RATE")
     weight_decay: float = setting(1e-4, "weight decay", least=0, metavar="D")
     schedule: str = setting(
         "steps",
-        "course of the learning rate: steps (x0.1 at epochs 10, 20, 30, 40, x0.5 at 60, 80, 100, 130) or cosine "
-        "(linear warm-up over 15 %% of the run, then half a cosine down to 0)",
+        f"course of the learning rate: steps (x0.1 at epochs {shown(TENTHS)}, x0.5 at {shown(HALVES)}) or cosine "
+        f"(linear warm-up over {WARM_UP:.0%} of the run, then half a cosine down to 0)",
         choices=("steps", "cosine"),
     )
-    dihedral: bool = setting(False, "rotate by 90 degrees too, beside flips, 3 degrees, shifts and crops of 2 %%")
+    dihedral: bool = setting(False, "rotate by 90 degrees too, beside flips, 3 degrees, shifts and crops of 2 %")
     scale: float = setting(0.0, "show cells larger or smaller by up to this share", least=0, below=1, metavar="SHARE")
     light: float = setting(
         0.0, "uneven light for half of the cells: slopes of up to this share", least=0, below=1, metavar="SHARE"
@@ -87,21 +87,13 @@ def values_of_recipes(field):
     return "; ".join([shown(usual), *others])
 
 
-def shown(value):
-    """A setting's value as people write it."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def recipe_table():
     """All settings of all recipes as a table in Markdown (doc/recipes.md)."""
     lines = [f"| option | | {' | '.join(f'`{name}`' for name in RECIPES)} |"]
     lines.append("| --- | --- |" + " ---: |" * len(RECIPES))
     for field in dataclasses.fields(Recipe):
         values = " | ".join(shown(getattr(recipe, field.name)) for recipe in RECIPES.values())
-        text = field.metadata["text"].replace("%%", "%")
-        lines.append(f"| `{option_name(field)}` | {text} | {values} |")
+        lines.append(f"| `{option_name(field)}` | {field.metadata['text']} | {values} |")
     return "\n".join(lines)
 
 
@@ -110,14 +102,14 @@ def step_decay(epoch):
     return 0.1 ** sum(epoch >= e for e in TENTHS) * 0.5 ** sum(epoch >= e for e in HALVES)
 
 
-def warmup_cosine(progress, warm_up=WARM_UP):
+def warmup_cosine(progress):
     """Factor of the learning rate at `progress` (0..1) of a run: linear warm-up, then half a cosine down to 0.
 
     Goyal et al. 2017 for the warm-up, Loshchilov and Hutter 2017 for the cosine.
     """
-    if progress < warm_up:
-        return progress / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
+    if progress < WARM_UP:
+        return progress / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
 
 
 def learning_rate(recipe, epoch, step, steps):

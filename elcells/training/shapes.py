@@ -1,4 +1,4 @@
-"""Lines, polygons and textures of which defects are drawn (drawings.py).
+"""Lines, polygons and textures, of which drawings.py composes defects.
 
 Points are (x, y) in pixels of a cell of side UNIT; masks are float (size, size) in 0..1 of a cell of any size. rng is a
 numpy Generator.
@@ -10,9 +10,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
-UNIT = 300  # side of the cell that the coordinates are of
-FINE = 2  # lines are drawn so many times larger and averaged down
-MARGIN = 5  # a line ends when it is so far outside of the cell
+UNIT = 300  # side of a cell in the drawings' coordinates
+CLOUD_SIDE = 150  # side of the clouds' masks, which are resized to the cell's size
+FINE = 2  # lines are drawn this many times larger, then averaged down
+STEP = 6  # length of a wandering line's segments
+OUTSIDE = 5  # a line ends when it is this far outside the cell
 
 
 def log_uniform(rng, low, high, size=None):
@@ -25,12 +27,14 @@ def scaled(mask):
     return mask / max(mask.max(), 1e-3)
 
 
+def union(masks):
+    """The highest value of several masks at each pixel."""
+    return np.maximum.reduce(masks)
+
+
 def is_outside(x, y):
-    """Whether a point is outside of the cell by MARGIN."""
-    return not (-MARGIN < x < UNIT + MARGIN and -MARGIN < y < UNIT + MARGIN)
-
-
-# ---------------------------------------------------------------- lines
+    """Whether a point is so far outside the cell that a line ends there."""
+    return not (-OUTSIDE < x < UNIT + OUTSIDE and -OUTSIDE < y < UNIT + OUTSIDE)
 
 
 def crack_angle(rng):
@@ -40,13 +44,14 @@ def crack_angle(rng):
     return rng.random() * 7  # radians, any direction
 
 
-def random_polyline(rng, start, angle, length, wobble, step=6):
+def random_polyline(rng, start, angle, length, wobble):
     """Points of a line that wanders from `start`, until it is long enough or leaves the cell."""
     points = [start]
     x, y = start
-    for _ in range(max(2, int(length / step))):
+    for _ in range(max(2, int(length / STEP))):
         angle += rng.normal() * wobble
-        x, y = x + step * math.cos(angle), y + step * math.sin(angle)
+        x += STEP * math.cos(angle)
+        y += STEP * math.sin(angle)
         points.append((x, y))
         if is_outside(x, y):
             break
@@ -68,9 +73,6 @@ def jagged_line(rng, start, angle, length):
         along += rng.uniform(3, 9)
         aside = 0.85 * aside + rng.normal() * jump
     return points
-
-
-# ---------------------------------------------------------------- masks
 
 
 def lines_mask(lines, width, blur, size):
@@ -99,27 +101,27 @@ def streaks(rng, size):
     return np.clip(1 - rng.uniform(0, 0.35) * np.abs(noise / noise.std()), 0, 1)[None].astype(np.float32)
 
 
-def patches(rng, side, count, low, high):
-    """float (side, side) in 0..1: `count` soft ellipses, their half axes from `low` to `high`."""
-    y, x = np.mgrid[:side, :side]
-    mask = np.zeros((side, side))
+def patches(rng, count, low, high):
+    """float (CLOUD_SIDE, CLOUD_SIDE) in 0..1: `count` soft ellipses, their half axes from `low` to `high`."""
+    y, x = np.mgrid[:CLOUD_SIDE, :CLOUD_SIDE]
+    ellipses = []
     for _ in range(count):
-        centre_y, centre_x = rng.uniform(0, side, 2)
+        centre_y, centre_x = rng.uniform(0, CLOUD_SIDE, 2)
         radius_y, radius_x = log_uniform(rng, low, high, 2)
         angle = rng.uniform(0, math.pi)
         dx = x - centre_x
         dy = y - centre_y
         u = dx * math.cos(angle) + dy * math.sin(angle)
         v = dy * math.cos(angle) - dx * math.sin(angle)
-        mask = np.maximum(mask, np.exp(-((u / radius_x) ** 2 + (v / radius_y) ** 2)))
-    return mask
+        ellipses.append(np.exp(-((u / radius_x) ** 2 + (v / radius_y) ** 2)))
+    return union(ellipses)
 
 
-def grain_noise(rng, side, across, along):
-    """float (side, side) of variance 1: noise smoothed by `across` and `along` pixels, in one random direction."""
-    wide = math.ceil(side * 1.5)  # the rotated noise fills the middle
+def grain_noise(rng, across, along):
+    """float (CLOUD_SIDE, CLOUD_SIDE), variance 1: noise smoothed by `across` and `along` pixels, randomly turned."""
+    wide = math.ceil(CLOUD_SIDE * 1.5)  # the rotated noise fills the middle
     noise = ndimage.gaussian_filter(rng.normal(size=(wide, wide)), (across, along))
     noise = ndimage.rotate(noise, rng.uniform(0, 180), reshape=False, order=1, mode="wrap")
-    edge = (wide - side) // 2
-    noise = noise[edge : edge + side, edge : edge + side]
+    edge = (wide - CLOUD_SIDE) // 2
+    noise = noise[edge : edge + CLOUD_SIDE, edge : edge + CLOUD_SIDE]
     return noise / noise.std()

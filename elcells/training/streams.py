@@ -7,10 +7,13 @@ import torch
 
 
 class Stream(IntEnum):
-    """What random numbers are drawn for; each has numbers of its own."""
+    """What random numbers are drawn for.
+
+    Each has numbers of its own, but the order of an epoch's cells shares those of the augmentation in step 0.
+    """
 
     AUGMENTATION = 0
-    ORDER = 0  # of an epoch's cells; the numbers of its step 0
+    ORDER = 0
     DRAWN_DEFECTS = 1
     NOISE_LEVEL = 2
     NOISE = 3

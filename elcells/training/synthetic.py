@@ -21,6 +21,7 @@ from elcells.files import InputError
 from elcells.training.drawings import DRAWINGS
 
 SHARE = 0.5  # of the defect-free cells that get a defect
+LAST_SHARE = 0.15  # of them in the last epochs: as many as really have a defect
 CRACK_ONLY = 0.6  # of these
 INACTIVE_ONLY = 0.05  # of these; the others get both
 DISTRACTORS = 0.4  # share of all defect-free cells that get distractors, with or without a defect
@@ -28,7 +29,7 @@ COUNTS = {"distractor": 800, "crack": 1800, "inactive": 700}  # masks of each ki
 CELL_NUMBERS = 3  # random numbers that a cell takes: whether it gets a defect, which ones, and whether a distractor
 MASK_NUMBERS = 6  # and for each kind: which mask, its strength, mirrored twice, transposed, which drawing
 NUMBERS = CELL_NUMBERS + MASK_NUMBERS * len(DRAWINGS)
-SMOOTH = 0.014  # texture below which a cell counts as mono: so have 95 % of ELPV's mono cells and 4 % of its poly cells
+SMOOTH = 0.014  # texture of mono cells; 95 % of ELPV's mono cells and 4 % of its poly cells are below it
 
 
 def texture(images):
@@ -147,13 +148,13 @@ class SyntheticDefects:
         chosen = self.choose_cells(labels, numbers[:CELL_NUMBERS], share)
         for (kind, is_chosen), mask_numbers in zip(chosen.items(), numbers[CELL_NUMBERS:].split(MASK_NUMBERS)):
             cells = is_chosen.nonzero()[:, 0]
-            cells_there = send(cells, images.device)
-            numbers_there = send(mask_numbers[:, cells].contiguous(), images.device)
-            masks, strength = self.masks[kind].choose(smooth[cells_there], numbers_there)
-            images[cells_there, 0] = (images[cells_there, 0] * (1 - of_masks(strength) / 255 * masks)).to(torch.uint8)
+            places = send(cells, images.device)
+            mask_numbers = send(mask_numbers[:, cells].contiguous(), images.device)
+            masks, strength = self.masks[kind].choose(smooth[places], mask_numbers)
+            images[places, 0] = (images[places, 0] * (1 - of_masks(strength) / 255 * masks)).to(torch.uint8)
             if kind in self.column:
                 labels[cells, self.column[kind]] = 1
-                aux_masks[cells_there, self.column[kind]] = masks
+                aux_masks[places, self.column[kind]] = masks
         return images, labels, aux_masks
 
     def choose_cells(self, labels, numbers, share):

@@ -27,5 +27,5 @@ def epochs_within(trainer, seconds):
             float(loss)  # waits for a GPU
             times.append(time.monotonic() - started)
     median = torch.tensor(float(np.median(times[1:])), device=trainer.device)
-    step = sum_over_processes(median).item() / world()
-    return max(1, int(TRAINING_SHARE * seconds / (trainer.batches.steps * step)))
+    seconds_per_step = sum_over_processes(median).item() / world()
+    return max(1, int(TRAINING_SHARE * seconds / (trainer.batches.steps * seconds_per_step)))

@@ -28,6 +28,7 @@ LITE0_BLOCK = {
     "_project_conv": (2, 0),
     "_bn2": (2, 1),
 }
+NORM_CELLS = 256  # from which the batch norms of a network from an ONNX file get their statistics
 DOWNLOAD_TIMEOUT = 15  # seconds; a firewall that drops packets must not hold a run for minutes
 
 
@@ -80,7 +81,7 @@ def mixed(state, initial, share):
 
 
 def describe_network_file(path):
-    """What a network's file says of the network, a dict with `network`, `width`, `image_size`, …; {} where nothing."""
+    """Metadata of a checkpoint or ONNX file, a dict with `network`, `width`, `image_size`, …; {} if it has none."""
     if Path(path).suffix == ".onnx":
         return read_onnx(path)[1]
     config = read_checkpoint(path).get("config")
@@ -137,24 +138,24 @@ def norm_that_adds(bias, name, eps):
 
 
 @torch.no_grad()
-def restore_norms(model, images, batch_size=32):
-    """Make a network from an ONNX file trainable again: batch norms get the statistics of images uint8 (N, 1, S, S).
+def restore_norms(model, dataset):
+    """Make a network from an ONNX file trainable again: batch norms get the statistics of a CellDataset's images.
 
-    The network stays the same function: a norm's scale and shift undo what its statistics change. A norm also undoes
-    the scale of its convolution's weights, on which the effective learning rate depends: each channel gets the length
-    that it has in the ImageNet weights, where training began.
+    The network stays the same function: a norm's scale and shift undo what its statistics change. Before a batch norm
+    the length of a channel's weights matters only for the effective learning rate. So each channel is scaled to the
+    length that it has in the ImageNet weights, where training began.
     """
     lengths = {
         name.removesuffix(".0.weight"): weight.flatten(1).norm(dim=1)
         for name, weight in model.kind.imagenet().items()
         if weight.ndim == 4
     }
-    statistics = norm_inputs(model, lengths, images, batch_size)
+    statistics = norm_inputs(model, lengths, dataset)
     for name, length in lengths.items():
         convolution, norm, *_ = model.network.get_submodule(name)
         mean, mean_square = statistics[name]
-        today = convolution.weight.flatten(1).norm(dim=1)
-        factor = torch.where(today > 1e-6, length / today.clamp(1e-6), 1.0).clamp(0.01, 100)
+        length_in_file = convolution.weight.flatten(1).norm(dim=1)
+        factor = torch.where(length_in_file > 1e-6, length / length_in_file.clamp(1e-6), 1.0).clamp(0.01, 100)
         variance = (mean_square - mean**2).clamp(1e-8) * factor**2
         convolution.weight.mul_(factor[:, None, None, None])
         norm.running_mean.copy_(mean * factor)
@@ -163,8 +164,8 @@ def restore_norms(model, images, batch_size=32):
         norm.bias.add_(mean)
 
 
-def norm_inputs(model, names, images, batch_size):
-    """{name: (mean, mean square)}, float (C,) each, of what reaches the batch norm of each named layer for images."""
+def norm_inputs(model, names, dataset):
+    """{name: (mean, mean square)}, float (C,) each, of what reaches the batch norm of each named layer."""
     sums = dict.fromkeys(names, 0)
 
     def watch(name):
@@ -176,11 +177,13 @@ def norm_inputs(model, names, images, batch_size):
 
     hooks = [watch(name) for name in names]
     model.eval()
-    for part in images.split(batch_size):
-        model(part)
+    rows = np.linspace(0, len(dataset) - 1, min(len(dataset), NORM_CELLS)).astype(int)
+    for start in range(0, len(rows), 32):
+        images, _ = dataset.batch(rows[start : start + 32])
+        model(images)
     for hook in hooks:
         hook.remove()
-    return {name: (total / len(images)).float() for name, total in sums.items()}
+    return {name: (total / len(rows)).float() for name, total in sums.items()}
 
 
 # ---------------------------------------------------------------- ImageNet
@@ -242,8 +245,9 @@ def lite0_name(name):
     if not name.startswith("_blocks."):
         layer, _, tensor = name.partition(".")
         return f"{LITE0_LAYERS.get(layer, layer)}.{tensor}"
-    block, layer, tensor = name.removeprefix("_blocks.").split(".")
-    number, part = LITE0_BLOCK[layer]
+    block, _, name = name.removeprefix("_blocks.").partition(".")
+    layer, _, tensor = name.partition(".")
+    number, part = LITE0_BLOCK.get(layer, (0, layer))
     if block == "0":  # the first block has no expansion
         number -= 1
     return f"blocks.{block}.layers.{number}.{part}.{tensor}"
