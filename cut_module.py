@@ -30,14 +30,16 @@ def options():
     return parser
 
 
-def run(inputs, grid, out, corners_file=None):
-    """Cut the modules of all inputs, into the folder `out`; returns the exit code."""
-    columns, rows = grid_size(grid)
-    corners = read_corners(corners_file) if corners_file else {}
-    paths = list(find_images(inputs))
+@command
+def main(argv=None):
+    """Command line of this file; returns the exit code: 0, 2 for bad input, 3 when some modules are not sure."""
+    args = options().parse_args(argv)
+    columns, rows = grid_size(args.grid)
+    corners = read_corners(args.corners) if args.corners else {}
+    paths = list(find_images(args.inputs))
     if not paths:
-        raise InputError(f"{' '.join(inputs)}: no images there")
-    cells_folder, modules_folder = folders_of(out)
+        raise InputError(f"{' '.join(args.inputs)}: no images there")
+    cells_folder, modules_folder = folders_of(args.out)
     table_path = modules_folder / "modules.csv"
     if table_path.exists():
         raise InputError(f"{table_path}: already exists; give another --out")
@@ -45,25 +47,16 @@ def run(inputs, grid, out, corners_file=None):
     with ModulesTable(table_path, [BLACK_COLUMN]) as table:
         modules = cut_modules(images, cells_folder, columns, rows, corners)
         for name, module in tqdm(modules, total=len(images), unit="module", leave=False):
-            black_count = ""
             if module.cells:
-                black_count = int(module.black.sum())
                 verdicts = [TOO_DARK_VERDICT if black else NO_DEFECT for black in module.black]
                 draw_module(module, modules_folder / f"{name}.png", verdicts)
-            table.add(module, name, [black_count])
-    lines, sure = warnings_of(table.modules)
+            table.add(module, name, [int(module.black.sum()) if module.cells else ""])
+    lines, all_sure = warnings_of(table.modules)
     for line in lines:
         print(line, file=sys.stderr)
     cut = sum(not module.error for module in table.modules)
     print(f"{cut} of {len(images)} modules cut into {cells_folder}; {modules_folder} shows them, with modules.csv.")
-    return 0 if sure else 3
-
-
-@command
-def main(argv=None):
-    """Command line of this file; returns the exit code: 0, 2 for bad input, 3 when some modules are not sure."""
-    args = options().parse_args(argv)
-    return run(args.inputs, args.grid, args.out, args.corners)
+    return 0 if all_sure else 3
 
 
 if __name__ == "__main__":

@@ -70,29 +70,29 @@ class ElpvCells:
         return np.resize(images, (count, side, side))
 
 
-@dataclass(frozen=True)
 class Layout:
-    """Where the cells of a portrait module lie, in pixels from its corner."""
+    """Where the cells of a portrait module lie, drawn at random; in pixels from the corner of the first cell."""
 
-    columns: int
-    rows: int
-    half: bool  # half-cut
-    side: int  # of a cell
-    cell_height: int
-    x: np.ndarray  # int (columns,), left sides
-    y: np.ndarray  # int (rows,), upper sides
-    gap_x: int
-    gap_y: int
-    edge: int  # backsheet around the cells
-    frame: int
-
-    @property
-    def width(self):
-        return int(self.x[-1] + self.side)
-
-    @property
-    def height(self):
-        return int(self.y[-1] + self.cell_height)
+    def __init__(self, rng, shape, side):
+        self.columns, self.rows, self.half = shape
+        if side is None:
+            side = rng.choice(CELL_SIDES, p=CELL_SIDE_SHARES) * (0.6 if self.columns > 6 else 1)
+        side = int(side)
+        side += side % 2
+        self.side = side  # width of a cell
+        self.cell_height = side // 2 if self.half else side
+        no_gaps = rng.random() < 0.25 and not self.half
+        gap = 0.0 if no_gaps else rng.uniform(0.02, 0.04)
+        self.gap_x = round(gap * side)
+        self.gap_y = round(gap * side * rng.uniform(0.8, 1.25))
+        self.x = np.arange(self.columns) * (side + self.gap_x)  # left sides of the cells
+        self.y = np.arange(self.rows) * (self.cell_height + self.gap_y)  # upper sides
+        if self.half:
+            self.y[self.rows // 2 :] += int(side * rng.uniform(0.02, 0.12))
+        self.edge = int(side * rng.uniform(0.06, 0.16))  # backsheet around the cells
+        self.frame = int(side * rng.uniform(0.04, 0.12))
+        self.width = int(self.x[-1] + side)
+        self.height = int(self.y[-1] + self.cell_height)
 
     def nodes(self):
         """Corners of the cells, in the middle of the gaps: (rows + 1, columns + 1, 2) pixels."""
@@ -104,30 +104,10 @@ class Layout:
         return np.stack(np.meshgrid(x, y), -1)
 
 
-def draw_layout(rng, shape, side=None):
-    """A random Layout; shape: (columns, rows, half)."""
-    columns, rows, half = shape
-    if side is None:
-        side = rng.choice(CELL_SIDES, p=CELL_SIDE_SHARES) * (0.6 if columns > 6 else 1)
-    side = int(side)
-    side += side % 2
-    no_gaps = rng.random() < 0.25 and not half
-    gap = 0.0 if no_gaps else rng.uniform(0.02, 0.04)
-    gap_x = round(gap * side)
-    gap_y = round(gap * side * rng.uniform(0.8, 1.25))
-    x = np.arange(columns) * (side + gap_x)
-    cell_height = side // 2 if half else side
-    y = np.arange(rows) * (cell_height + gap_y)
-    if half:
-        y[rows // 2 :] += int(side * rng.uniform(0.02, 0.12))
-    edge = int(side * rng.uniform(0.06, 0.16))
-    frame = int(side * rng.uniform(0.04, 0.12))
-    return Layout(columns, rows, half, side, cell_height, x, y, gap_x, gap_y, edge, frame)
-
-
 def tiles_of(cells, module, layout):
     """Images of a module's cells, row by row: float32 (N, cell_height, side)."""
-    side, count = layout.side, layout.columns * layout.rows
+    side = layout.side
+    count = layout.columns * layout.rows
     if not layout.half:
         return cells.images(module, count, side)
     whole = cells.images(module, count // 2, side)
@@ -138,10 +118,7 @@ def tiles_of(cells, module, layout):
 
 
 def flat_module(layout, tiles, gap_level, backsheet, dark):
-    """The gray levels of a module with its edge, float32 (H, W).
-
-    tiles: of tiles_of. gap_level and backsheet: gray levels. dark: of draw_dark_cells.
-    """
+    """The gray levels of a module with its edge, float32 (H, W); tiles: of tiles_of, dark: of draw_dark_cells."""
     module = np.full((layout.height, layout.width), gap_level, np.float32)
     corners = list(itertools.product(layout.y, layout.x))
     half_y = layout.gap_y // 2
@@ -219,7 +196,7 @@ def compose(cells, seed, level, side=None, lens=None):
     level = LEVELS[level]
     shape = level.layouts[seed % len(level.layouts)]
     landscape = rng.random() >= 0.5
-    layout = draw_layout(rng, shape, side)
+    layout = Layout(rng, shape, side)
     tiles = tiles_of(cells, cells.modules[seed % len(cells.modules)], layout)
     around = 0 if level.filled else layout.edge + layout.frame + int(2.2 * layout.side)
     canvas = np.full((layout.height + 2 * around, layout.width + 2 * around), rng.uniform(0, 10), np.float32)
@@ -237,26 +214,33 @@ def compose(cells, seed, level, side=None, lens=None):
         size = layout.height, layout.width
         nodes = np.rot90(np.stack([nodes[..., 1], canvas.shape[0] - 1 - nodes[..., 0]], -1))
         order = np.rot90(order)
-    camera = draw_camera(rng, level, size, around, lens)
+    camera = Camera(rng, level, size, around, lens)
     image = photograph(canvas, camera, rng, level, layout.side)
     return image, Truth(camera.to_image(nodes), order.shape[::-1], layout.side, np.isin(order.ravel(), list(dark)))
 
 
-@dataclass(frozen=True)
 class Camera:
-    """How the pixels of an image show a flat canvas."""
+    """How an image shows a flat canvas with a module of `size` (width, height) in its middle, drawn at random."""
 
-    perspective: ProjectiveTransform  # from the canvas to the image, before distortion
-    size: np.ndarray  # int (2,), width and height of the image
-    bend: float
-
-    @property
-    def middle(self):
-        return (self.size - 1) / 2
-
-    @property
-    def radius(self):
-        return np.hypot(*self.size) / 2
+    def __init__(self, rng, level, size, around, lens):
+        width, height = size
+        quad = np.array([[0, 0], [width, 0], [width, height], [0, height]], float) + around
+        centred = quad - quad.mean(0)
+        keystone_x, keystone_y = rng.uniform(-level.keystone, level.keystone, 2)
+        stretch = np.stack([1 + keystone_x * centred[:, 1] / height, 1 + keystone_y * centred[:, 0] / width], 1)
+        turn = np.deg2rad(rng.uniform(-level.turn, level.turn))
+        seen = (centred * stretch) @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+        span = np.ptp(seen, axis=0)
+        share = 1.0 if level.filled else rng.uniform(0.72, 0.92)  # of the image
+        self.pixels = np.ceil(span / share).astype(int)  # width and height of the image
+        if not level.filled:
+            self.pixels = np.maximum(self.pixels, int(self.pixels.max() * rng.uniform(0.6, 0.75)))
+        shift = rng.uniform(-0.3, 0.3, 2) * (self.pixels - span) / 2
+        self.middle = (self.pixels - 1) / 2
+        self.radius = np.hypot(*self.pixels) / 2
+        self.bend = -rng.uniform(0, level.lens) if lens is None else lens
+        seen = seen - (seen.max(0) + seen.min(0)) / 2 + self.middle + shift
+        self.perspective = ProjectiveTransform.from_estimate(quad, seen)  # from the canvas, before distortion
 
     def to_image(self, points):
         """Pixels (..., 2) of points (..., 2) of the canvas."""
@@ -266,35 +250,15 @@ class Camera:
 
     def to_canvas(self, relative):
         """Points (N, 2) of the canvas for points (N, 2) of the image, from its middle in units of its radius."""
-        flat = relative.copy()
+        flat = relative
         for _ in range(8):
             flat = relative / (1 + self.bend * (flat**2).sum(-1, keepdims=True))
         return self.perspective.inverse(self.middle + self.radius * flat)
 
 
-def draw_camera(rng, level, size, around, lens=None):
-    """A random Camera that shows a module of `size` (width, height), `around` pixels from the canvas's edges."""
-    width, height = size
-    quad = np.array([[0, 0], [width, 0], [width, height], [0, height]], float) + around
-    centred = quad - quad.mean(0)
-    keystone_x, keystone_y = rng.uniform(-level.keystone, level.keystone, 2)
-    stretch = np.stack([1 + keystone_x * centred[:, 1] / height, 1 + keystone_y * centred[:, 0] / width], 1)
-    turn = np.deg2rad(rng.uniform(-level.turn, level.turn))
-    seen = (centred * stretch) @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-    span = np.ptp(seen, axis=0)
-    share = 1.0 if level.filled else rng.uniform(0.72, 0.92)  # of the image
-    pixels = np.ceil(span / share).astype(int)
-    if not level.filled:
-        pixels = np.maximum(pixels, int(pixels.max() * rng.uniform(0.6, 0.75)))
-    shift = rng.uniform(-0.3, 0.3, 2) * (pixels - span) / 2
-    seen = seen - (seen.max(0) + seen.min(0)) / 2 + (pixels - 1) / 2 + shift
-    bend = -rng.uniform(0, level.lens) if lens is None else lens
-    return Camera(ProjectiveTransform.from_estimate(quad, seen), pixels, bend)
-
-
 def photograph(canvas, camera, rng, level, side):
     """The canvas as a camera sees it, uint8 (H, W), with vignetting, blur and noise; side: pixels of a cell."""
-    width, height = camera.size
+    width, height = camera.pixels
     pixels = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)
     relative = (pixels.reshape(-1, 2) - camera.middle) / camera.radius
     source = camera.to_canvas(relative)

@@ -39,6 +39,7 @@ from trainer import Run, Trainer
 ROOT = Path(__file__).resolve().parent.parent
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SAME_STEPS = 20  # whose losses are compared
+LEAST_CALLS = 3  # of what is timed
 
 
 def usual_recipe(network):
@@ -52,6 +53,25 @@ def usual_model(network, image_size=IMAGE_SIZE):
     model = build_model(network, image_size=image_size, normalise_brightness=usual_recipe(network).normalise_brightness)
     load_initial_weights(model, "imagenet" if network == DEFAULT else "none")
     return model
+
+
+def calls_per_second(function, seconds):
+    """How often function() runs in a second, in a row as in training: a GPU is waited for only at the end."""
+    function()  # warms up
+    wait_for_gpu()
+    started = time.perf_counter()
+    count = 0
+    while count < LEAST_CALLS or time.perf_counter() - started < seconds:
+        function()
+        count += 1
+    wait_for_gpu()
+    return count / (time.perf_counter() - started)
+
+
+def wait_for_gpu():
+    """Wait until a GPU, if there is one, has done all that it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
@@ -83,24 +103,6 @@ class Bench:
         train_set, val_set, _ = self.sets[device]
         run = Run(self.folder / "trainer", device, precision, keep_checkpoints=0)
         return Trainer(usual_model(network, self.size), train_set, val_set, recipe, run, self.defects[device])
-
-    def repetitions(self, function):
-        """How often function() runs in a second, in a row as in training: the device is waited for only at the end."""
-        for _ in range(2):
-            function()
-        self.wait()
-        started = time.perf_counter()
-        count = 0
-        while count < 5 or time.perf_counter() - started < self.seconds:
-            function()
-            count += 1
-        self.wait()
-        return count / (time.perf_counter() - started)
-
-    def wait(self):
-        """Wait until the device has done all that it was given."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
     def run_command(self, *words):
         """Run one of the project's commands on the device; returns its seconds. Raises RuntimeError where it fails."""
@@ -281,8 +283,8 @@ def step_rates(bench, network, precision, size, graphs):
         trainer.next_step(trainer.batches.of_step(rows, trainer.epoch, trainer.step))
 
     with trainer.fast_layers():
-        constant = size * bench.repetitions(lambda: trainer.next_step(batch))
-        whole = size * bench.repetitions(whole_step)
+        constant = size * calls_per_second(lambda: trainer.next_step(batch), bench.seconds)
+        whole = size * calls_per_second(whole_step, bench.seconds)
     return {"cells_per_s": whole, "constant": constant, "share": whole / constant}
 
 

@@ -30,10 +30,7 @@ RIGHT = 0.03  # of a cell: the largest error of a module whose cells are all rig
 WRONG_GRID = 0.5  # of a cell: a larger error means that the grid is wrong
 
 
-@cache
-def all_cells():
-    """The ElpvCells; each process opens the table once."""
-    return ElpvCells()
+all_cells = cache(ElpvCells)  # each process opens the table once
 
 
 @dataclass(frozen=True)

@@ -11,33 +11,32 @@ import argparse
 import json
 import platform
 import tempfile
-import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from skimage.color import gray2rgb
 from skimage.io import imread
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import transforms
 from torchvision.models import resnet34
 
 import data
-from benchmarks.gpu import usual_model, usual_recipe
+from benchmarks.gpu import calls_per_second, usual_model, usual_recipe
 from elcells.data.cache import load_images
 from elcells.data.images import IMAGE_SIZE
 from elcells.data.tables import CLASSES
 from elcells.devices import keep_freed_memory, pick_precision
 from elcells.files import atomic_path, command
-from elcells.training.batches import Batches
-from elcells.training.recipes import FAST
 from elcells.training.synthetic import SyntheticDefects
 from model import MEAN, NETWORKS, STD
 from trainer import Run, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
-CELLS = 64  # that are trained on and evaluated; twice as many go through the pipeline
+STEP = "training step, cells/s"
+EVALUATION = "evaluation, cells/s"
+PIPELINE = "data pipeline, images/s"
+CELLS = 64
 CLASSIC_BATCH = 16
 CLASSIC_AUGMENTATION = [
     transforms.RandomHorizontalFlip(),
@@ -63,100 +62,69 @@ class ClassicDataset(Dataset):
         return self.transform(gray2rgb(imread(self.paths[i]))), self.labels[i]
 
 
-class Classic:
-    """ResNet-34 with three input channels, float32, Sigmoid and BCELoss, SGD, from random weights."""
+def classic_way(table, folder):
+    """{what is timed: (function, number of its cells)} of the classic way; table: of CELLS cells."""
+    data.write_variants(table, folder)
+    variants = data.read_table(Path(folder) / "data.csv").sample(CELLS, random_state=0)
+    files = ClassicDataset(variants, CLASSIC_AUGMENTATION)
+    cells = ClassicDataset(table)
+    batch = [files[i] for i in range(CLASSIC_BATCH)]
+    network = resnet34()
+    network.fc = torch.nn.Sequential(torch.nn.Linear(512, len(CLASSES)), torch.nn.Sigmoid())
+    loss = torch.nn.BCELoss()
+    optimizer = torch.optim.SGD(network.parameters(), 0.01, 0.9, weight_decay=1e-4)
 
-    def __init__(self):
-        self.network = resnet34()
-        self.network.fc = torch.nn.Sequential(torch.nn.Linear(512, len(CLASSES)), torch.nn.Sigmoid())
-        self.loss = torch.nn.BCELoss()
-        self.optimizer = torch.optim.SGD(self.network.parameters(), 0.01, 0.9, weight_decay=1e-4)
+    def step():
+        images, labels = default_collate(batch)
+        network.train()
+        optimizer.zero_grad()
+        loss(network(images), labels).backward()
+        optimizer.step()
 
-    def step(self, batch):
-        """A training step. batch: list of (image, labels) of a ClassicDataset."""
-        images, labels = torch.utils.data.default_collate(batch)
-        self.network.train()
-        self.optimizer.zero_grad()
-        self.loss(self.network(images), labels).backward()
-        self.optimizer.step()
+    @torch.no_grad()
+    def predict_one_by_one():
+        network.eval()
+        for images, _ in DataLoader(cells, batch_size=1):
+            network(images)
 
-    def evaluate(self, dataset):
-        """Predict all images of a ClassicDataset, one at a time."""
-        self.network.eval()
-        with torch.no_grad():
-            for images, _ in DataLoader(dataset, batch_size=1):
-                self.network(images)
+    def load():
+        for _ in DataLoader(files, CLASSIC_BATCH, shuffle=True):
+            pass
 
-
-def ways_of(table, networks, precision, folder):
-    """What is measured: {part: {name: (function, the cells that it is called with)}}, the classic way first.
-
-    table: all cells. networks: names of ours. precision: torch.dtype of ours. folder: gets the classic way's files.
-    """
-    handful = data.limit_cells(table, CELLS)
-    data.write_variants(handful, folder)
-    files = data.read_table(folder / "data.csv").sample(2 * CELLS, random_state=0).reset_index(drop=True)
-    files = ClassicDataset(files, CLASSIC_AUGMENTATION)
-    images, handful["image"] = load_images(handful)
-    dataset = data.CellDataset(handful, images)
-    rows = np.resize(np.random.default_rng(0).permutation(CELLS), 2 * CELLS)
-    run = Run(folder, precision=precision)
-    defects = SyntheticDefects()
-    classic = Classic()
-    batches = Batches(dataset, FAST, defects)
-    pipeline = {"classic": (load_files, files), "ours": (partial(make_batches, batches), rows)}
-    steps = {"classic": (classic.step, [files[i] for i in range(CLASSIC_BATCH)])}
-    evaluations = {"classic": (classic.evaluate, ClassicDataset(handful))}
-    for name in networks:
-        trainer = Trainer(usual_model(name), dataset, dataset, usual_recipe(name), run, defects)
-        steps[f"ours, {name}"] = (partial(train_step, trainer), rows[: FAST.batch_size])
-        evaluations[f"ours, {name}"] = (partial(evaluate, trainer), dataset)
-    return {"training step, cells/s": steps, "evaluation, cells/s": evaluations, "data pipeline, images/s": pipeline}
+    return {STEP: (step, CLASSIC_BATCH), EVALUATION: (predict_one_by_one, CELLS), PIPELINE: (load, CELLS)}
 
 
-def load_files(dataset):
-    """Read all images of a ClassicDataset in batches."""
-    for _ in DataLoader(dataset, CLASSIC_BATCH, shuffle=True):
-        pass
+def our_way(name, table, folder, precision, defects):
+    """The same of one of our networks. precision: torch.dtype. defects: SyntheticDefects."""
+    images, index = load_images(table)
+    cells = data.CellDataset(table.assign(image=index), images)
+    trainer = Trainer(usual_model(name), cells, cells, usual_recipe(name), Run(folder, precision=precision), defects)
+    rows = np.random.default_rng(0).permutation(CELLS)
+    batch_size = trainer.recipe.batch_size
+
+    def step():
+        with trainer.fast_layers():
+            trainer.training_mode()
+            trainer.train_step(trainer.batches.of_step(rows[:batch_size], epoch=0, step=0))
+
+    def predict():
+        with trainer.fast_layers():
+            trainer.evaluate(cells)
+
+    def load():
+        for start in range(0, CELLS, batch_size):
+            batch = trainer.batches.of_step(rows[start : start + batch_size], epoch=0, step=start)
+            batch.augmented_images("cpu")
+
+    return {STEP: (step, batch_size), EVALUATION: (predict, CELLS), PIPELINE: (load, CELLS)}
 
 
-def make_batches(batches, rows):
-    """Make Batches of rows, with drawn defects, as the network sees them."""
-    for start in range(0, len(rows), FAST.batch_size):
-        batches.of_step(rows[start : start + FAST.batch_size], epoch=0, step=start).augmented_images("cpu")
-
-
-def train_step(trainer, rows):
-    """A Trainer's step with rows of its training part, drawn defects included."""
-    with trainer.fast_layers():
-        trainer.training_mode()
-        trainer.train_step(trainer.batches.of_step(rows, epoch=0, step=0))
-
-
-def evaluate(trainer, dataset):
-    """Evaluate a Trainer's model on a CellDataset."""
-    with trainer.fast_layers():
-        trainer.evaluate(dataset)
-
-
-def speed(function, cells, seconds):
-    """Cells a second of function(cells), from its median time within `seconds`."""
-    function(cells)
-    times = []
-    end = time.perf_counter() + seconds
-    while len(times) < 2 or time.perf_counter() < end:
-        start = time.perf_counter()
-        function(cells)
-        times.append(time.perf_counter() - start)
-    return len(cells) / float(np.median(times))
-
-
-def median_speeds(ways, repeats, seconds):
-    """{name: median cells a second} of ways {name: (function, cells)}, which take turns of so many seconds."""
-    speeds = {name: [] for name in ways}
+def median_speeds(functions, repeats, seconds):
+    """{name: median cells a second} of {name: (function, number of its cells)}, which take turns of so many seconds."""
+    speeds = {name: [] for name in functions}
     for _ in range(repeats):
-        for name, (function, cells) in ways.items():
-            speeds[name].append(speed(function, cells, seconds))
+        for name, (function, cells) in functions.items():
+            speeds[name].append(cells * calls_per_second(function, seconds))
     return {name: float(np.median(values)) for name, values in speeds.items()}
 
 
@@ -176,15 +144,18 @@ def main(argv=None):
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {IMAGE_SIZE}x{IMAGE_SIZE} "
         f"pixels, ours in {str(precision).removeprefix('torch.')}; {args.repeats} turns of {args.seconds:g} s, medians"
     )
-    figures = {}
-    table = data.read_table(ROOT / "data.csv")
+    table = data.limit_cells(data.read_table(ROOT / "data.csv"), CELLS)
     data.fill_images(table)
+    defects = SyntheticDefects()
+    figures = {}
     with tempfile.TemporaryDirectory() as folder:
-        for part, ways in ways_of(table, args.networks, precision, Path(folder)).items():
-            figures[part] = median_speeds(ways, args.repeats, args.seconds)
+        ways = {"classic": classic_way(table, folder)}
+        for name in args.networks:
+            ways[f"ours, {name}"] = our_way(name, table, folder, precision, defects)
+        for part in (STEP, EVALUATION, PIPELINE):
+            figures[part] = median_speeds({name: way[part] for name, way in ways.items()}, args.repeats, args.seconds)
             for name, value in figures[part].items():
-                ratio = value / figures[part]["classic"]
-                print(f"{part:26}{name:28}{value:9.1f}{ratio:8.2f} x", flush=True)
+                print(f"{part:26}{name:28}{value:9.1f}{value / figures[part]['classic']:8.2f} x", flush=True)
     with atomic_path(args.out) as temporary:
         temporary.write_text(json.dumps(figures, indent=1))
 

@@ -288,9 +288,9 @@ def test_the_lens_of_one_camera_is_a_median(cells, tmp_path):
         image = image if true.grid == (6, 10) else np.rot90(image)
         paths.append(tmp_path / f"{seed}.png")
         Image.fromarray(np.ascontiguousarray(image)).save(paths[-1])
-    lens = lens_of(paths, 6, 10)
+    lens = lens_of(paths, 6, 10, map)
     assert lens is None or abs(lens + 0.03) < 0.01
-    assert lens_of(paths[:4], 6, 10) is None
+    assert lens_of(paths[:4], 6, 10, map) is None
 
 
 def test_a_turned_cell_is_made_upright(elpv):

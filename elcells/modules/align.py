@@ -5,7 +5,6 @@ border shows, as in ELPV's own images, the image is left as it is. Distances are
 """
 
 import itertools
-from dataclasses import astuple, dataclass
 
 import numpy as np
 from PIL import Image
@@ -31,35 +30,26 @@ SEEN_OF_A_SIDE = 0.3  # of its pieces: one side at least must show so many, else
 SEEN_IN_ALL = 4  # pieces that must be seen
 
 
-@dataclass(frozen=True)
-class Square:
-    """A square in an image: its turn in radians, the logarithm of its size, and its shift to the right and down."""
-
-    turn: float = 0.0
-    log_size: float = 0.0
-    right: float = 0.0
-    down: float = 0.0
-
-    def sides(self, size):
-        """Corners, vectors to the next corner and, as long, normals outwards: three float (4, 2) in pixels, clockwise
-        from the upper left. size: (width, height) of the image."""
-        cos, sin = np.cos(self.turn), np.sin(self.turn)
-        unit = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
-        turned = unit @ np.array([[cos, sin], [-sin, cos]])
-        corners = (turned * np.exp(self.log_size) + np.array([self.right, self.down])) * size + (size - 1) / 2
-        along = np.roll(corners, -1, axis=0) - corners
-        return corners, along, np.stack([along[:, 1], -along[:, 0]], 1)
+def sides_of_square(square, size):
+    """Corners, vectors to the next corner and, as long, normals outwards: three float (4, 2), clockwise, in pixels."""
+    turn, log_size, right, down = square  # radians, logarithm of the share of the image's size, shift
+    cos = np.cos(turn)
+    sin = np.sin(turn)
+    turned = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2 @ np.array([[cos, sin], [-sin, cos]])
+    corners = (turned * np.exp(log_size) + np.array([right, down])) * size + (size - 1) / 2
+    along = np.roll(corners, -1, axis=0) - corners
+    return corners, along, np.stack([along[:, 1], -along[:, 0]], 1)
 
 
 def light_ends(image, square, window, flank):
     """For each piece of the four sides where the light ends, outwards, and how clearly: two float (4, PIECES)."""
     size = np.array(image.shape[::-1], float)
     part = (np.arange(PIECES)[:, None] + np.linspace(0.1, 0.9, 5)) / PIECES
-    beside = round(flank / SAMPLE_STEP)  # samples
+    beside = round(flank / SAMPLE_STEP)  # samples on each side of an edge whose means are compared
     reach = round(window / SAMPLE_STEP) + beside
     offset = np.arange(-reach, reach + 1) * SAMPLE_STEP
     ends = []
-    for corner, along, normal in zip(*square.sides(size)):
+    for corner, along, normal in zip(*sides_of_square(square, size)):
         points = corner + part[..., None, None] * along + offset[:, None] * normal
         inside = ((points > -0.5) & (points < size - 0.5)).all(-1)
         gray = ndimage.map_coordinates(image, [points[..., 1], points[..., 0]], order=1, mode="nearest")
@@ -71,10 +61,7 @@ def light_ends(image, square, window, flank):
 
 
 def light_end(profiles, offset, beside):
-    """Offset at which the light ends along each profile (N, S), and how clearly (0 to 1); two float (N,).
-
-    profiles: NaN outside the image. beside: samples on each side of an edge whose means are compared.
-    """
+    """Offset at which the light ends along profiles (N, S), NaN outside the image, and how clearly: two float (N,)."""
     around = np.lib.stride_tricks.sliding_window_view(profiles, 2 * beside + 1, axis=1)
     before = around[..., :beside].mean(-1)
     behind = around[..., beside + 1 :].mean(-1)
@@ -90,27 +77,24 @@ def light_end(profiles, offset, beside):
     return shift, np.where(cut_off, 0, np.clip(fall.max(1), 0, 1))
 
 
-def residuals(parameters, seen, clear, size):
+def residuals(square, seen, clear, size):
     """How far the sides of a square are from where they are seen, and the square from the whole image: float (N,)."""
-    corners, along, normal = Square(*parameters).sides(size)
+    corners, along, normal = sides_of_square(square, size)
     outwards = normal / np.linalg.norm(along, axis=1, keepdims=True)
     off = ((seen - corners[:, None]) * outwards[:, None]).sum(-1) / size.mean() * clear
-    return np.concatenate([off.ravel(), parameters * PRIOR])
+    return np.concatenate([off.ravel(), square * PRIOR])
 
 
 def first_square(image):
-    """The Square, of a few turns and sizes, on whose sides the light ends most clearly."""
-
-    def clear_pieces(square):
-        shift, clear = light_ends(image, square, *FIRST_WINDOW)
-        return (clear * (np.abs(shift) < FIRST_SHIFT)).sum()
-
-    squares = [Square(np.deg2rad(degrees), np.log(size)) for degrees, size in itertools.product(TURNS, SIZES)]
-    return max(squares, key=clear_pieces)
+    """The square, of a few turns and sizes, on whose sides the light ends most clearly."""
+    squares = [(np.deg2rad(degrees), np.log(size), 0, 0) for degrees, size in itertools.product(TURNS, SIZES)]
+    ends = [light_ends(image, square, *FIRST_WINDOW) for square in squares]
+    seen = [(clear * (np.abs(shift) < FIRST_SHIFT)).sum() for shift, clear in ends]
+    return squares[np.argmax(seen)]
 
 
 def find_cell(gray):
-    """The Square around a cell in an image, float32 (H, W), and how clear its sides are, float (4, PIECES)."""
+    """The square around a cell in an image, float32 (H, W), and how clear its sides are, float (4, PIECES)."""
     size = np.array(gray.shape[::-1], float)
     lit = gray[gray > LIT * np.percentile(gray, 99)]
     usual = float(np.median(lit)) if lit.size else 0.0
@@ -119,12 +103,11 @@ def find_cell(gray):
     middle = ((np.arange(PIECES) + 0.5) / PIECES)[:, None]  # of the pieces
     for window, flank in WINDOWS:
         shift, clear = light_ends(image, square, window, flank)
-        corners, along, normal = square.sides(size)
+        corners, along, normal = sides_of_square(square, size)
         seen = corners[:, None] + middle * along[:, None] + normal[:, None] * shift[..., None]
         scale = max(LEAST_SCALE, window / 8)
-        start = astuple(square)
-        fitted = least_squares(residuals, start, loss="cauchy", f_scale=scale, max_nfev=30, args=(seen, clear, size))
-        square = Square(*fitted.x)
+        fitted = least_squares(residuals, square, loss="cauchy", f_scale=scale, max_nfev=30, args=(seen, clear, size))
+        square = fitted.x
     _, clear = light_ends(image, square, *WINDOWS[-1])
     return square, clear
 
@@ -139,7 +122,7 @@ def align_cell(pixels):
     if seen.mean(1).max() < SEEN_OF_A_SIDE or clear[seen].sum() < SEEN_IN_ALL:
         return pixels, False
     side = len(pixels)
-    corners, _, _ = square.sides(np.array([side, side], float))
+    corners, _, _ = sides_of_square(square, np.array([side, side], float))
     upper_left, upper_right, _, lower_left = corners + 0.5
     right_x, right_y = (upper_right - upper_left) / side
     down_x, down_y = (lower_left - upper_left) / side

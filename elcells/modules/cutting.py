@@ -85,8 +85,7 @@ def move_inwards(cells, outer, inner):
 
 
 def shape_of_cells(size):
-    """(width, height) in pixels of cut cells: squares or halves of squares where that is near; size: of a cell in the
-    image, float (2,)."""
+    """(width, height) of cells cut from an image where they have `size` (2,): squares or halves where that is near."""
     width, height = np.round(size * min(1, IMAGE_SIZE / size.max())).astype(int)
     longer = max(width, height)
     octaves = np.log2(width / height)
@@ -142,10 +141,8 @@ def black_cells(cells):
 
 def has_dim_border(brightness):
     """True if a border line of cells is much darker than the line beside it; brightness: (rows, columns)."""
-    for lines in (brightness, brightness[::-1], brightness.T, brightness.T[::-1]):
-        if len(lines) > 2 and np.median(lines[0] / np.maximum(lines[1], 1)) < DIM_BORDER:
-            return True
-    return False
+    from_each_side = (brightness, brightness[::-1], brightness.T, brightness.T[::-1])
+    return any(len(b) > 2 and np.median(b[0] / np.maximum(b[1], 1)) < DIM_BORDER for b in from_each_side)
 
 
 def doubts(grid, shape, score, lead, cells, corners_given=False):
@@ -184,26 +181,18 @@ def cut_image(path, columns, rows, corners=None, bend=None):
         return replace(module, error=reason(error))
     image = np.asarray(gray, np.float32)
     if min(image.shape) < 64 or np.ptp(image[::4, ::4]) < 8:
-        return replace(module, notes=notes, error=f"{path}: too small or too even to show a module")
+        return replace(module, notes=tuple(notes), error=f"{path}: too small or too even to show a module")
     grid, score, lead = find_grid(image, columns, rows, corners, bend)
-    module = replace(module, notes=notes, score=score, lead=lead)
+    module = replace(module, notes=tuple(notes), score=score, lead=lead)
     if not score >= FOUND:
         return replace(module, error=f"{path}: no module of {columns}x{rows} cells found (score {score:.2f})")
-    cells = cut_cells(image, grid)
+    cells = tuple(cut_cells(image, grid))
     why = doubts(grid, image.shape, score, lead, cells, corners is not None)
     small = gray.convert("L")
     small.thumbnail((SHOWN_SIZE, SHOWN_SIZE))
-    return replace(
-        module,
-        sure=not why,
-        why=", ".join(why),
-        cell_pixels=round(float(grid.cell_size().max())),
-        bend=grid.bend,
-        grid=grid,
-        cells=cells,
-        black=black_cells(cells),
-        small=small,
-    )
+    pixels = round(float(grid.cell_size().max()))
+    module = replace(module, grid=grid, bend=grid.bend, cell_pixels=pixels, cells=cells, black=black_cells(cells))
+    return replace(module, sure=not why, why=", ".join(why), small=small)
 
 
 def guess_grid(path):

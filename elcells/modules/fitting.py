@@ -90,7 +90,11 @@ def observe(image, grid, window, detail):
     pixels = length[:, 0] * 100
     point = start + normal * (shift * pixels)[:, None]
     weight = np.sqrt(clear) * np.where(sides.inner, 1, BORDER_SIDE)
+    return Observation(grid, cell, sides, point, normal, pixels, weight, linear_part(grid, cell, sides, pixels))
 
+
+def linear_part(grid, cell, sides, pixels):
+    """The field `linear` of an Observation."""
     vertical = ~sides.horizontal
     at_border = sides.border[:, None] == np.arange(4)
     borders = at_border * (sides.inwards * cell / pixels)[:, None]
@@ -100,14 +104,11 @@ def observe(image, grid, window, detail):
     lines = np.zeros((len(sides.line), grid.columns + grid.rows - 2))
     number = sides.line - 1 + sides.horizontal * (grid.columns - 1)
     lines[sides.inner, number[sides.inner]] = -1
-    return Observation(grid, cell, sides, point, normal, pixels, weight, np.hstack([borders, gaps, lines]))
+    return np.hstack([borders, gaps, lines])
 
 
 def prior(grid, moved):
-    """What is known beforehand: prior (R, parameters) @ parameters should be wanted (R,). Returns (prior, wanted).
-
-    moved: by how much the inner lines are already off their even places.
-    """
+    """What is known beforehand: (prior, wanted), where prior (R, parameters) @ parameters should be wanted (R,)."""
     rim_weight = LIGHT_ENDS_AT_RIM_OF_FEW if min(grid.columns, grid.rows) < FEW else LIGHT_ENDS_AT_RIM
     weights = np.zeros(LINE_MOVES.start + len(moved))
     weights[CORNER_MOVES] = CORNERS_STAY
@@ -124,14 +125,12 @@ def prior(grid, moved):
 
 
 def solve(seen, values, free, moved, scale, detail):
-    """The parameters that move a grid's sides to where they are seen, from a start; only those that are free change.
-
-    moved: as in prior. scale: cells; larger residuals count less and less.
-    """
+    """The parameters, of which only the free ones change, that move a grid's sides to where they are seen."""
     known, wanted = prior(seen.grid, moved)
     jacobian = seen.jacobian(values, free)  # the problem is so nearly linear that one will do
     for _ in range(detail.iterations):
         off = seen.residuals(values)
+        # residuals beyond the scale (in cells) count less and less
         weighted = jacobian.T * (seen.weight**2 / (1 + (off / scale) ** 2))
         hessian = weighted @ jacobian + known.T @ known
         gradient = weighted @ off + known.T @ (known @ values - wanted)

@@ -19,7 +19,7 @@ def bend_of(path, columns, rows):
     return module.bend if module.sure else None
 
 
-def lens_of(paths, columns, rows, run=map):
+def lens_of(paths, columns, rows, run):
     """The lens (bend) of the camera that took images of one size, or None where they do not agree.
 
     The median of the first LENS_IMAGES on which the grid is sure; that of one image is less exact. run: map, or that of

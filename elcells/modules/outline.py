@@ -41,11 +41,9 @@ def four_corners(points):
         hull = points[ConvexHull(points).vertices].astype(float)
     except (QhullError, ValueError):
         return None
-    while len(hull) > 4:
+    while hull is not None and len(hull) > 4:
         hull = without_least_side(hull)
-        if hull is None:
-            return None
-    if len(hull) < 4:
+    if hull is None or len(hull) < 4:
         return None
     x, y = (hull - hull.mean(0)).T
     hull = hull[np.argsort(np.arctan2(y, x))]
@@ -53,29 +51,21 @@ def four_corners(points):
 
 
 def without_least_side(hull):
-    """A convex polygon (N, 2) less the side whose loss adds the least area, or None where none can go.
-
-    The neighbours of the side are prolonged until they meet.
-    """
-    a = np.roll(hull, 1, axis=0)
-    b = hull  # the side from b to c may be dropped
-    c = np.roll(hull, -1, axis=0)
-    d = np.roll(hull, -2, axis=0)
-    before = b - a
-    after = d - c
-    side = c - b
+    """A convex polygon (N, 2) less the side whose loss adds the least area, or None where none can go."""
+    side = np.roll(hull, -1, axis=0) - hull  # from each corner to the next
+    before = np.roll(side, 1, axis=0)  # the two neighbours of the side, which are prolonged until they meet
+    after = np.roll(side, -1, axis=0)
     determinant = cross_product(before, after)
-    meets = np.abs(determinant) > 1e-9
-    safe = np.where(meets, determinant, 1)
-    from_b = np.where(meets, cross_product(side, after) / safe, -1)  # in lengths of the neighbour
-    from_c = np.where(meets, cross_product(before, side) / safe, -1)
-    added = np.abs(from_b * cross_product(side, before))
-    area = np.where(np.minimum(from_b, from_c) >= 0, added, np.inf)
+    determinant = np.where(np.abs(determinant) > 1e-9, determinant, np.nan)  # they are parallel
+    before_goes_on = cross_product(side, after) / determinant  # by so many times its length
+    after_goes_on = cross_product(before, side) / determinant
+    added = np.abs(before_goes_on * cross_product(side, before))
+    area = np.where((before_goes_on >= 0) & (after_goes_on >= 0), added, np.inf)
     least = int(area.argmin())
     if not np.isfinite(area[least]):
         return None
     polygon = hull.copy()
-    polygon[least] = b[least] + from_b[least] * before[least]
+    polygon[least] += before_goes_on[least] * before[least]
     return np.delete(polygon, (least + 1) % len(hull), axis=0)
 
 

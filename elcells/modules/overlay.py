@@ -6,7 +6,7 @@ from elcells.files import atomic_path
 
 NO_DEFECT = "no defect"
 TOO_DARK_VERDICT = "nearly black"
-COLOURS = {  # of Okabe and Ito: people with any kind of colour vision can tell them apart
+VERDICT_COLOURS = {  # of Okabe and Ito: people with any kind of colour vision can tell them apart
     NO_DEFECT: "#bbbbbb",
     "crack": "#e69f00",
     "inactive": "#56b4e9",
@@ -19,26 +19,27 @@ LEGEND_HEIGHT = 34  # pixels
 
 
 def verdict(calls, classes):
-    """The name in COLOURS for a cell's calls, 0 or 1 for each class; "crack" for classes other than ours."""
-    names = [name for name, call in zip(classes, calls) if call]
-    if not names:
-        return NO_DEFECT
-    text = " and ".join(names)
-    return text if text in COLOURS else "crack"
+    """The name in VERDICT_COLOURS for a cell's calls, 0 or 1 for each class; "crack" for classes other than ours."""
+    text = " and ".join(name for name, call in zip(classes, calls) if call) or NO_DEFECT
+    return text if text in VERDICT_COLOURS else "crack"
 
 
 def draw_module(module, path, verdicts, probabilities=None):
     """Save a CutModule's image with its grid, each cell in the colour of its verdict, and probabilities at defects.
 
-    verdicts: a name of COLOURS for each cell. probabilities: text for each cell.
+    verdicts: a name of VERDICT_COLOURS for each cell. probabilities: text for each cell.
     """
     image = module.small.convert("RGB")
     draw_cells(image, module.grid, verdicts, probabilities)
     page = Image.new("RGB", (image.width, image.height + LEGEND_HEIGHT), "white")
     page.paste(image)
-    draw_legend(ImageDraw.Draw(page), image.height, verdicts)
+    draw = ImageDraw.Draw(page)
+    font = ImageFont.load_default(14)
+    draw_legend(draw, font, image.height, verdicts)
     if not module.sure:
-        draw_doubt(ImageDraw.Draw(page), module.why)
+        text = f"NOT SURE: {module.why}"
+        draw.rectangle((0, 0, draw.textlength(text, font) + 16, 24), "black")
+        draw.text((8, 12), text, "white", font, "lm")
     with atomic_path(path) as temporary:
         page.save(temporary, "PNG", compress_level=1)
 
@@ -54,34 +55,23 @@ def draw_cells(image, grid, verdicts, probabilities):
     thick = max(1, round(cell / 22))
     places = sorted(range(len(corners)), key=lambda place: verdicts[place] != NO_DEFECT)  # defects on top
     for place in places:
-        colour = COLOURS[verdicts[place]]
-        middle = corners[place].mean(0)
+        colour = VERDICT_COLOURS[verdicts[place]]
         if verdicts[place] == NO_DEFECT:
             draw.polygon([tuple(corner) for corner in corners[place]], outline=colour, width=thin)
             continue
+        middle = corners[place].mean(0)
         within = middle + (corners[place] - middle) * 0.94
         draw.polygon([tuple(corner) for corner in within], fill=colour + FILL, outline=colour, width=thick)
         if probabilities is not None and cell >= TEXT_FROM:
             draw.text(tuple(middle), probabilities[place], "white", font, "mm", stroke_width=2, stroke_fill="black")
 
 
-def draw_legend(draw, top, verdicts):
+def draw_legend(draw, font, top, verdicts):
     """Draw how many cells have each verdict, below the row `top`."""
-    font = ImageFont.load_default(14)
     x = 8
-    for name, colour in COLOURS.items():
-        count = verdicts.count(name)
-        if not count:
-            continue
-        text = f"{name}: {count}"
-        draw.rectangle((x, top + 10, x + 14, top + 24), colour, "black")
-        draw.text((x + 20, top + 17), text, "black", font, "lm")
-        x += 34 + draw.textlength(text, font)
-
-
-def draw_doubt(draw, why):
-    """Draw a bar on top that says why a module is not sure."""
-    font = ImageFont.load_default(14)
-    text = f"NOT SURE: {why}"
-    draw.rectangle((0, 0, draw.textlength(text, font) + 16, 24), "black")
-    draw.text((8, 12), text, "white", font, "lm")
+    for name, colour in VERDICT_COLOURS.items():
+        if name in verdicts:
+            text = f"{name}: {verdicts.count(name)}"
+            draw.rectangle((x, top + 10, x + 14, top + 24), colour, "black")
+            draw.text((x + 20, top + 17), text, "black", font, "lm")
+            x += 34 + draw.textlength(text, font)

@@ -7,7 +7,6 @@ import os
 import re
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -129,24 +128,19 @@ def cut_modules(images, folder, columns, rows, corners):
     images: list of (path, name). corners: from read_corners. The lens of the images of each size is found first, from
     some of them. One or two images need no other process. Memory does not grow with their number.
     """
-
-    def jobs(run):
-        lenses = lenses_of([path for path, _ in images], columns, rows, run)
-        for path, name in images:
-            image_corners = corners.get(Path(path).name)
-            yield partial(cut_and_save, name, folder, path, columns, rows, image_corners, lenses[path])
-
     if len(images) <= 2:
-        for job in jobs(map):
-            yield job()
+        for path, name in images:
+            yield cut_and_save(name, folder, path, columns, rows, corners.get(Path(path).name))
         return
     processes = max(2, (os.cpu_count() or 2) // 2)
     context = multiprocessing.get_context("spawn")  # the network's threads do not survive a fork
     with ProcessPoolExecutor(processes, context) as pool:
         waiting = deque()
         try:
-            for job in jobs(pool.map):
-                waiting.append(pool.submit(job))
+            lenses = lenses_of([path for path, _ in images], columns, rows, pool.map)
+            for path, name in images:
+                arguments = (path, columns, rows, corners.get(Path(path).name), lenses[path])
+                waiting.append(pool.submit(cut_and_save, name, folder, *arguments))
                 if len(waiting) > processes + 1:
                     yield waiting.popleft().result()
             while waiting:

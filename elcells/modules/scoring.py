@@ -123,13 +123,6 @@ def border_ends(evidence):
     return scores
 
 
-def odd_shape(grid):
-    """By how many octaves, beyond a tolerance, the cells are neither squares nor halves of squares."""
-    width, height = np.maximum(grid.cell_size(), 1e-6)
-    octaves = abs(np.log2(width / height))
-    return max(0, min(octaves, abs(octaves - 1)) - OCTAVES_OFF)
-
-
 def score(image, grid, detail=FINE):
     """How well a grid fits, up to 1.
 
@@ -140,13 +133,15 @@ def score(image, grid, detail=FINE):
     directions = [sides.inner & ~sides.horizontal, sides.inner & sides.horizontal]
     lit = evidence.lit[sides.inner].mean() if sides.inner.any() else 1.0
     ends = border_ends(evidence)
+    width, height = np.maximum(grid.cell_size(), 1e-6)
+    octaves = abs(np.log2(width / height))
     darkness = np.clip(evidence.on / DARK_LINE, LEAST_DARKNESS, 1)
     is_darkest = evidence.on > DARKER * evidence.off
     total = DARK_LINES * np.mean([weighted_mean(evidence, darkness, lines) for lines in directions])
     total += DARKEST_LINES * np.min([1.0, *(weighted_mean(evidence, is_darkest, lines) for lines in directions)])
     total += LIT_CELLS * lit
     total += DARK_BORDERS * (np.mean(ends) + np.min(ends))
-    total -= ODD_SHAPE * odd_shape(grid)
+    total -= ODD_SHAPE * max(0, min(octaves, abs(octaves - 1)) - OCTAVES_OFF)
     total -= BUSBARS_AS_LINES * max(busbars(evidence, lines) for lines in directions)
     total -= LINES_LEFT_OUT * any(line_left_out(evidence, lines) for lines in directions)
     return float(total)

@@ -44,8 +44,7 @@ class Candidate:
 
 
 def shrunk(image, factor):
-    """Image with about 1/factor of the pixels along each side, its darkest ones 0 and its brightest 1; and the factor
-    that it has."""
+    """Image from 0 (dark) to 1 (bright) with about 1/factor of the pixels along each side, and its true factor."""
     step_y = max(1, image.shape[0] // LEVEL_SAMPLES)
     step_x = max(1, image.shape[1] // LEVEL_SAMPLES)
     low, high = np.percentile(image[::step_y, ::step_x], [0.5, 99.5])
@@ -53,8 +52,8 @@ def shrunk(image, factor):
     return (small - low) / max(high - low, 1e-6), factor
 
 
-def shrunk_roughly(image, columns, rows):
-    """The same, so that a cell has about ROUGH_CELL pixels."""
+def shrunk_for_outlines(image, columns, rows):
+    """The same, with a factor that leaves a cell about ROUGH_CELL pixels."""
     return shrunk(image, max(image.shape) / (ROUGH_CELL * max(columns, rows) * ROOM))
 
 
@@ -99,7 +98,7 @@ def with_other_lines(candidates, image, bend):
 
 def rough_score(image, columns, rows):
     """The score at a first look, enough to compare numbers of columns and rows; image: float32 (H, W)."""
-    small, _ = shrunk_roughly(image, columns, rows)
+    small, _ = shrunk_for_outlines(image, columns, rows)
     return rough_candidates(small, columns, rows)[0].score
 
 
@@ -109,7 +108,7 @@ def find_grid(image, columns, rows, corners=None, bend=None):
     image: float32 (H, W). corners: the module's rough corners where the user gives them, (4, 2) pixels x and y,
     clockwise from the upper left. bend: the lens, where it is known.
     """
-    small, rough_factor = shrunk_roughly(image, columns, rows)
+    small, rough_factor = shrunk_for_outlines(image, columns, rows)
     rough_image = evened(small, ROUGH_CELL)
     if corners is None:
         candidates = with_other_lines(rough_candidates(small, columns, rows, bend), rough_image, bend)
@@ -135,11 +134,8 @@ def find_grid(image, columns, rows, corners=None, bend=None):
 
 
 def scored_neighbours(candidate, rough_image, scale):
-    """Candidates moved by one line of cells in each direction, what a candidate is most easily mistaken for.
-
-    Their scores differ from its own as their rough scores do. scale: of the rough image, against the candidate's.
-    """
-    grid = candidate.grid
+    """Candidates moved by one line of cells in each direction, what a candidate is most easily mistaken for."""
+    grid = candidate.grid  # in an image with 1/scale of the rough one's pixels along each side
     reference = score(rough_image, grid.scaled(scale), ROUGH)
     neighbours = []
     for dx, dy in itertools.product((-1, 0, 1), repeat=2):

@@ -46,40 +46,33 @@ class Sides:
     horizontal: np.ndarray  # bool (E,)
     line: np.ndarray  # int (E,), number of the line that the side lies on, from the left or the top
     inwards: np.ndarray  # int (E,), 1 on the left and upper border, -1 on the right and lower one, 0 within the module
-
-    @property
-    def inner(self):
-        """bool (E,): whether the side lies between two cells."""
-        return self.inwards == 0
-
-    @property
-    def border(self):
-        """int (E,): 0 left, 1 right, 2 top, 3 bottom; -1 for inner sides."""
-        return np.where(self.inner, -1, 2 * self.horizontal + (self.inwards < 0))
+    inner: np.ndarray  # bool (E,), whether the side lies between two cells
+    border: np.ndarray  # int (E,), 0 left, 1 right, 2 top, 3 bottom; -1 for inner sides
 
 
 def sides_of(grid):
     """The Sides of a grid's cells. Where cells are few, each of their sides is divided into several."""
-    vertical = sides_on_lines(grid.x, grid.y, False)
-    horizontal = sides_on_lines(grid.y, grid.x, True)
+    vertical = sides_on_lines(grid.x, grid.y, is_horizontal=False)
+    horizontal = sides_on_lines(grid.y, grid.x, is_horizontal=True)
     return Sides(*(np.concatenate(parts) for parts in zip(vertical, horizontal)))
 
 
-def sides_on_lines(lines, crossing, horizontal):
+def sides_on_lines(lines, crossing, is_horizontal):
     """Fields of Sides for the sides on parallel lines, which the `crossing` ones divide."""
     cells = len(crossing) - 1
     pieces = math.ceil(8 / cells)
     ends = np.interp(np.arange(pieces * cells + 1) / pieces, np.arange(cells + 1), crossing)
     per_line = len(ends) - 1
-    count = len(lines) * per_line
-    middle = np.stack([np.repeat(lines, per_line), np.tile((ends[:-1] + ends[1:]) / 2, len(lines))], 1)
-    along = np.stack([np.zeros(count), np.tile(np.diff(ends), len(lines))], 1)
-    across = np.tile([1.0, 0.0], (count, 1))
-    if horizontal:
-        middle, along, across = middle[:, ::-1], along[:, ::-1], across[:, ::-1]
     line = np.repeat(np.arange(len(lines)), per_line)
+    horizontal = np.full(len(line), is_horizontal)
+    middle = np.stack([lines[line], np.tile((ends[:-1] + ends[1:]) / 2, len(lines))], 1)
+    along = np.stack([np.zeros(len(line)), np.tile(np.diff(ends), len(lines))], 1)
+    across = np.tile([1.0, 0.0], (len(line), 1))
+    axes = [1, 0] if is_horizontal else [0, 1]
     inwards = (line == 0).astype(int) - (line == len(lines) - 1)
-    return middle, along, across, np.full(count, horizontal), line, inwards
+    inner = inwards == 0
+    border = np.where(inner, -1, 2 * horizontal + (inwards < 0))
+    return middle[:, axes], along[:, axes], across[:, axes], horizontal, line, inwards, inner, border
 
 
 def sampled(image, x, y):
@@ -101,10 +94,7 @@ def sampled(image, x, y):
 
 
 def profiles_across(image, grid, sides, reach, detail):
-    """Brightness at S samples from -reach to reach cells across each side, the median of several along its middle part.
-
-    Returns gray, float32 (E, S), and offset, float (S,): cells from the side, below 0 to its left or above it.
-    """
+    """Brightness across each side, float32 (E, S), and the samples' offsets in cells, from -reach to reach: (S,)."""
     count = int(reach / detail.step + 0.5)
     offset = np.arange(-count, count + 1) * detail.step
     part = np.linspace(-MIDDLE_PART, MIDDLE_PART, detail.profiles)
@@ -116,7 +106,7 @@ def profiles_across(image, grid, sides, reach, detail):
     x = start[..., 0, None] + (end - start)[..., 0, None] * share
     y = start[..., 1, None] + (end - start)[..., 1, None] * share
     gray = sampled(image, x, y)
-    gray.partition(detail.profiles // 2, axis=1)
+    gray.partition(detail.profiles // 2, axis=1)  # for the median of the profiles along the side's middle part
     return gray[:, detail.profiles // 2], offset
 
 
@@ -129,10 +119,7 @@ def means_beside(total, step, start, stop):
 
 
 def responses(gray, offset, sides):
-    """How much each sample looks like a gap (at the border: like the module's end), relative to the light beside it.
-
-    gray, offset: of profiles_across. Returns float (E, S).
-    """
+    """How much each sample looks like a gap, at the border like the module's end, against the light around: (E, S)."""
     step = offset[1] - offset[0]
     total = np.pad(np.cumsum(gray, 1), ((0, 0), (1, 0)))
     inwards = sides.inwards[:, None]
