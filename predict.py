@@ -10,7 +10,6 @@ $ python predict.py modules/ --grid 10x6 --csv cells.csv --report cells.html    
 import argparse
 import contextlib
 import hashlib
-import itertools
 import re
 import sys
 import time
@@ -39,7 +38,7 @@ SHIPPED = Path(__file__).resolve().parent / "cells.onnx"
 
 
 def say(*lines):
-    """Print lines where they do not mix with the rows."""
+    """Print lines on stderr, apart from the rows."""
     for line in lines:
         print(line, file=sys.stderr)
 
@@ -123,8 +122,8 @@ def open_checkpoint(path, tta, device):
             model(torch.from_numpy(images).to(device))
         return weighted(features[0].float().cpu().numpy(), model.network.fc.weight.float().cpu().numpy())
 
-    name = f"pytorch on {device.type}"
-    return Engine(run, model.classes, model.metadata.image_size, name, operating_points, class_maps)
+    size = model.metadata.image_size
+    return Engine(run, model.classes, size, f"pytorch on {device.type}", operating_points, class_maps)
 
 
 def default_model():
@@ -160,21 +159,15 @@ def read_cell(path, size, align):
 
 def read_batches(paths, size, align, batch_size):
     """Yield lists of `batch_size` results of read_cell, decoded in threads a few batches ahead."""
-    paths = iter(paths)
     waiting = deque()
-
-    def submit_next():
-        batch = list(itertools.islice(paths, batch_size))
-        if batch:
-            waiting.append([pool.submit(read_cell, path, size, align) for path in batch])
-
     with ThreadPoolExecutor(THREADS) as pool:
         try:
-            for _ in range(BATCHES_AHEAD):
-                submit_next()
+            for path in paths:
+                waiting.append(pool.submit(read_cell, path, size, align))
+                if len(waiting) == BATCHES_AHEAD * batch_size:
+                    yield [waiting.popleft().result() for _ in range(batch_size)]
             while waiting:
-                yield [future.result() for future in waiting.popleft()]
-                submit_next()
+                yield [waiting.popleft().result() for _ in range(min(batch_size, len(waiting)))]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

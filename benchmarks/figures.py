@@ -20,7 +20,7 @@ DOC = Path(__file__).resolve().parent.parent / "doc"
 MONO = ("cell0397", "cell1108", "cell0395", "cell0415")  # neither, crack, inactive, both
 POLY = ("cell2000", "cell0841", "cell0786", "cell0879")  # the same
 LABELS = {(0, 0): "neither", (1, 0): "crack", (0, 1): "inactive", (1, 1): "crack and inactive"}
-NETWORKS = {"efficientnet_lite0": "EfficientNet-Lite0", "resnet34": "ResNet-34", "resnet": "own network"}
+NETWORK_TITLES = {"efficientnet_lite0": "EfficientNet-Lite0", "resnet34": "ResNet-34", "resnet": "own network"}
 EXPLAINED = {  # all from the default split's test part
     "fine crack": "cell0873",
     "small cross": "cell1591",
@@ -55,7 +55,7 @@ def figure_of_class_maps(table, models):
             probability = image_probabilities(model, image[None])[0, index]
             shown = overlay(axes, image, layer_cam(model, image[None], index)[0], probability)
             axes.set_title(f"{model.classes[index]} {probability:.2f}", fontsize=11)
-    row_names = ["cell"] + [NETWORKS[model.metadata.network] for model, _ in rows]
+    row_names = ["cell"] + [NETWORK_TITLES[model.metadata.network] for model, _ in rows]
     for axes, name in zip(grid[:, 0], row_names):
         axes.text(-0.08, 0.5, name, transform=axes.transAxes, rotation=90, va="center", ha="right", fontsize=11)
     for axes in grid.flat:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,8 @@ from trainer import Run, Trainer
 ROOT = Path(__file__).resolve().parent.parent
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SAME_STEPS = 20  # whose losses are compared
-LEAST_CALLS = 3  # of what is timed
+LEAST_CALLS = 2  # of what is timed
+SECONDS = 0.7  # of a timing
 
 
 def usual_recipe(network):
@@ -74,24 +75,33 @@ def wait_for_gpu():
         torch.cuda.synchronize()
 
 
-@dataclass(frozen=True)
 class Bench:
     """What the parts share.
 
-    tiny: whether the script is only tried. seconds: of a timing. deadline: of time.monotonic(), after which nothing
-    begins. folder: for all files. size: of images. batches: sizes. sets: {device: training, validation and test part,
-    CellDatasets}. defects: {device: SyntheticDefects}.
+    device: its name. tiny: whether the script is only tried. minutes: after which nothing begins. folder: for all
+    files.
     """
 
-    device: torch.device
-    tiny: bool
-    seconds: float
-    deadline: float
-    folder: Path
-    size: int
-    batches: tuple
-    sets: dict
-    defects: dict
+    def __init__(self, device, tiny, minutes, folder):
+        self.device = pick_device(device)
+        self.tiny = tiny
+        self.deadline = time.monotonic() + 60 * minutes
+        self.folder = Path(folder)
+        self.size = 64 if tiny else IMAGE_SIZE  # of images
+        self.batches = (4, 8) if tiny else (32, 128, 512)  # cells in each
+        table = data.read_table(ROOT / "data.csv")
+        if tiny:
+            table = data.limit_cells(table, 48)
+        data.fill_images(table)
+        images, table["image"] = load_images(table, self.size)
+        train, val, test = data.split_parts(table)
+        parts = [data.CellDataset(part, images) for part in (data.originals(train), val, test)]
+        counts = dict.fromkeys(COUNTS, 40) if tiny else COUNTS
+        self.sets = {}  # device -> training, validation and test part
+        self.defects = {}
+        for name in {"cpu", str(self.device)}:
+            self.sets[name] = [part.to(name) for part in parts]
+            self.defects[name] = SyntheticDefects(size=self.size, device=name, counts=counts)
 
     def is_late(self):
         """Whether the deadline has passed."""
@@ -114,41 +124,14 @@ class Bench:
         return time.perf_counter() - started
 
 
-def prepare(device, tiny, minutes, folder):
-    """The Bench of a device (its name); folder: for what is written."""
-    device = pick_device(device)
-    size = 64 if tiny else IMAGE_SIZE
-    table = data.read_table(ROOT / "data.csv")
-    if tiny:
-        table = data.limit_cells(table, 48)
-    data.fill_images(table)
-    images, table["image"] = load_images(table, size)
-    train, val, test = data.split_parts(table)
-    parts = [data.CellDataset(part, images) for part in (data.originals(train), val, test)]
-    devices = {"cpu", str(device)}
-    counts = dict.fromkeys(COUNTS, 40) if tiny else COUNTS
-    return Bench(
-        device=device,
-        tiny=tiny,
-        seconds=0.1 if tiny else 0.7,
-        deadline=time.monotonic() + 60 * minutes,
-        folder=Path(folder),
-        size=size,
-        batches=(4, 8) if tiny else (32, 128, 512),
-        sets={name: [part.to(name) for part in parts] for name in devices},
-        defects={name: SyntheticDefects(size=size, device=name, counts=counts) for name in devices},
-    )
-
-
 # ---------------------------------------------------------------- parts
 
 
 def card(bench):
     """The device's name and its software."""
-    if bench.device.type != "cuda":
-        return {"device": platform.processor() or platform.machine(), "torch": torch.__version__}
-    versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    return {"device": torch.cuda.get_device_name(), **versions}
+    is_gpu = bench.device.type == "cuda"
+    name = torch.cuda.get_device_name() if is_gpu else platform.processor() or platform.machine()
+    return {"device": name, "torch": torch.__version__, "cuda": torch.version.cuda}
 
 
 def default_run(bench):
@@ -283,8 +266,8 @@ def step_rates(bench, network, precision, size, graphs):
         trainer.next_step(trainer.batches.of_step(rows, trainer.epoch, trainer.step))
 
     with trainer.fast_layers():
-        constant = size * calls_per_second(lambda: trainer.next_step(batch), bench.seconds)
-        whole = size * calls_per_second(whole_step, bench.seconds)
+        constant = size * calls_per_second(lambda: trainer.next_step(batch), SECONDS)
+        whole = size * calls_per_second(whole_step, SECONDS)
     return {"cells_per_s": whole, "constant": constant, "share": whole / constant}
 
 
@@ -333,7 +316,7 @@ def main(argv=None):
     keep_freed_memory()
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
-        bench = prepare(args.device, args.tiny, args.minutes, folder)
+        bench = Bench(args.device, args.tiny, args.minutes, folder)
         for part in PARTS:
             if part.__name__ not in args.only:
                 continue

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import data
 from elcells.data.cache import load_images
-from elcells.devices import keep_freed_memory, pick_precision
+from elcells.devices import keep_freed_memory
 from elcells.evaluation.evaluate import evaluate
 from elcells.evaluation.metrics import metrics_table
 from elcells.files import InputError, atomic_path, command
@@ -95,10 +95,10 @@ def change_and_align(change, images):
     return torch.from_numpy(np.stack(aligned))[:, None]
 
 
-def predict_changed(path, table, pixels, part, changes, precision):
+def predict_changed(path, table, pixels, part, changes):
     """{change: labels, probabilities and thresholds, each (cells, classes)} of a checkpoint's part "val" or "test".
 
-    table, pixels: all cells. changes: {name: function as in CHANGES}. precision: torch.dtype of the arithmetic.
+    table, pixels: all cells. changes: {name: function as in CHANGES}.
     """
     model, checkpoint = load_model(path)
     if "split" not in checkpoint:
@@ -110,7 +110,7 @@ def predict_changed(path, table, pixels, part, changes, precision):
     predicted = {}
     for name, change in tqdm(changes.items(), unit="change", leave=False, disable=None):
         changed = tv.resize(change(images), [model.metadata.image_size], antialias=True)
-        _, labels, probabilities = evaluate(model, data.CellDataset(rows, changed.numpy(), model.classes), precision)
+        _, labels, probabilities = evaluate(model, data.CellDataset(rows, changed.numpy(), model.classes))
         predicted[name] = (labels, probabilities, thresholds)
     return predicted
 
@@ -132,7 +132,6 @@ def main(argv=None):
     parser.add_argument("--part", choices=("val", "test"), default="val", help="of each checkpoint (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=CHANGES, metavar="CHANGE", help=f"{'; '.join(CHANGES)} (all)")
     parser.add_argument("--align", action="store_true", help="align the changed images, as predict.py --align does")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic (%(default)s)")
     parser.add_argument("--out", default="robustness.json", metavar="FILE", help="figures (%(default)s)")
     data.add_table_options(parser)
     args = parser.parse_args(argv)
@@ -140,12 +139,11 @@ def main(argv=None):
     table = data.read_table(args.data, args.classes, args.images)
     data.fill_images(table)
     images, table["image"] = load_images(table)
-    precision = pick_precision(args.precision, torch.device("cpu"))
     changes = {name: CHANGES[name] for name in args.only or CHANGES}
     if args.align:
         changes = {name: partial(change_and_align, change) for name, change in changes.items()}
     paths = [find_checkpoint(checkpoint) for checkpoint in args.checkpoints]
-    predicted = [predict_changed(path, table, images, args.part, changes, precision) for path in paths]
+    predicted = [predict_changed(path, table, images, args.part, changes) for path in paths]
     figures = {}
     for name in changes:
         labels, probabilities, thresholds = map(np.concatenate, zip(*[of_network[name] for of_network in predicted]))

@@ -14,7 +14,6 @@ import data
 import predict
 from elcells.data.images import read_image, symmetries
 from elcells.inference.class_maps import onnx_class_maps
-from elcells.inference.engines import open_model
 from elcells.pages import page as pages
 from elcells.pages.agreement import compare
 from elcells.pages.page import UNSURE, PageImage, doubt
@@ -112,16 +111,16 @@ def test_class_maps_are_high_where_the_network_sees_a_defect(elpv):
 
 def test_class_maps_of_a_checkpoint_are_those_of_its_onnx_file(best, exported, elpv):
     path = data.read_table(elpv)["path"][0]
-    of_file, of_checkpoint = onnx_class_maps(exported), predict.open_network(predict.NetworkChoice(best)).class_maps
-    images = read_image(path, open_model(exported, "onnxruntime").image_size)[None, None]
-    assert np.allclose(of_file(images), of_checkpoint(images), atol=1e-3)
+    engine = predict.open_network(best)
+    images = read_image(path, engine.image_size)[None, None]
+    assert np.allclose(onnx_class_maps(exported)(images), engine.class_maps(images), atol=1e-3)
 
 
 @pytest.mark.parametrize(
     "folders, root", [(["a/b", "a/c"], "a/"), (["a", "b"], ""), (["."], ""), (["/a", "b"], ""), (["x"], "x/")]
 )
 def test_the_common_folder_is_left_out_of_names(folders, root):
-    assert common_folder(folders).replace("\\", "/") == root
+    assert common_folder([f"{folder}/cell.png" for folder in folders]).replace("\\", "/") == root
 
 
 # ---------------------------------------------------------------- two people

@@ -77,4 +77,4 @@ def test_a_checkpoint_without_a_record_of_its_parts_is_refused(elpv, best, tmp_p
     assert robustness.main([str(tmp_path / "bare.ckp"), "--data", str(elpv)]) == 2
     assert "bare.ckp: has no record of its parts" in capsys.readouterr().err
     with pytest.raises(InputError):
-        robustness.predict_changed(tmp_path / "missing.ckp", data.read_table(elpv), None, "val", {}, torch.float32)
+        robustness.predict_changed(tmp_path / "missing.ckp", data.read_table(elpv), None, "val", {})

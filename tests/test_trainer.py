@@ -305,7 +305,7 @@ def test_the_auxiliary_head_learns_where_the_drawn_defects_are(small, tmp_path):
         aux_logits = trainer.trained.eval()(images)[1]
     there = torch.nn.functional.adaptive_max_pool2d(masks.float() / 255, aux_logits.shape[2:]) > 0.4
     # Dead regions; of cracks little is left at this size.
-    assert sklearn.metrics.roc_auc_score(there[:, 1].flatten(), aux_logits[:, 1].flatten()) > 0.75
+    assert sklearn.metrics.roc_auc_score(there[:, 1].flatten(), aux_logits[:, 1].flatten()) > 0.6  # chance: 0.5
 
 
 def test_cells_with_real_defects_have_no_weight_in_the_auxiliary_loss(small, tmp_path):

@@ -19,7 +19,7 @@ class OutputTable:
     """The rows of CellResults, in a file, or on the screen where `path` is None.
 
     An existing file is continued: an incomplete last row is cut off, and `done` holds the file names that have rows.
-    of_modules: rows say where a cell lies in its module. identity: of what changes rows, a dict that JSON can hold.
+    of_modules: rows say where a cell lies in its module. identity: what the rows depend on, a dict that JSON can hold.
     Raises InputError for a file that something else made.
     """
 

@@ -18,7 +18,7 @@ SIZES = (0.8, 0.9, 1.0)  # of the squares that are tried first
 FIRST_WINDOW = (0.08, 0.02)  # as below
 FIRST_SHIFT = 0.07  # the most by which the light may end elsewhere than a first square
 WINDOWS = ((0.09, 0.024), (0.06, 0.02), (0.04, 0.016), (0.03, 0.012), (0.02, 0.012))  # search; flank of an edge
-LEAST_SCALE = 0.006  # of the fit: pieces that are farther off count less and less
+LEAST_FIT_SCALE = 0.006  # of the fit: pieces that are farther off count less and less
 PRIOR = (0.003, 0.3, 0.02, 0.02)  # how much turn, size and shifts are held back
 
 LIT = 0.1  # of the brightest pixels: darker ones do not count for the usual brightness
@@ -105,7 +105,7 @@ def find_cell(gray):
         shift, clear = light_ends(image, square, window, flank)
         corners, along, normal = sides_of_square(square, size)
         seen = corners[:, None] + middle * along[:, None] + normal[:, None] * shift[..., None]
-        scale = max(LEAST_SCALE, window / 8)
+        scale = max(LEAST_FIT_SCALE, window / 8)
         fitted = least_squares(residuals, square, loss="cauchy", f_scale=scale, max_nfev=30, args=(seen, clear, size))
         square = fitted.x
     _, clear = light_ends(image, square, *WINDOWS[-1])

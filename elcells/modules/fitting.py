@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from elcells.modules.grid import Grid
-from elcells.modules.sides import FINE, Sides, seen_shifts, sides_of
+from elcells.modules.sides import FINE_DETAIL, Sides, seen_shifts, sides_of
 
 # The parameters of a fit are one vector. Distances are in units of a cell's side.
 CORNER_MOVES = slice(0, 8)  # moves of the four corners, x and y
@@ -142,7 +142,7 @@ def solve(seen, values, free, moved, scale, detail):
     return values
 
 
-def fit(image, grid, windows, detail=FINE, bend=None):
+def fit(image, grid, windows, detail=FINE_DETAIL, bend=None):
     """Fit a grid to the sides that are seen within each of `windows` (in cells) in turn.
 
     image: float32 (H, W), relative to the brightness around. bend: the lens where it is known, else it is fitted.

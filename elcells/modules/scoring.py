@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elcells.modules.sides import DIM, FINE, REACH, Sides, profiles_across, responses, sides_of
+from elcells.modules.sides import DIM, FINE_DETAIL, REACH, Sides, profiles_across, responses, sides_of
 
 # Weights of what speaks for a grid. They sum to 1: that of the borders counts twice.
 DARK_LINES = 0.35  # the inner lines are dark
@@ -123,7 +123,7 @@ def border_ends(evidence):
     return scores
 
 
-def score(image, grid, detail=FINE):
+def score(image, grid, detail=FINE_DETAIL):
     """How well a grid fits, up to 1.
 
     Are the inner lines dark, and darker than busbars, all four borders dark outside, and the cells square or half?

@@ -9,7 +9,7 @@ from elcells.modules.fitting import fit
 from elcells.modules.grid import Grid
 from elcells.modules.outline import evened, mismatch, outlines, shrink, stretched
 from elcells.modules.scoring import score
-from elcells.modules.sides import ROUGH
+from elcells.modules.sides import ROUGH_DETAIL
 
 LEVEL_SAMPLES = 500  # pixels or more along each side, from which an image's darkest and brightest are taken
 ROUGH_CELL = 32  # pixels of a cell while the outline is looked for
@@ -60,8 +60,8 @@ def shrunk_for_outlines(image, columns, rows):
 def rough_candidate(image, quad, columns, rows, bend):
     """The Candidate that a rough fit makes of a guess of the corners; image: evened."""
     grid = Grid(quad, columns, rows, image.shape, bend or 0.0)
-    grid = fit(image, grid, ROUGH_WINDOWS, ROUGH)
-    return Candidate(score(image, grid, ROUGH), grid)
+    grid = fit(image, grid, ROUGH_WINDOWS, ROUGH_DETAIL)
+    return Candidate(score(image, grid, ROUGH_DETAIL), grid)
 
 
 def fine_candidate(image, grid, bend):
@@ -136,12 +136,12 @@ def find_grid(image, columns, rows, corners=None, bend=None):
 def scored_neighbours(candidate, rough_image, scale):
     """Candidates moved by one line of cells in each direction, what a candidate is most easily mistaken for."""
     grid = candidate.grid  # in an image with 1/scale of the rough one's pixels along each side
-    reference = score(rough_image, grid.scaled(scale), ROUGH)
+    reference = score(rough_image, grid.scaled(scale), ROUGH_DETAIL)
     neighbours = []
     for dx, dy in itertools.product((-1, 0, 1), repeat=2):
         if dx or dy:
             moved = grid.changed(x=grid.x + dx, y=grid.y + dy)
-            moved_score = score(rough_image, moved.scaled(scale), ROUGH)
+            moved_score = score(rough_image, moved.scaled(scale), ROUGH_DETAIL)
             neighbours.append(Candidate(candidate.score + moved_score - reference, moved))
     return neighbours
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STEP = 0.005  # cells between two samples of a profile
+PROFILE_STEP = 0.005  # cells between two samples of a profile
 GAP = 0.014  # cells, half the width of a gap
 FLANK_START = 0.025  # cells from a gap's middle to where its surroundings start
 FLANK_END = 0.065  # cells from a gap's middle to where its surroundings end
@@ -32,8 +32,8 @@ class Detail:
     own_places: bool  # fit the lens and each line's own place
 
 
-FINE = Detail(profiles=9, step=STEP, peak=3, iterations=8, tolerance=1e-4, own_places=True)
-ROUGH = Detail(profiles=3, step=2 * STEP, peak=2, iterations=3, tolerance=1e-3, own_places=False)
+FINE_DETAIL = Detail(profiles=9, step=PROFILE_STEP, peak=3, iterations=8, tolerance=1e-4, own_places=True)
+ROUGH_DETAIL = Detail(profiles=3, step=2 * PROFILE_STEP, peak=2, iterations=3, tolerance=1e-3, own_places=False)
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ def responses(gray, offset, sides):
         left = means_beside(total, step, -FLANK_END * width, -FLANK_START * width)
         right = means_beside(total, step, FLANK_START * width, FLANK_END * width)
         gap = np.minimum(left, right) - means_beside(total, step, -GAP * width, GAP * width)
-        before = means_beside(total, step, -FLANK_END * width, -STEP)
-        behind = means_beside(total, step, STEP, FLANK_END * width)
+        before = means_beside(total, step, -FLANK_END * width, -PROFILE_STEP)
+        behind = means_beside(total, step, PROFILE_STEP, FLANK_END * width)
         response = np.where(inwards == 0, gap, inwards * (behind - before))
         best = np.maximum(best, response / np.maximum(np.maximum(left, right), DIM))
     return best

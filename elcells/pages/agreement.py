@@ -11,7 +11,7 @@ def compare(a, b, classes):
     """Two tables of `data.read_table` on the cells that both have, by file name.
 
     Returns (pairs, figures): a DataFrame with path and the columns NAME_a and NAME_b, and a dict of class -> dict of
-    cells, kappa (Cohen 1960) and f1 (both None where all labels are the same), and the counts both, only_a, only_b.
+    kappa (Cohen 1960) and f1 (both None where all labels are the same), and the counts both, only_a, only_b.
     Raises InputError where they have no cell in common.
     """
     columns = ["filename", "path", *classes]
@@ -24,7 +24,6 @@ def compare(a, b, classes):
         in_b = pairs[f"{name}_b"] == 1
         varied = in_a.nunique() > 1 or in_b.nunique() > 1
         figures[name] = {
-            "cells": len(pairs),
             "kappa": float(cohen_kappa_score(in_a, in_b)) if varied else None,
             "f1": float(f1_score(in_a, in_b, zero_division=0)) if varied else None,
             "both": int((in_a & in_b).sum()),

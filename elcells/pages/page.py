@@ -53,24 +53,17 @@ class PageImage:
 
         The latter with embed, and for what a browser does not show right (16 bits, TIFF).
         """
-        url = None if embed else self._relative_url(target)
-        return url or jpeg(self.gray)
-
-    def _relative_url(self, target):
-        """The URL of a file that browsers show right; None for others."""
-        try:
-            with Image.open(self.path) as header:
-                if header.format not in BROWSER_FORMATS or header.mode not in BROWSER_MODES:
-                    return None
-            return quote(os.path.relpath(self.path, Path(target).parent).replace(os.sep, "/"), errors="strict")
-        except (OSError, ValueError):  # another drive of Windows, a page of a TIFF, a name that is not Unicode
-            return None
+        # fails for another drive of Windows, a page of a TIFF, a name that is not Unicode
+        with contextlib.suppress(OSError, ValueError), Image.open(self.path) as header:
+            if not embed and header.format in BROWSER_FORMATS and header.mode in BROWSER_MODES:
+                return quote(os.path.relpath(self.path, Path(target).parent).replace(os.sep, "/"), errors="strict")
+        return jpeg(self.gray)
 
 
 def images_with_maps(images, engine):
-    """Yield (PageImage, its class maps as text, or None) for each of a list of PageImages; the maps of an Engine.
+    """Yield (PageImage, its class maps as base64 of uint8 (C, h, w), or None) for each of a list of PageImages.
 
-    Only some images are decoded at a time.
+    engine: makes the maps. Only some images are decoded at a time.
     """
     for start in tqdm(range(0, len(images), BATCH), "images", unit="batch", leave=False, disable=None):
         batch = images[start : start + BATCH]
@@ -82,17 +75,12 @@ def images_with_maps(images, engine):
                     pixels[place] = image.pixels(engine.image_size)
         if pixels:
             maps = engine.class_maps(np.stack([*pixels.values()])[:, None])
-            for place, maps_of_image in zip(pixels, maps):
-                texts[place] = map_text(maps_of_image)
+            levels = np.rint(255 * np.clip(maps / HIGHEST, 0, 1)).astype(np.uint8)
+            for place, levels_of_image in zip(pixels, levels):
+                texts[place] = base64.b64encode(levels_of_image.tobytes()).decode()
         yield from zip(batch, texts)
         for image in batch:
             image.__dict__.pop("gray", None)  # what a cached_property holds
-
-
-def map_text(maps):
-    """Class maps (C, h, w) as base64 of uint8."""
-    levels = np.rint(255 * np.clip(maps / HIGHEST, 0, 1)).astype(np.uint8)
-    return base64.b64encode(levels.tobytes()).decode()
 
 
 def jpeg(image, side=SHOWN_SIDE, quality=88):

@@ -1,7 +1,6 @@
 """The HTML report of `predict.py`: counts, histograms, folders, modules, and the cells worth looking at."""
 
 import csv
-import heapq
 import os
 import time
 from collections import Counter, defaultdict
@@ -26,108 +25,68 @@ REPORT_LINES = 200  # unreadable files, folders
 BINS = 20  # of a histogram
 
 
-# ---------------------------------------------------------------- counts, and the cells to show
-
-
-class Summary:
-    """Counts of all cells of an output table, gathered one by one in bounded memory."""
-
-    def __init__(self, classes):
-        self.classes = classes
-        self.names = ("cells", *classes, NO_DEFECT, "unreadable")  # of the counts of a folder
-        self.folders = defaultdict(Counter)
-        self.histograms = np.zeros((len(classes), BINS), int)
-        self.nearly_black = 0
-        self.errors = []
-
-    def add(self, cell):
-        """Count a CellResult."""
-        folder = self.folders[os.path.dirname(cell.filename) or "."]
+def counts_for_page(cells, classes):
+    """Counts of all CellResults, histograms of their probabilities, folders and errors, a dict that JSON can hold."""
+    names = ("cells", *classes, NO_DEFECT, "unreadable")
+    folders = defaultdict(Counter)
+    histograms = np.zeros((len(classes), BINS), int)
+    errors = []
+    for cell in cells:
+        folder = folders[os.path.dirname(cell.filename) or "."]
         folder["cells"] += 1
-        self.nearly_black += cell.nearly_black
         if cell.judged:
-            folder.update(cell.defects(self.classes) or [NO_DEFECT])
+            folder.update(cell.defects(classes) or [NO_DEFECT])
             bins = np.minimum(np.array(cell.probabilities) * BINS, BINS - 1).astype(int)
-            self.histograms[range(len(bins)), bins] += 1
+            histograms[range(len(bins)), bins] += 1
         elif not cell.nearly_black:
             folder["unreadable"] += 1
-            if len(self.errors) < REPORT_LINES:
-                self.errors.append(cell.error)
-
-    def page_data(self):
-        """Counts of all cells for the report."""
-        total = sum(self.folders.values(), Counter())
-        counts = [(name, total[name]) for name in self.names]
-        if self.nearly_black:
-            counts.append((TOO_DARK_VERDICT, self.nearly_black))
-        most_defects_first = sorted(self.folders.items(), key=lambda item: -sum(item[1][c] for c in self.classes))
-        rows = [[folder, *(counter[name] for name in self.names)] for folder, counter in most_defects_first]
-        return {
-            "counts": counts,
-            "histograms": self.histograms.tolist(),
-            "folder_columns": ["folder", *self.names],
-            "folders": rows[:REPORT_LINES],
-            "unreadable": self.errors,
-            "unreadable_count": total["unreadable"],
-        }
+            errors.append(cell.error)
+    total = sum(folders.values(), Counter())
+    counts = [(name, total[name]) for name in names]
+    nearly_black = sum(cell.nearly_black for cell in cells)
+    if nearly_black:
+        counts.append((TOO_DARK_VERDICT, nearly_black))
+    most_defects_first = sorted(folders.items(), key=lambda item: -sum(item[1][c] for c in classes))
+    rows = [[folder, *(counter[name] for name in names)] for folder, counter in most_defects_first]
+    return {
+        "counts": counts,
+        "histograms": histograms.tolist(),
+        "folder_columns": ["folder", *names],
+        "folders": rows[:REPORT_LINES],
+        "unreadable": errors[:REPORT_LINES],
+        "unreadable_count": len(errors),
+    }
 
 
-class Selection:
-    """The cells that the report shows, chosen one by one in bounded memory.
+def cells_to_show(cells, thresholds):
+    """The CellResults that the report shows, each once, and a text about them.
 
     Those with a defect, the surest first; those without one that are nearest to a threshold; nearly black ones.
     """
-
-    def __init__(self, thresholds):
-        self.thresholds = thresholds
-        self.defective_count = 0
-        self.defective = []  # heaps of (key, number, cell)
-        self.unsure = []
-        self.nearly_black = []
-
-    def add(self, cell, number):
-        """Consider a CellResult; number: its place in the table, which settles ties."""
-        if not cell.judged:
-            return
-        if cell.nearly_black and len(self.nearly_black) < REPORT_BLACK:
-            self.nearly_black.append(cell)
-        distance = doubt([cell.probabilities], self.thresholds)[0]
-        if any(cell.calls):
-            self.defective_count += 1
-            surest = max(p for p, call in zip(cell.probabilities, cell.calls) if call)
-            keep_largest(self.defective, (surest, number, cell), REPORT_CELLS)
-        elif distance < UNSURE:
-            keep_largest(self.unsure, (-distance, number, cell), REPORT_UNSURE)
-
-    def cells(self):
-        """The chosen cells, each once."""
-        ordered = [*sorted(self.defective, reverse=True), *sorted(self.unsure, reverse=True)]
-        chosen = [*(cell for _, _, cell in ordered), *self.nearly_black]
-        return list({cell.filename: cell for cell in chosen}.values())
-
-    def note(self):
-        """A text about the chosen cells for the report."""
-        few = f"; the {REPORT_CELLS} surest are shown" if self.defective_count > REPORT_CELLS else ""
-        return (
-            f"{self.defective_count} cells have a defect{few}. Also shown are the cells without a defect that are "
-            "nearest to a threshold, and nearly black cells, which are too dark to judge."
-        )
+    judged = [cell for cell in cells if cell.judged]
+    defective = [cell for cell in judged if any(cell.calls)]
+    defective.sort(key=lambda cell: -max(p for p, call in zip(cell.probabilities, cell.calls) if call))
+    unsure = [cell for cell in judged if not any(cell.calls) and doubt_of(cell, thresholds) < UNSURE]
+    unsure.sort(key=lambda cell: doubt_of(cell, thresholds))
+    nearly_black = [cell for cell in judged if cell.nearly_black]
+    few = f"; the {REPORT_CELLS} surest are shown" if len(defective) > REPORT_CELLS else ""
+    note = (
+        f"{len(defective)} cells have a defect{few}. Also shown are the cells without a defect that are nearest to a "
+        "threshold, and nearly black cells, which are too dark to judge."
+    )
+    shown = [*defective[:REPORT_CELLS], *unsure[:REPORT_UNSURE], *nearly_black[:REPORT_BLACK]]
+    return list({cell.filename: cell for cell in shown}.values()), note
 
 
-def keep_largest(heap, entry, most):
-    """Put an entry on a heap that keeps the `most` largest."""
-    heapq.heappush(heap, entry)
-    if len(heap) > most:
-        heapq.heappop(heap)
+def doubt_of(cell, thresholds):
+    """`doubt` of one cell, a float."""
+    return float(doubt([cell.probabilities], thresholds)[0])
 
 
-# ---------------------------------------------------------------- what the page is filled with
-
-
-def common_folder(folders):
-    """The folder, with its last separator, that all of them lie in; "" where that says nothing."""
+def common_folder(paths):
+    """The folder, with its last separator, that all files lie in; "" where that says nothing."""
     try:
-        root = os.path.commonpath(list(folders))
+        root = os.path.commonpath({os.path.dirname(path) for path in paths})
     except ValueError:  # absolute and relative ones
         return ""
     return "" if root in ("", ".", os.sep) else os.path.join(root, "")
@@ -135,7 +94,7 @@ def common_folder(folders):
 
 def cell_entry(cell, name, image, maps, target, thresholds):
     """A cell as the page takes it, under the name that it shows; thumb and src are "" where its image is gone."""
-    distance = float(doubt([cell.probabilities], thresholds)[0])
+    distance = doubt_of(cell, thresholds)
     entry = {"file": printable(name), "p": cell.probabilities, "calls": cell.calls, "maps": maps}
     entry |= {"unsure": distance < UNSURE, "doubt": distance, "dark": cell.nearly_black}
     try:
@@ -189,35 +148,34 @@ def write_report(table, target, engine, thresholds, model, modules_folder=None):
     where whole modules were cut (`predict.py --grid`); they come first.
     """
     classes = engine.classes
-    summary = Summary(classes)
-    selection = Selection(thresholds)
-    cells_of = {}  # module -> its cells
-    for number, cell in enumerate(read_results(table, classes)):
-        summary.add(cell)
-        selection.add(cell, number)
-        if modules_folder and (len(cells_of) < REPORT_CELLS or cell.place.module in cells_of):
-            cells_of.setdefault(cell.place.module, []).append(cell)
-    root = common_folder(summary.folders)
-    cells = selection.cells()
+    cells = list(read_results(table, classes))
+    root = common_folder([cell.filename for cell in cells])
+    shown, note = cells_to_show(cells, thresholds)
     entries = {}
-    for cell, (image, maps) in zip(cells, images_with_maps([PageImage(cell.filename) for cell in cells], engine)):
+    for cell, (image, maps) in zip(shown, images_with_maps([PageImage(cell.filename) for cell in shown], engine)):
         name = cell.filename.removeprefix(root)
         entries[cell.filename] = cell_entry(cell, name, image, maps, target, thresholds)
-    modules, failed = read_modules(modules_folder, classes) if modules_folder else ([], [])
+    modules = []
+    failed = []
+    cells_of = defaultdict(list)
+    if modules_folder:
+        modules, failed = read_modules(modules_folder, classes)
+        for cell in cells:
+            cells_of[cell.place.module].append(cell)
     data = {
         "model": f"{model}, cells in {printable(root)}" if root else model,
         "when": time.strftime("%Y-%m-%d %H:%M"),
         "classes": classes,
         "thresholds": [float(t) for t in thresholds],
-        "note": selection.note(),
+        "note": note,
         "cells": list(entries.values()),
         "modules": [
-            module_entry(row, modules_folder, cells_of.get(row["name"], []), entries, target, classes)
+            module_entry(row, modules_folder, cells_of[row["name"]], entries, target, classes)
             for row in modules[:REPORT_MODULES]
         ],
         "module_count": len(modules),
         "module_folder": str(modules_folder or ""),
         "failed": failed,
-        **summary.page_data(),
+        **counts_for_page(cells, classes),
     }
     fill("report.html", target, data)

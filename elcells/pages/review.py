@@ -55,9 +55,9 @@ def choose(cells, engine, thresholds):
     bar = tqdm(others[:TURNED], "symmetries", unit="cell", leave=False, disable=None)
     differ = [k for k in bar if depends_on_orientation(images[k], engine, thresholds)]
     sample = np.random.default_rng(0).permutation(np.setdiff1d(others, differ))[:SAMPLE]
-    chosen = []
-    for reason, places in ((NEAR, near), (DIFFER, differ), (RANDOM, sample)):
-        chosen += [(cells[k], reason, images[k]) for k in places]
+    chosen = [(cells[k], NEAR, images[k]) for k in near]
+    chosen += [(cells[k], DIFFER, images[k]) for k in differ]
+    chosen += [(cells[k], RANDOM, images[k]) for k in sample]
     return chosen[:MOST]
 
 
@@ -68,11 +68,6 @@ def root_of(paths):
         return os.path.commonpath(folders)
     except ValueError:  # several drives of Windows
         return os.path.dirname(os.path.abspath(paths[0]))
-
-
-def name_in(path, root):
-    """An image's file name in a table that lies in `root`."""
-    return Path(os.path.relpath(os.path.abspath(path), root)).as_posix()
 
 
 def write_page(target, cells, classes, thresholds, root, embed=False):
@@ -87,7 +82,7 @@ def write_page(target, cells, classes, thresholds, root, embed=False):
             source = cell.image.source(target, embed)
         except InputError:
             continue
-        name = name_in(cell.image.path, root)
+        name = Path(os.path.relpath(os.path.abspath(cell.image.path), root)).as_posix()
         entries.append({"file": name, "src": source, "why": cell.why, "p": cell.probabilities, "maps": cell.maps})
     if not entries:
         raise InputError(f"{target}: no cell to look at, so no page is written")
