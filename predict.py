@@ -271,11 +271,11 @@ def options():
     text = "every N-th image, from the K-th on (all)"
     group.add_argument("--shard", type=shard, default=(1, 1), metavar="K/N", help=text)
     group.add_argument("--engine", choices=ENGINES, help="what runs an ONNX file (auto)")
-    text = "of openvino; auto: bfloat16 where it is fast, which moves probabilities (float32)"
+    text = "precision of OpenVINO; auto: bfloat16 where it is faster, which changes probabilities (float32)"
     group.add_argument("--engine-precision", choices=PRECISIONS, help=text)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
     group.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (%(default)s)")
-    group.add_argument("--threads", type=int, metavar="N", help="of an ONNX file's network, 0: all (0)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads for an ONNX file, 0: all (0)")
     return parser
 
 

@@ -328,6 +328,8 @@ class Trainer:
     def resume(self, path):
         """Take over weights, optimiser and place in the run from a checkpoint of `save`."""
         checkpoint = read_checkpoint(path)
+        if "optimizer" not in checkpoint:
+            raise InputError(f"{path}: can't be resumed, it is the snapshot of an epoch; give the last.ckp beside it")
         try:
             if checkpoint["rows"] != len(self.train_set) or checkpoint["seed"] != self.run.seed:
                 raise InputError(

@@ -32,7 +32,7 @@ def write_results(predicted, dataset, classes, by, out, title, description, pref
     plot_reliability(labels, probabilities, classes, plots / f"{prefix}reliability.png")
     plot_errors(labels, probabilities, thresholds, dataset, classes, plots / f"{prefix}errors.png")
     print(report_text(report, title))
-    print(f"\n{path} has all figures, {plots} the plots.")
+    print(f"\nFigures are in {path}, plots in {plots}.")
 
 
 def describe_run(model, checkpoint):

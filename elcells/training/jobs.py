@@ -49,7 +49,7 @@ class Job:
         metavar="SOURCE=N",
         nargs="+",
     )
-    limit: int | None = setting(None, "take only N cells, a stratified handful", group="data", least=1)
+    limit: int | None = setting(None, "take only N cells, a stratified sample", group="data", least=1)
     split: str = setting(
         "cell", "what stays on one side of a split; row leaks", group="data", choices=("cell", "module", "row")
     )
@@ -62,7 +62,7 @@ class Job:
     )
 
     model: str | None = setting(
-        None, "network (that of --weights; else efficientnet_lite0, resnet34 with --recipe classic)", group="network"
+        None, "network (that of --weights; else efficientnet_lite0, or resnet34 with --recipe classic)", group="network"
     )
     width: int | None = setting(None, "width of our own network (32)", group="network", metavar="MAPS", least=16)
     weights: str | None = setting(
