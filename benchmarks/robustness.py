@@ -130,7 +130,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="*", default=["best"], help="best, last or paths (best)")
     parser.add_argument("--part", choices=("val", "test"), default="val", help="of each checkpoint (%(default)s)")
-    parser.add_argument("--only", nargs="+", choices=CHANGES, metavar="CHANGE", help=f"{'; '.join(CHANGES)} (all)".replace("%", "%%"))
+    parser.add_argument(
+        "--only", nargs="+", choices=CHANGES, metavar="CHANGE", help=f"{'; '.join(CHANGES)} (all)".replace("%", "%%")
+    )
     parser.add_argument("--align", action="store_true", help="align the changed images, as predict.py --align does")
     parser.add_argument("--out", default="robustness.json", metavar="FILE", help="figures (%(default)s)")
     data.add_table_options(parser)
