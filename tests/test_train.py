@@ -5,14 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, SMALL
-from filelock import FileLock
 
 import data
 import train
@@ -327,38 +324,35 @@ def test_defects_are_drawn_where_the_labels_know_them(elpv, tmp_path, capsys):
     assert "only crack and inactive can be drawn" in capsys.readouterr().err
 
 
-def torchrun(*options, script=ROOT / "train.py"):
-    """Output of a script in two processes on the CPU, a thread each."""
+def torchrun(*options):
+    """Output of train_and_tell.py in two processes on the CPU, a thread each."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    script = ROOT / "tests" / "train_and_tell.py"
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, script, *options]
     command = [str(part) for part in (sys.executable, *command)]
-    with FileLock(Path(tempfile.gettempdir()) / "torchrun_of_tests.lock"):  # side by side they may pick the same port
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_two_processes_divide_the_work_and_end_with_the_same_weights_after_a_resume_too(elpv, tmp_path):
-    options = ["--data", elpv, "--out", tmp_path, *SMALL, "--recipe", "classic", "--device", "cpu", "--epochs", 1]
-    for more in (options, ["--resume", "--out", tmp_path, "--device", "cpu", "--epochs", 2]):
-        out = torchrun(*more, script=ROOT / "tests" / "train_and_tell.py")
+def test_two_processes_divide_the_work_and_agree_after_a_resume_too_and_frozen_stages_stay(elpv, tmp_path):
+    """With what ships, but for a schedule that allows more epochs."""
+    what = ["--data", elpv, "--limit", 24, "--model", "efficientnet_lite0", "--weights", "none", "--image-size", 64]
+    how = ["--recipe", "finetune", "--batch-size", 8, "--schedule", "steps", "--precision", "bf16"]
+    for epochs, options in ((1, [*what, *how]), (2, ["--resume"])):
+        place = ["--out", tmp_path, "--device", "cpu", "--epochs", epochs]
+        out = torchrun(*options, *place)
         processes = re.findall(r"rank (\d): (\d+) cells, weights (\w+)", out)
         assert sorted(number for number, _, _ in processes) == ["0", "1"] and out.count("Mean F1") == 1
         cells = [int(count) for _, count, _ in processes]
         checkpoint = read_checkpoint(tmp_path / "checkpoints" / "last.ckp")
-        assert sum(cells) == checkpoint["rows"] and abs(cells[0] - cells[1]) <= 30  # one a step at most
+        assert sum(cells) == checkpoint["rows"] and abs(cells[0] - cells[1]) <= 3  # one a step at most
         assert processes[0][2] == processes[1][2]
     assert [row["epoch"] for row in checkpoint["history"]] == [1, 2]
-
-
-def test_two_processes_train_what_ships_and_leave_its_frozen_stages_alone(elpv, tmp_path):
-    options = ["--data", elpv, "--out", tmp_path, *HANDFUL, "--model", "efficientnet_lite0", "--weights", "none"]
-    torchrun(*options, "--image-size", 64, "--recipe", "finetune", "--precision", "bf16", "--device", "cpu")
-    after = load_model(tmp_path / "checkpoints" / "best.ckp")[0].network
     torch.manual_seed(0)
     model = build_model("efficientnet_lite0", image_size=64)
-    before = model.network
-    same = [torch.equal(a, b) for a, b in zip(before.state_dict().values(), after.state_dict().values())]
+    after = read_checkpoint(tmp_path / "checkpoints" / "last.ckp")["model"]
+    same = [torch.equal(before, after[name]) for name, before in model.network.state_dict().items()]
     frozen = len(torch.nn.ModuleList(first_layers(model, 2)).state_dict())
     assert all(same[:frozen]) and not all(same[frozen:])
 

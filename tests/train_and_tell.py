@@ -5,6 +5,7 @@ import sys
 
 import train
 from elcells.distributed import rank
+from elcells.training import synthetic
 from trainer import Trainer
 
 cells = 0
@@ -27,6 +28,7 @@ def fit_and_tell(self, on_epoch=None):
     return done
 
 
+synthetic.COUNTS = dict.fromkeys(synthetic.COUNTS, 9)  # drawn in no time
 Trainer.train_step = counted_step
 Trainer.fit = fit_and_tell
 raise SystemExit(train.main())
