@@ -12,7 +12,7 @@ import sys
 
 from tqdm import tqdm
 
-from elcells.data.images import find_images
+from elcells.data.finding import find_images
 from elcells.files import InputError, command
 from elcells.modules.cutting import grid_size, read_corners
 from elcells.modules.overlay import NO_DEFECT, TOO_DARK_VERDICT, draw_module

@@ -21,7 +21,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from elcells.data.cache import load_sources
-from elcells.data.images import SUFFIXES, THREADS, as_stored, file_of, open_image
+from elcells.data.finding import SUFFIXES, as_stored, file_of
+from elcells.data.images import THREADS, open_image
 from elcells.data.splits import (  # noqa: F401 (scripts use them as data.split_parts, ...)
     SPLIT_SEED,
     TRANSPOSES,

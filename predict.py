@@ -20,7 +20,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from elcells.data.images import LIKE_MODULE, SUFFIXES, THREADS, as_lines, examine, find_images
+from elcells.data.finding import SUFFIXES, find_images
+from elcells.data.images import LIKE_MODULE, THREADS, as_lines, examine
 from elcells.files import InputError, command
 from elcells.inference.cells import CellResult, judge
 from elcells.inference.class_maps import onnx_class_maps, weighted

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import data
-from elcells.data.images import examine, pages_of, read_image
+from elcells.data.images import examine, read_image
+from elcells.data.tiff import pages_of
 from elcells.files import InputError
 from model import build_model, load_model, save_checkpoint
 

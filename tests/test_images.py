@@ -8,7 +8,9 @@ from PIL import Image
 import data
 import predict
 from elcells.data.cache import load_images
-from elcells.data.images import as_lines, examine, find_images, open_image, pages_of, read_image
+from elcells.data.finding import find_images
+from elcells.data.images import as_lines, examine, open_image, read_image
+from elcells.data.tiff import pages_of
 from elcells.files import InputError
 
 

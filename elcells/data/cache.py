@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from elcells.data.images import IMAGE_SIZE, THREADS, as_lines, examine, file_of
+from elcells.data.finding import file_of
+from elcells.data.images import IMAGE_SIZE, THREADS, as_lines, examine
 from elcells.files import InputError, atomic_path
 
 

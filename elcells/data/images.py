@@ -1,21 +1,16 @@
-"""Image files as gray arrays of one size: finding, opening and decoding them."""
+"""Image files as gray arrays of one size: opening and decoding them."""
 
-import glob
 import os
-import re
-import sys
-import unicodedata
 import warnings
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
 
+from elcells.data.finding import file_of
 from elcells.files import InputError
 
 IMAGE_SIZE = 300  # side in pixels
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm"}
 THREADS = max(2, os.cpu_count() or 2)  # for decoding and encoding images; zlib runs outside Python's lock
 NEARLY_BLACK = 0.13  # mean pixel in 0..1; darker cells of ELPV are only noise and have neither label (doc/labels.md)
 SQUARE = 1.05  # up to this ratio of its sides an image is stretched to a square
@@ -35,97 +30,6 @@ PIECE_BRIGHTNESS = 0.2  # of the bright pixels' level; darker pixels belong to n
 PIECE_AREA = 60  # least pixels of a piece
 PIECE_FILL = 0.45  # least share of its bounding box that a piece fills
 PIECES_SHARE = 0.06  # least share of the image that the similar pieces cover together
-
-
-def as_stored(path):
-    """The Path as the file system has it, which may use the other Unicode form (Macs write ü as u and two dots)."""
-    if not path.exists():
-        for form in ("NFC", "NFD"):
-            other = path.with_name(unicodedata.normalize(form, path.name))
-            if other.exists():
-                return other
-    return path
-
-
-def file_of(path):
-    """The file (Path) that holds an image, and the number of the image's page from 0: FILE#page=2 is page 1 of FILE.
-
-    A file whose own name ends like that is taken as it is.
-    """
-    file = as_stored(Path(path))
-    page = re.fullmatch(r"(.*)#page=(\d+)", str(path), re.DOTALL)
-    if page is None or file.exists():
-        return file, 0
-    return as_stored(Path(page[1])), int(page[2]) - 1
-
-
-def pages_of(path):
-    """Names of a file's images for open_image: [path], or FILE#page=1 ... of a TIFF of several pages.
-
-    Pages of another size than the first (previews) are skipped. A file that can't be read counts as one image.
-    """
-    if Path(path).suffix.lower() not in (".tif", ".tiff"):
-        return [path]
-    sizes = []
-    try:
-        with Image.open(path) as image:
-            for number in range(getattr(image, "n_frames", 1)):
-                image.seek(number)
-                sizes.append(image.size)
-    except Exception:
-        return [path]
-    pages = [f"{path}#page={number}" for number, size in enumerate(sizes, 1) if size == sizes[0]]
-    return pages if len(pages) > 1 else [path]
-
-
-def find_images(inputs):
-    """Find the image files of folders (searched recursively, by suffix), globs, files, and "-" (a list on stdin).
-
-    Yields each str path once, a folder's in order of name; each page of a TIFF counts as an image.
-    Raises InputError for an input that leads nowhere.
-    """
-    seen = set()
-    for name in inputs:
-        for file in _files_of(name):
-            for page in pages_of(file):
-                if page not in seen:
-                    seen.add(page)
-                    yield page
-
-
-def _files_of(name):
-    """The str paths that one input of find_images stands for."""
-    if name == "-":
-        lines = (line.rstrip("\r\n") for line in sys.stdin)
-        return (line for line in lines if line)
-    if os.path.isdir(name):
-        return _walk(name)
-    if os.path.exists(name):
-        return [name]
-    stored = as_stored(Path(name))
-    if stored.exists():
-        return [str(stored)]
-    if file_of(name)[0].exists():  # a page of a file
-        return [name]
-    matches = sorted(path for path in glob.glob(name, recursive=True) if Path(path).suffix.lower() in SUFFIXES)
-    if not matches:
-        raise InputError(f"{name}: no such file or folder, and no image matches it")
-    return matches
-
-
-def _walk(folder):
-    """Yield the image files below a folder, sorted folder by folder; links are followed, but no folder twice."""
-    entered = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                yield os.path.join(root, name)
 
 
 def open_image(path):

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from elcells.data.images import file_of
+from elcells.data.finding import file_of
 from elcells.modules.cutting import cut_image
 
 LENS_IMAGES = 15  # of one size, from which the lens is found

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 import numpy as np
 from PIL import Image
 
-from elcells.data.images import file_of
+from elcells.data.finding import file_of
 from elcells.files import ANY_NAME, InputError, printable
 from elcells.inference.output import read_results
 from elcells.modules.cutting import CORNERS
