@@ -12,8 +12,8 @@ import sys
 
 from tqdm import tqdm
 
-from elcells.data.finding import find_images
-from elcells.files import InputError, command
+from elcells.data.finding import SUFFIXES, find_images
+from elcells.files import InputError, command, counted
 from elcells.modules.cutting import grid_size, read_corners
 from elcells.modules.overlay import NO_DEFECT, TOO_DARK_VERDICT, draw_module
 from elcells.modules.parallel import BLACK_COLUMN, ModulesTable, cut_modules, folders_of, module_names, warnings_of
@@ -32,21 +32,24 @@ def options():
 
 @command
 def main(argv=None):
-    """Command line of this file; returns the exit code: 0, 2 for bad input, 3 when some modules are not sure."""
+    """Command line of this file; returns the exit code: 0, 2 for bad input, 3 when some modules are not sure
+    or some folders can't be read."""
     args = options().parse_args(argv)
     columns, rows = grid_size(args.grid)
     corners = read_corners(args.corners) if args.corners else {}
-    paths = list(find_images(args.inputs))
-    if not paths:
-        raise InputError(f"{' '.join(args.inputs)}: no images there")
+    found = find_images(args.inputs)
+    for line in found.lines():
+        print(line, file=sys.stderr)
+    if not found.paths:
+        raise InputError(f"{' '.join(args.inputs)}: no images there ({' '.join(sorted(SUFFIXES))})")
     cells_folder, modules_folder = folders_of(args.out)
     table_path = modules_folder / "modules.csv"
     if table_path.exists():
         raise InputError(f"{table_path}: already exists; give another --out")
-    images = list(zip(paths, module_names(paths)))
+    images = list(zip(found.paths, module_names(found.paths)))
     with ModulesTable(table_path, [BLACK_COLUMN]) as table:
-        modules = cut_modules(images, cells_folder, columns, rows, corners)
-        for name, module in tqdm(modules, total=len(images), unit="module", leave=False):
+        cut = cut_modules(images, cells_folder, columns, rows, corners)
+        for name, module in tqdm(cut, total=len(images), unit="module", leave=False):
             if module.cells:
                 verdicts = [TOO_DARK_VERDICT if black else NO_DEFECT for black in module.black]
                 draw_module(module, modules_folder / f"{name}.png", verdicts)
@@ -54,9 +57,10 @@ def main(argv=None):
     lines, all_sure = warnings_of(table.modules)
     for line in lines:
         print(line, file=sys.stderr)
-    cut = sum(not module.error for module in table.modules)
-    print(f"{cut} of {len(images)} modules cut into {cells_folder}; {modules_folder} shows them, with modules.csv.")
-    return 0 if all_sure else 3
+    count = sum(not module.error for module in table.modules)
+    modules = counted(len(images), "module")
+    print(f"{count} of {modules} cut into {cells_folder}; {modules_folder} shows them, with modules.csv.")
+    return 0 if all_sure and not found.unreadable else 3
 
 
 if __name__ == "__main__":

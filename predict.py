@@ -15,17 +15,19 @@ import sys
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from elcells.data.finding import SUFFIXES, find_images
-from elcells.data.images import LIKE_MODULE, THREADS, as_lines, examine
-from elcells.files import InputError, command
+from elcells.data.images import THREADS, as_lines, examine
+from elcells.data.suspicions import LIKE_MODULE
+from elcells.files import InputError, command, counted
 from elcells.inference.cells import CellResult, judge
 from elcells.inference.class_maps import onnx_class_maps, weighted
 from elcells.inference.engines import ENGINES, PRECISIONS, Engine, open_model
+from elcells.inference.origin import TRAINING, describe_network, warning_about
 from elcells.inference.output import OutputTable
 from elcells.modules.align import align_cell
 from elcells.modules.cutting import grid_size, guess_grid, read_corners
@@ -45,7 +47,7 @@ def say(*lines):
 
 
 class Tally:
-    """What a run counts for its summary. engine: the Engine at work. unit: "images" or "modules"."""
+    """What a run counts for its summary. engine: the Engine at work. unit: "image" or "module"."""
 
     def __init__(self, engine, unit):
         self.engine = engine
@@ -75,8 +77,8 @@ class Tally:
         speed = "nothing left to do"
         if self.count:
             rate = self.count / (time.monotonic() - self.started)
-            speed = f"{rate:.2f} {self.unit}/s with {self.engine.name}"
-        return f"{self.count} {self.unit}: {counts}{ending}; {speed}"
+            speed = f"{rate:.2f} {self.unit}s/s with {self.engine.name}"
+        return f"{counted(self.count, self.unit)}: {counts}{ending}; {speed}"
 
 
 # ---------------------------------------------------------------- networks
@@ -88,7 +90,7 @@ def open_network(path, tta=False, device="auto", **onnx_options):
     tta: predict by the mean over an image's eight symmetries; only for checkpoints. onnx_options: of `open_model`.
     """
     path = Path(path)
-    if path.suffix != ".onnx":
+    if path.suffix.lower() != ".onnx":
         if onnx_options:
             raise InputError(f"{path}: PyTorch runs a checkpoint; engine, its precision and threads are for ONNX files")
         return open_checkpoint(path, tta, device)
@@ -106,7 +108,7 @@ def open_checkpoint(path, tta, device):
 
     keep_freed_memory()
     device = pick_device(device)
-    model, _ = load_model(path, device)
+    model, checkpoint = load_model(path, device)
     model = model.to(memory_format=torch.channels_last)
     operating_points = model.calibration_for(tta).operating_points
     map_layer = model.network.get_submodule(model.kind.map_layers[-1])
@@ -123,20 +125,25 @@ def open_checkpoint(path, tta, device):
             model(torch.from_numpy(images).to(device))
         return weighted(features[0].float().cpu().numpy(), model.network.fc.weight.float().cpu().numpy())
 
-    size = model.metadata.image_size
-    return Engine(run, model.classes, size, f"pytorch on {device.type}", operating_points, class_maps)
+    metadata = asdict(model.metadata) | {k: v for k, v in checkpoint.items() if k in TRAINING}
+    name = f"pytorch on {device.type}"
+    return Engine(run, model.classes, model.metadata.image_size, name, operating_points, class_maps, metadata=metadata)
 
 
 def default_model():
-    """The newer of onnx/best.onnx and checkpoints/best.ckp, else the shipped network; prints the choice."""
+    """The newer of onnx/best.onnx and checkpoints/best.ckp, else the shipped network; and why, for the user."""
     models = [path for path in (Path("onnx/best.onnx"), Path("checkpoints/best.ckp")) if path.exists()]
     if not models:
-        say(f"No onnx/best.onnx nor checkpoints/best.ckp here: taking {SHIPPED.name} (doc/model_card.md).")
-        return SHIPPED
+        return SHIPPED, " (there is no onnx/best.onnx nor checkpoints/best.ckp here)"
     models.sort(key=lambda path: path.stat().st_mtime_ns)
     if len(models) == 2:
-        say(f"Taking {models[1]}, which is newer than {models[0]}.")
-    return models[-1]
+        return models[1], f" (newer than {models[0]})"
+    return models[0], ""
+
+
+def from_here(path):
+    """A path relative to the current folder where it lies in it, else as it is."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 # ---------------------------------------------------------------- images of cells
@@ -181,7 +188,7 @@ def judge_images(engine, thresholds, paths, align):
 
 def predict_cells(engine, thresholds, paths, align, table):
     """Judge image files of cells, write their rows and print a summary; returns whether all could be read."""
-    tally = Tally(engine, "images")
+    tally = Tally(engine, "image")
     module_path = None  # of the first image that looks like a module
     for cell in tqdm(judge_images(engine, thresholds, paths, align), total=len(paths), unit="image", leave=False):
         table.write(cell)
@@ -190,7 +197,8 @@ def predict_cells(engine, thresholds, paths, align, table):
             module_path = cell.filename
     say(tally.text(f", {tally.unreadable} unreadable"))
     if tally.nearly_black:
-        say(f"{tally.nearly_black} of them are nearly black (dead or underexposed): too dark to judge.")
+        verb = "is" if tally.nearly_black == 1 else "are"
+        say(f"{tally.nearly_black} of them {verb} nearly black (dead or underexposed): too dark to judge.")
     say(*as_lines(tally.notes))
     grid = guess_grid(module_path) if module_path else ""
     if grid:
@@ -209,7 +217,7 @@ def predict_modules(engine, thresholds, named, layout, table):
     classes = engine.classes
     cells_folder, modules_folder = folders_of(table.path.with_suffix(""))
     modules_path = modules_folder / "modules.csv"
-    tally = Tally(engine, "modules")
+    tally = Tally(engine, "module")
     drawing = None  # of the previous module
     with ThreadPoolExecutor(1) as pool, ModulesTable(modules_path, [*classes, BLACK_COLUMN]) as modules:
         left = [(path, name) for path, name in named if name not in modules.done]
@@ -303,13 +311,19 @@ def run(args):
     layout = None
     if args.grid:
         layout = ModuleLayout(*grid_size(args.grid), read_corners(args.corners) if args.corners else {})
-    model = args.model or default_model()
+    model, why = (args.model, "") if args.model else default_model()
     onnx_options = {"engine": args.engine, "precision": args.engine_precision, "threads": args.threads}
     onnx_options = {name: value for name, value in onnx_options.items() if value is not None}
     engine = open_network(model, args.tta, args.device, **onnx_options)
     engine = replace(engine, batch_size=args.batch_size)
+    network = describe_network(from_here(model), engine.metadata) + why
+    warning = warning_about(engine.metadata, from_here(SHIPPED))
+    about = [network, warning] if warning else [network]
+    say(*about)
     thresholds = engine.thresholds(args.operating_point)
-    paths = list(find_images(args.inputs))
+    found = find_images(args.inputs)
+    say(*found.lines())
+    paths = found.paths
     if not paths:
         raise InputError(f"{' '.join(args.inputs)}: no images there ({' '.join(sorted(SUFFIXES))})")
     number, shares = args.shard
@@ -330,20 +344,20 @@ def run(args):
         else:
             left = [path for path in paths[share] if path not in table.done]
             complete = predict_cells(engine, thresholds, left, args.align, table)
-    if model.suffix == ".onnx" and (args.report or args.review):
+    if model.suffix.lower() == ".onnx" and (args.report or args.review):
         engine = replace(engine, class_maps=onnx_class_maps(model, args.threads or 0))
     if args.report:
-        write_report(args.csv, args.report, engine, thresholds, model.name, modules_folder)
+        write_report(args.csv, args.report, engine, thresholds, ". ".join(about), modules_folder)
         say(f"{args.report} shows them.")
     if args.review:
         count = write_review(args.csv, args.review, engine, thresholds, args.embed)
-        say(f"{args.review}: {count} cells to label, the doubtful ones first.")
-    return 0 if complete else 3
+        say(f"{args.review}: {counted(count, 'cell')} to label, the doubtful ones first.")
+    return 0 if complete and not found.unreadable else 3
 
 
 @command
 def main(argv=None):
-    """Command line of this file; returns the exit code: 0, 2 for bad input, 3 when some images can't be read
+    """Command line of this file; returns the exit code: 0, 2 for bad input, 3 when some images or folders can't be read
     or some modules are not sure."""
     args = options().parse_args(argv)
     page = args.report or args.review

@@ -1,6 +1,7 @@
-"""Writing files completely or not at all, locking a run's folder, and the error that users read."""
+"""Paths, files that are written completely or not at all, locking a run's folder, and the error that users read."""
 
 import contextlib
+import errno
 import functools
 import inspect
 import io
@@ -37,7 +38,8 @@ def command(main):
             sys.stderr.close()
             return 0
         except (InputError, OSError) as error:
-            print(f"{script}: {error}", file=sys.stderr)
+            text = file_error(error) if isinstance(error, OSError) else error
+            print(f"{script}: {text}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
@@ -56,12 +58,12 @@ def atomic_path(path):
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is not None and Path(error.filename) == temporary:
-            error.filename = str(path)  # the file that the user knows
-            error.filename2 = None
-        raise
+        if error.errno is None or error.filename not in (None, temporary, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None  # the file that the user knows
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -99,6 +101,42 @@ def move_aside(out):
     print(f"An earlier run's checkpoints/ and plots/ are now checkpoints_{number}/ and plots_{number}/.")
 
 
+def file_error(error):
+    """An OSError as a sentence such as "/proc/x.csv: can't be written (No such file or directory)"."""
+    if error.errno is None or error.strerror is None:
+        return reason(error)
+    if error.filename is None:
+        return f"nothing can be written ({error.strerror})"
+    path = os.fsdecode(error.filename) if isinstance(error.filename, (bytes, os.PathLike)) else error.filename
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return f"{path}: can't be written, because a file is there where a folder is needed"
+    exists = isinstance(path, str) and os.path.exists(path)
+    verb = "read" if exists and not os.access(path, os.R_OK) else "written"
+    return f"{path}: can't be {verb} ({error.strerror})"
+
+
+def counted(number, noun, plural=None):
+    """A number and its noun: "1 image", "2 images"; plural: where that is not the noun and an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
+
+
+def folder_of_all(paths):
+    """The deepest folder that holds all files, an absolute path; None where there is none: two drives of Windows."""
+    try:
+        return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    except ValueError:
+        return None
+
+
+def relative(path, folder):
+    """A path relative to a folder, with /, or the whole path where the folder is None or on another drive."""
+    path = os.path.abspath(path)
+    if folder is not None:
+        with contextlib.suppress(ValueError):
+            path = os.path.relpath(path, folder)
+    return path.replace(os.sep, "/")
+
+
 def reason(error):
     """An exception's message on one line of at most MAX_REASON characters; its class if it has no message.
 
@@ -113,12 +151,10 @@ def reason(error):
 
 
 def print_any_name():
-    """Let this process print and read any file name, including those that the terminal's encoding can't show."""
+    """Let this process print any file name, including those that the terminal's encoding can't show."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors=ANY_NAME)
 
 
 def printable(name):

@@ -102,7 +102,7 @@ def test_each_page_of_a_tiff_is_an_image(gray, tmp_path):
     assert names == [f"{path}#page={n}" for n in (1, 2, 3)]
     for name, page in zip(names, (gray, 255 - gray, gray // 2)):
         assert np.array_equal(read_image(name), page)
-    assert list(find_images([names[1]])) == [names[1]]
+    assert find_images([names[1]]).paths == [names[1]]
 
 
 def test_each_page_of_a_tiff_has_its_own_labels(gray, tmp_path):

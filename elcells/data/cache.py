@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from elcells.data.finding import file_of
 from elcells.data.images import IMAGE_SIZE, THREADS, as_lines, examine
-from elcells.files import InputError, atomic_path
+from elcells.files import InputError, atomic_path, folder_of_all
 
 
 def load_images(table, size=IMAGE_SIZE, tell=None):
@@ -28,7 +28,10 @@ def load_images(table, size=IMAGE_SIZE, tell=None):
     Raises InputError for the first image that can't be read.
     """
     paths, rows = np.unique([os.path.abspath(p) for p in table["path"]], return_inverse=True)
-    folder = Path(os.path.commonpath([os.path.dirname(p) for p in paths]))
+    folder = folder_of_all(paths)
+    if folder is None:  # on several drives of Windows: each folder has its own cache
+        return load_groups(table, [os.path.dirname(p) for p in paths[rows]], size, tell)
+    folder = Path(folder)
     names = [Path(p).relative_to(folder).as_posix() for p in paths]
     try:
         stamps = {name: _stamp(path) for name, path in zip(names, paths)}
@@ -50,13 +53,19 @@ def load_sources(table, size=IMAGE_SIZE, tell=None):
     """`load_images` of a table of several sources, each with its own cache; the images as one `JoinedImages`."""
     if table["source"].nunique() == 1:
         return load_images(table, size, tell)
+    return load_groups(table, table["source"], size, tell)
+
+
+def load_groups(table, groups, size, tell):
+    """`load_images` of each group of a table's rows by itself; groups: a name for each row."""
+    groups = np.asarray(groups)
     arrays = []
     index = np.zeros(len(table), int)
     start = 0
-    for source in table["source"].unique():
-        of_source = (table["source"] == source).to_numpy()
-        images, places = load_images(table[of_source], size, tell)
-        index[of_source] = start + places
+    for group in dict.fromkeys(groups):
+        in_group = groups == group
+        images, places = load_images(table[in_group], size, tell)
+        index[in_group] = start + places
         start += len(images)
         arrays.append(images)
     return JoinedImages(arrays), index

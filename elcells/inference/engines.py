@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,8 @@ class Engine:
 
     run: the same for a batch. classes: names, in the order of the probabilities. image_size: S in pixels. name: what
     runs the network. operating_points: {name: one threshold a class}. class_maps: function from a batch of images
-    (B, 1, S, S) to class maps (B, C, h, w), or None. batch_size: images that the network gets at a time.
+    (B, 1, S, S) to class maps (B, C, h, w), or None. batch_size: images that the network gets at a time. metadata: what
+    the file says about the network and its training.
     """
 
     run: Callable
@@ -39,6 +40,7 @@ class Engine:
     operating_points: dict
     class_maps: Callable | None = None
     batch_size: int = 16
+    metadata: dict = field(default_factory=dict)
 
     def __call__(self, images):
         return np.concatenate([self.run(np.ascontiguousarray(batch)) for batch in in_batches(images, self.batch_size)])
@@ -154,4 +156,5 @@ def open_model(path, engine="auto", threads=0, device="auto", precision="float32
         def run_gray(images):
             return run(np.repeat((images.astype(np.float32) / 255 - mean) / std, 3, axis=1))
 
-    return Engine(run_gray, tuple(metadata["classes"]), metadata["image_size"], name, metadata["operating_points"])
+    classes = tuple(metadata["classes"])
+    return Engine(run_gray, classes, metadata["image_size"], name, metadata["operating_points"], metadata=metadata)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from elcells.files import InputError, atomic_path
+from elcells.files import InputError, atomic_path, counted, folder_of_all, relative
 from elcells.modules.cutting import CORNERS, cut_image
 from elcells.modules.lens import lenses_of
 
@@ -23,10 +23,11 @@ MODULE_COLUMNS = "filename name columns rows score lead sure why cell_pixels ben
 
 def module_names(paths):
     """A name for each module image: its relative path without the suffix, or with it where names would be the same."""
-    absolute = [os.path.abspath(path) for path in paths]
-    root = os.path.commonpath({os.path.dirname(path) for path in absolute}) if paths else ""
-    relative = [Path(os.path.relpath(path, root)).as_posix() for path in absolute]
-    with_suffix = [re.sub(r"#page=(\d+)$", r"_page\1", name) for name in relative]
+    root = folder_of_all(paths)
+    names = [relative(path, root).lstrip("/") for path in paths]
+    if root is None:  # drives of Windows
+        names = [name.replace(":", "") for name in names]
+    with_suffix = [re.sub(r"#page=(\d+)$", r"_page\1", name) for name in names]
     without = [re.sub(r"\.[A-Za-z]+(_page\d+)?$", r"\1", name) for name in with_suffix]
     count = Counter(without)
     return [long if count[short] > 1 else short for long, short in zip(with_suffix, without)]
@@ -108,8 +109,9 @@ def warnings_of(modules):
         lines[MOST_LINES:] = [f"… and {len(lines) - MOST_LINES} more; modules.csv has them all."]
     small = [module.cell_pixels for module in modules if not module.error and module.cell_pixels < FINE_CRACKS]
     if small:
-        few = f"{len(small)} of {len(modules)} modules have under {FINE_CRACKS} pixels a cell (down to {min(small)})"
-        lines.append(f"{few}: fine cracks will be missed.")
+        has = "has" if len(small) == 1 else "have"
+        few = f"{len(small)} of {counted(len(modules), 'module')} {has} under {FINE_CRACKS} pixels a cell"
+        lines.append(f"{few} (down to {min(small)}): fine cracks will be missed.")
     return lines, all(module.sure for module in modules)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from elcells.data.finding import file_of
-from elcells.files import ANY_NAME, InputError, printable
+from elcells.files import ANY_NAME, InputError, counted, printable
 from elcells.inference.output import read_results
 from elcells.modules.cutting import CORNERS
 from elcells.modules.grid import Grid
@@ -71,8 +71,8 @@ def cells_to_show(cells, thresholds):
     nearly_black = [cell for cell in judged if cell.nearly_black]
     few = f"; the {REPORT_CELLS} surest are shown" if len(defective) > REPORT_CELLS else ""
     note = (
-        f"{len(defective)} cells have a defect{few}. Also shown are the cells without a defect that are nearest to a "
-        "threshold, and nearly black cells, which are too dark to judge."
+        f"{counted(len(defective), 'cell has', 'cells have')} a defect{few}. Also shown are the cells without a defect "
+        "that are nearest to a threshold, and nearly black cells, which are too dark to judge."
     )
     shown = [*defective[:REPORT_CELLS], *unsure[:REPORT_UNSURE], *nearly_black[:REPORT_BLACK]]
     return list({cell.filename: cell for cell in shown}.values()), note

@@ -3,13 +3,12 @@
 import hashlib
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from elcells.data.images import symmetries
-from elcells.files import InputError
+from elcells.files import InputError, folder_of_all, relative
 from elcells.inference.output import read_results
 from elcells.pages.page import UNSURE, PageImage, doubt, fill, images_with_maps
 
@@ -63,11 +62,7 @@ def choose(cells, engine, thresholds):
 
 def root_of(paths):
     """The folder that holds all images; a table of labels belongs there."""
-    folders = {os.path.dirname(os.path.abspath(p)) for p in paths}
-    try:
-        return os.path.commonpath(folders)
-    except ValueError:  # several drives of Windows
-        return os.path.dirname(os.path.abspath(paths[0]))
+    return folder_of_all(paths) or os.path.dirname(os.path.abspath(paths[0]))
 
 
 def write_page(target, cells, classes, thresholds, root, embed=False):
@@ -82,14 +77,14 @@ def write_page(target, cells, classes, thresholds, root, embed=False):
             source = cell.image.source(target, embed)
         except InputError:
             continue
-        name = Path(os.path.relpath(os.path.abspath(cell.image.path), root)).as_posix()
+        name = relative(cell.image.path, root)
         entries.append({"file": name, "src": source, "why": cell.why, "p": cell.probabilities, "maps": cell.maps})
     if not entries:
         raise InputError(f"{target}: no cell to look at, so no page is written")
     names = "\n".join([*classes, *(entry["file"] for entry in entries)])
     key = hashlib.sha256(names.encode("utf-8", "replace")).hexdigest()[:16]
-    relative = os.path.relpath(root)
-    place = f"{root if relative.startswith('..') else relative}, beside the images"
+    from_here = relative(root, os.getcwd())
+    place = f"{root if from_here.startswith('..') else from_here}, beside the images"
     thresholds = [round(float(t), 4) for t in thresholds]
     data = {"classes": list(classes), "thresholds": thresholds, "cells": entries, "key": key, "place": place}
     fill("review.html", target, data)

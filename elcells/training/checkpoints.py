@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import warnings
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from elcells.files import InputError, atomic_path, reason
 
+IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM", b"RIFF", b"P5")
 FIRST_CONVOLUTIONS = {"conv1.weight", "stem.0.weight"}
 
 
@@ -35,10 +37,31 @@ def read_checkpoint(path):
             warnings.simplefilter("ignore")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and tensor readers raise many kinds for a damaged file
-        raise InputError(f"{path}: damaged or no checkpoint ({reason(error)})") from None
+        raise InputError(f"{path}: {what_else(path, error)}") from None
     if not isinstance(checkpoint, dict) or not checkpoint:
         raise InputError(f"{path}: not a checkpoint (a {type(checkpoint).__name__}); train one with `python train.py`")
     return checkpoint
+
+
+def what_else(path, error):
+    """What a file is that PyTorch could not read as a checkpoint, and what to give instead, in words.
+
+    error: PyTorch's. It may advise to load the file unsafely, which is not passed on.
+    """
+    with open(path, "rb") as file:
+        start = file.read(100)
+    if Path(path).suffix.lower() == ".onnx" or (start[:1] == b"\x08" and start[2:3] == b"\x12"):
+        return "an ONNX file, but a checkpoint is wanted; give checkpoints/best.ckp"
+    if start.startswith(IMAGE_STARTS):
+        return "an image, but a checkpoint is wanted; give checkpoints/best.ckp"
+    detail = reason(error)
+    if not start:
+        detail = "it is empty"
+    elif start.isascii() and b"\0" not in start:
+        detail = "it holds text"
+    elif isinstance(error, pickle.UnpicklingError) or "weights_only" in detail:
+        detail = "it is of another program or could run code, so it is not loaded"
+    return f"damaged or no checkpoint ({detail}); give one of `python train.py`"
 
 
 def network_state(checkpoint):

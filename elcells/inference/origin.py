@@ -1,0 +1,50 @@
+"""What a network was trained on, in the line that says which network is used."""
+
+import math
+
+from elcells.files import counted
+
+LEAST_CELLS = 500  # with fewer, or a lower validation F1, a network is not to be trusted
+LEAST_F1 = 0.7
+TRAINING = ("train_cells", "epoch", "metrics")  # what checkpoints and ONNX files say about it
+
+
+def number_in(value, least=0.0):
+    """A finite number of at least `least`, or None for anything else."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) and value >= least else None
+
+
+def training_of(metadata):
+    """(cells, epochs, validation F1) of a network's metadata, None for what it does not say."""
+    metrics = metadata.get("metrics")
+    f1 = metrics.get("f1_mean") if isinstance(metrics, dict) else None
+    return number_in(metadata.get("train_cells"), 1), number_in(metadata.get("epoch")), number_in(f1)
+
+
+def describe_network(name, metadata):
+    """Such as "cells.onnx: efficientnet_lite0, trained on 2,124 cells, 16 epochs, validation F1 0.92".
+
+    name: of the network's file. metadata: of the ONNX file, or a checkpoint's config with the entries of TRAINING.
+    """
+    cells, epochs, f1 = training_of(metadata)
+    parts = [
+        str(metadata.get("network", "network not recorded")),
+        "cells not recorded" if cells is None else f"trained on {cells:,} {'cell' if cells == 1 else 'cells'}",
+        "epochs not recorded" if epochs is None else counted(epochs, "epoch"),
+        f"validation F1 {'not recorded' if f1 is None else format(f1, '.2f')}",
+    ]
+    return f"{name}: {', '.join(parts)}"
+
+
+def warning_about(metadata, shipped):
+    """A line about a network of few cells or a low F1, with the way to the shipped one (a path); "" for a good one."""
+    cells, _, f1 = training_of(metadata)
+    faults = []
+    if cells is not None and cells < LEAST_CELLS:
+        faults.append(f"was trained on fewer than {LEAST_CELLS} cells")
+    if f1 is not None and f1 < LEAST_F1:
+        faults.append(f"has a validation F1 below {LEAST_F1}")
+    if not faults:
+        return ""
+    return f"WARNING: this network {' and '.join(faults)}; the network that comes along is --model {shipped}"
