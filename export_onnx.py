@@ -41,6 +41,7 @@ CHECK_CELLS = 64
 CALIBRATION_CELLS = 96
 BATCH = 16  # images at once
 MEASURED_SECONDS = 2  # for which the speed of a file is measured
+GLOBAL_POOLING = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
 SMALLER = {"int8": quantise, "int8_weights": round_weights}  # what makes the smaller file of an option
 
 
@@ -117,6 +118,28 @@ def write_onnx(module, example, path, opset):
             verbose=False,
         )
         program.save(str(path), external_data=False)
+    name_global_pooling(path)
+
+
+def name_global_pooling(path):
+    """Write an ONNX file's means and maxima over height and width as GlobalAveragePool and GlobalMaxPool.
+
+    The exporter writes ReduceMean and ReduceMax with their axes as an input, which OpenCV before 4.9 overlooks.
+    """
+    proto = onnx.load(path)
+    graph = proto.graph
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type not in GLOBAL_POOLING or len(node.input) < 2:
+            continue
+        keeps_rank = all(a.i for a in node.attribute if a.name == "keepdims")
+        if keeps_rank and {axis % 4 for axis in tensors.get(node.input[1], ())} == {2, 3}:
+            node.op_type = GLOBAL_POOLING[node.op_type]
+            del node.input[1:], node.attribute[:]
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [t for t in graph.initializer if t.name not in used]:
+        graph.initializer.remove(tensor)
+    onnx.save(proto, path)
 
 
 def metadata_of(model, checkpoint, export):

@@ -7,12 +7,13 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
+from conftest import ROOT
 
 import data
 import export_onnx
 from elcells.data.cache import load_images
 from elcells.inference.engines import open_model
-from model import build_model, load_model, save_checkpoint
+from model import BRIGHTNESS, build_model, load_model, normalise_brightness, save_checkpoint
 
 
 def export(elpv, out, *more):
@@ -62,6 +63,27 @@ def test_normalised_brightness_is_in_both_forms_of_the_file(small, elpv, tmp_pat
         raw = export_onnx.RawInput(model).eval()(torch.from_numpy(export_onnx.as_raw_input(images, model.metadata)))
     assert np.abs(open_model(tmp_path / "my.onnx", "onnxruntime")(images) - expected).max() < 1e-4
     assert np.abs(raw.numpy() - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("file", ["exported", "shipped"])
+def test_pooling_is_written_as_old_versions_of_opencv_know_it(exported, file):
+    graph = onnx.load(exported if file == "exported" else ROOT / "cells.onnx").graph
+    kinds = {node.op_type for node in graph.node}
+    assert {"GlobalAveragePool", "GlobalMaxPool"} <= kinds and not {"ReduceMean", "ReduceMax"} & kinds
+    assert {i.name for i in graph.initializer} <= {name for node in graph.node for name in node.input}
+
+
+def test_the_file_measures_the_brightness_of_a_large_image_to_float32s_precision(tmp_path):
+    class Brightness(torch.nn.Module):
+        def forward(self, images):
+            return normalise_brightness(images)
+
+    images = np.random.default_rng(0).uniform(0.4, 0.8, (4, 1, 300, 300)).astype(np.float32)
+    export_onnx.write_onnx(Brightness(), torch.from_numpy(images), tmp_path / "b.onnx", 18)
+    got = onnxruntime.InferenceSession(tmp_path / "b.onnx").run(None, {"input": images})[0]
+    exact = images.astype(np.float64)
+    brightness = (exact**3).mean((1, 2, 3), keepdims=True) / (exact**2).mean((1, 2, 3), keepdims=True)
+    assert np.abs(got / (exact * BRIGHTNESS / brightness) - 1).max() < 4e-6
 
 
 def test_the_file_holds_all_metadata_needed_to_use_it(exported, best):
@@ -120,7 +142,7 @@ def test_weights_alone_can_be_int8_and_biases_make_up_for_the_rounding(elpv, sma
 
     def maps(path):  # of the last layer before pooling
         proto = onnx.load(path)
-        pooled = next(n.input[0] for n in proto.graph.node if n.op_type in ("GlobalAveragePool", "ReduceMean"))
+        pooled = next(n.input[0] for n in proto.graph.node if n.op_type == "GlobalAveragePool")
         proto.graph.output.append(onnx.helper.make_tensor_value_info(pooled, onnx.TensorProto.FLOAT, None))
         return onnxruntime.InferenceSession(proto.SerializeToString()).run([pooled], {"input": images.numpy()})[0]
 

@@ -9,7 +9,6 @@ import numpy as np
 from elcells.inference.engines import needed, read_onnx
 
 RESHAPING = ("Reshape", "Flatten", "Concat", "Squeeze")  # operations between pooling and the last layer
-POOLING = ("ReduceMean", "GlobalAveragePool")
 
 
 def weighted(features, weight):
@@ -39,7 +38,7 @@ def onnx_class_maps(path, threads=0):
     pooling = nodes.get(last.input[0])
     while pooling is not None and pooling.op_type in RESHAPING:
         pooling = nodes.get(pooling.input[0])
-    if pooling is None or pooling.op_type not in POOLING:
+    if pooling is None or pooling.op_type != "GlobalAveragePool":
         return None
     features_name = pooling.input[0]
     proto.graph.output.append(onnx.helper.make_tensor_value_info(features_name, onnx.TensorProto.FLOAT, None))
