@@ -6,20 +6,19 @@ from elcells.files import counted
 
 LEAST_CELLS = 500  # with fewer, or a lower validation F1, a network is not to be trusted
 LEAST_F1 = 0.7
-TRAINING = ("train_cells", "epoch", "metrics")  # what checkpoints and ONNX files say about it
-
-
-def number_in(value, least=0.0):
-    """A finite number of at least `least`, or None for anything else."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) and value >= least else None
+TRAINING = ("trained_on", "epoch", "metrics")  # what checkpoints and ONNX files say about it
 
 
 def training_of(metadata):
     """(cells, epochs, validation F1) of a network's metadata, None for what it does not say."""
+    record = metadata.get("trained_on")
     metrics = metadata.get("metrics")
+    epochs = metadata.get("epoch")
+    cells = len(record["train"]) if isinstance(record, dict) and isinstance(record.get("train"), list) else None
     f1 = metrics.get("f1_mean") if isinstance(metrics, dict) else None
-    return number_in(metadata.get("train_cells"), 1), number_in(metadata.get("epoch")), number_in(f1)
+    if not isinstance(f1, float) or math.isnan(f1):  # a validation part without defects has none
+        f1 = None
+    return cells, epochs if isinstance(epochs, int) else None, f1
 
 
 def describe_network(name, metadata):
@@ -30,7 +29,7 @@ def describe_network(name, metadata):
     cells, epochs, f1 = training_of(metadata)
     parts = [
         str(metadata.get("network", "network not recorded")),
-        "cells not recorded" if cells is None else f"trained on {cells:,} {'cell' if cells == 1 else 'cells'}",
+        "cells not recorded" if cells is None else f"trained on {cells:,} cells",
         "epochs not recorded" if epochs is None else counted(epochs, "epoch"),
         f"validation F1 {'not recorded' if f1 is None else format(f1, '.2f')}",
     ]
