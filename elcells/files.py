@@ -78,7 +78,7 @@ def sole_writer(out):
         lock.acquire(timeout=0)
     except Timeout:
         raise InputError(
-            f"{out}: another `python train.py` is at work in this folder; wait for it, or take another folder"
+            f"{out}: another `python train.py` is at work in this folder; wait for it, or give another --out"
         ) from None
     try:
         for folder in ("checkpoints", "plots"):

@@ -97,10 +97,10 @@ def _run_onnxruntime(path, threads, device, precision):
     """(run, name) of a file in ONNX Runtime, on its CUDA provider where that is installed and `device` allows it."""
     onnxruntime = needed("onnxruntime")
     if precision != "float32":
-        raise InputError(f"{path}: ONNX Runtime computes in the file's own precision; {precision} is for openvino")
+        raise InputError(f"--engine-precision {precision}: is for --engine openvino")
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if device == "cuda" and not has_cuda:
-        raise InputError(f"{path}: device cuda needs ONNX Runtime's CUDA provider; `pip install onnxruntime-gpu`")
+        raise InputError("--device cuda: needs ONNX Runtime's CUDA provider; `pip install onnxruntime-gpu`")
     providers = ["CPUExecutionProvider"]
     if has_cuda and device != "cpu":
         providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))
@@ -120,7 +120,7 @@ def _run_openvino(path, threads, device, precision):
     """(run, name) of a file in OpenVINO."""
     openvino = needed("openvino")
     if device == "cuda":
-        raise InputError(f"{path}: OpenVINO has no device cuda; take onnxruntime for that")
+        raise InputError("--device cuda: OpenVINO has none; give --engine onnxruntime for that")
     # with two streams OpenVINO 2026.4 computed nonsense in 13 of 32 starts
     config = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     if precision == "float32":  # else it takes bfloat16 where the processor has it

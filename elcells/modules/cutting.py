@@ -9,7 +9,7 @@ from PIL import Image
 
 from elcells.data.images import IMAGE_SIZE, as_gray
 from elcells.data.tables import read_rows
-from elcells.files import InputError, reason
+from elcells.files import InputError, counted, reason
 from elcells.modules.grid import Grid
 from elcells.modules.search import FOUND, LEAD, SURE, find_grid, rough_score
 
@@ -57,7 +57,7 @@ def grid_size(text):
     match = re.fullmatch(r"(\d{1,2})[xX](\d{1,2})", text)
     columns, rows = map(int, match.groups()) if match else (0, 0)
     if not 1 <= columns <= MOST_LINES_OF_CELLS or not 1 <= rows <= MOST_LINES_OF_CELLS or columns * rows < 2:
-        raise InputError(f"grid {text!r}: expected COLUMNSxROWS as the image shows them, such as 10x6")
+        raise InputError(f"--grid {text!r}: expected COLUMNSxROWS as the image shows them, such as --grid 10x6")
     return columns, rows
 
 
@@ -161,7 +161,7 @@ def doubts(grid, shape, score, lead, cells, corners_given=False):
     clauses = {
         "the grid is not clearly seen": score < SURE,
         "another place of the grid fits nearly as well": lead < LEAD and not corners_given,
-        f"{black.sum()} cells are black": black.mean() > MANY_BLACK,
+        f"{counted(int(black.sum()), 'cell is', 'cells are')} black": black.mean() > MANY_BLACK,
         "a border line of cells is dark": has_dim_border(brightness) and not corners_given,
         f"half cells would lie across the strings: is it really {grid.columns}x{grid.rows}?": across,
         "the module goes beyond the image": outside.any(),
