@@ -1,23 +1,38 @@
 """How far two people agree on the labels of the same cells."""
 
+import os
+
 from sklearn.metrics import cohen_kappa_score, f1_score
 
-from elcells.files import InputError
+from elcells.files import InputError, counted
 from elcells.pages.page import PageImage
 from elcells.pages.review import ReviewCell, write_page
 
 
+def same_cells(a, b):
+    """A key for each row of two tables (two lists), equal for rows of one image: the file that it is.
+
+    Tables without a file in common are compared by file name: each person may have had a copy of the images.
+    """
+    files = [[os.path.normcase(os.path.realpath(path)) for path in table["path"]] for table in (a, b)]
+    if set(files[0]) & set(files[1]):
+        return files
+    return [[os.path.normpath(name.replace("\\", "/")) for name in table["filename"]] for table in (a, b)]
+
+
 def compare(a, b, classes):
-    """Two tables of `data.read_table` on the cells that both have, by file name.
+    """Two tables of `data.read_table` on the cells that both have (`same_cells`).
 
     Returns (pairs, figures): a DataFrame with path and the columns NAME_a and NAME_b, and a dict of class -> dict of
     kappa (Cohen 1960) and f1 (both None where all labels are the same), and the counts both, only_a, only_b.
     Raises InputError where they have no cell in common.
     """
-    columns = ["filename", "path", *classes]
-    pairs = a[columns].merge(b[["filename", *classes]], on="filename", suffixes=("_a", "_b"))
+    keys_a, keys_b = same_cells(a, b)
+    first = a[["path", *classes]].assign(key=keys_a)
+    second = b[[*classes]].assign(key=keys_b)
+    pairs = first.merge(second, on="key", suffixes=("_a", "_b"))
     if pairs.empty:
-        raise InputError("the two tables have no file name in common, so there is nothing to compare")
+        raise InputError("the two tables have no image and no file name in common, so there is nothing to compare")
     figures = {}
     for name in classes:
         in_a = pairs[f"{name}_a"] == 1
@@ -55,7 +70,7 @@ def report_agreement(first, second, a, b, classes, root, target):
     first, second: the tables' names. root: folder of the page's table of labels.
     """
     pairs, figures = compare(a, b, classes)
-    print(f"{len(pairs)} cells are in both tables; {first} has {len(a)}, {second} {len(b)}.")
+    print(f"{counted(len(pairs), 'cell is', 'cells are')} in both tables; {first} has {len(a)}, {second} {len(b)}.")
     print(f"{'':12}kappa     F1   both   only the first   only the second")
     for name, counts in figures.items():
         kappa = "-" if counts["kappa"] is None else f"{counts['kappa']:.3f}"
@@ -66,4 +81,4 @@ def report_agreement(first, second, a, b, classes, root, target):
         print("No cell is in dispute.")
         return
     count = write_page(target, cells, classes, [0.5] * len(classes), root)
-    print(f"{len(cells)} cells are in dispute; {target} shows {count} of them, to label anew.")
+    print(f"{counted(len(cells), 'cell is', 'cells are')} in dispute; {target} shows {count} of them, to label anew.")
