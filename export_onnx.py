@@ -379,9 +379,9 @@ def write_smaller(kind, export, metadata, check, cells, figures):
     Raises InputError, leaving no file, where it loses too much F1.
     """
     path = export.path(f"_{kind}.onnx")
-    metadata = {**metadata, "arithmetic": kind}
     with atomic_path(path) as temporary:
-        SMALLER[kind](export.path(), temporary, cells.calibration)
+        notes = SMALLER[kind](export.path(), temporary, cells.calibration)
+        metadata = {**metadata, "arithmetic": kind, **notes}
         set_metadata(temporary, metadata)
         set_metadata(temporary, {**metadata, "largest_difference": check.largest_difference(temporary)})
         figures[str(path)] = quality_and_speed(temporary, cells)
@@ -396,6 +396,8 @@ def write_smaller(kind, export, metadata, check, cells, figures):
 def options():
     """The parser of this script's command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if "int8_checked_on" in notes:
+        print(f"{path}: int8 arithmetic, checked on a processor with {notes['int8_checked_on']}")
     checkpoint, *others = fields(Export)
     parser.add_argument("checkpoint", nargs="?", help=f"{checkpoint.metadata['text']} ({checkpoint.default})")
     for field in others:

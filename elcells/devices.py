@@ -9,16 +9,18 @@ from elcells.files import InputError
 
 
 def pick_device(name="auto"):
-    """torch.device for "auto" (CUDA, then Apple's MPS, then CPU), "cpu", "cuda" or "mps"; InputError if not there.
+    """torch.device for "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "mps"; InputError if not there.
 
     CUDA's convolutions are told to compute float32 as float32, not as TensorFloat-32, which has ten bits for the
     mantissa, and the same every time.
     """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        name = next(d for d in ("cuda", "mps", "cpu") if available[d])
+        name = "cuda" if available["cuda"] else "cpu"
     if not available.get(name.split(":")[0]):
-        raise InputError(f"device {name}: there is none that PyTorch can use here; take cpu")
+        raise InputError(f"--device {name}: there is none that PyTorch can use here; give --device cpu")
+    if name == "mps":
+        print("device mps: nobody has tried this project on Apple's GPUs; compare its results with --device cpu")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     return torch.device(name)
@@ -30,13 +32,18 @@ def pick_precision(name, device):
     "auto" is bfloat16 where the device is fast in it: CUDA with bfloat16, or a CPU with AVX512-BF16 or AMX.
     """
     if name == "auto" and device.type == "cpu":
-        cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        name = "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
+        name = "bf16" if cpu_has("avx512_bf16", "amx_bf16") else "fp32"
     elif name == "auto":
         name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else "fp32"
     elif name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise InputError("precision bf16: this GPU has no bfloat16; take fp32")
+        raise InputError("--precision bf16: this GPU has no bfloat16; give --precision fp32")
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+def cpu_has(*features):
+    """Whether the processor has one of these features, by PyTorch's names; False where that is not known."""
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(known.get(feature) for feature in features)
 
 
 def autocast(device, precision):

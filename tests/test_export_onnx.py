@@ -13,6 +13,7 @@ import data
 import export_onnx
 from elcells.data.cache import load_images
 from elcells.inference.engines import open_model
+from elcells.inference.quantize import quantise
 from model import BRIGHTNESS, build_model, load_model, normalise_brightness, save_checkpoint
 
 
@@ -108,6 +109,23 @@ def test_the_int8_file_is_quantised(exported):
     kinds = {n.op_type for n in onnx.load(int8).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
     assert int8.stat().st_size < 0.5 * exported.stat().st_size
+
+
+@pytest.mark.parametrize("features, largest", [({"avx512_vnni": True}, 127), ({"avx2": True}, 64), ({}, 64)])
+def test_int8_weights_get_7_bits_where_a_processor_may_lack_vnni(
+    exported, small, tmp_path, monkeypatch, features, largest
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    notes = quantise(exported, tmp_path / "int8.onnx", np.array(small[1][:16]))
+    tensors = onnx.load(tmp_path / "int8.onnx").graph.initializer
+    weights = [onnx.numpy_helper.to_array(t) for t in tensors if t.data_type == onnx.TensorProto.INT8 and t.dims]
+    assert max(abs(w.astype(int)).max() for w in weights) == largest
+    assert notes["int8_checked_on"].startswith("VNNI" if largest == 127 else "no VNNI")
+
+
+def test_the_int8_file_says_on_which_kind_of_processor_it_was_checked(exported):
+    assert metadata(exported.with_name("best_int8.onnx"))["int8_checked_on"] in ("VNNI", "no VNNI; weights of 7 bits")
+    assert "int8_checked_on" not in metadata(exported)
 
 
 def test_the_int8_file_predicts_nearly_the_same(exported, small):

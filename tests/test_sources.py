@@ -19,7 +19,7 @@ from elcells.inference.engines import open_model
 from elcells.training.batches import Batches
 from elcells.training.checkpoints import read_checkpoint
 from elcells.training.recipes import ADAPT, kept_share
-from elcells.training.weights import load_initial_weights, restore_norms
+from elcells.training.weights import load_initial_weights, norm_inputs, restore_norms
 from model import build_model
 
 
@@ -180,6 +180,22 @@ def test_the_network_that_comes_along_is_a_starting_point(lite0, elpv):
     ratio = (expected / np.asarray(logits))[np.abs(logits) > 0.5]  # the file's temperatures
     assert np.abs(again - logits).max() < 1e-3
     assert len(set(np.round(ratio, 1))) <= 2 and model.network.stem[1].running_mean.abs().max() > 0
+
+
+def test_the_statistics_of_batch_norms_are_right_where_the_mean_is_large():
+    images = np.random.default_rng(0).integers(0, 256, (50, 1, 32, 32), dtype=np.uint8)
+    convolution = torch.nn.Conv2d(1, 16, 1)
+    torch.nn.init.constant_(convolution.weight, 0.0775)
+    torch.nn.init.constant_(convolution.bias, 50)
+    model = build_model("resnet", width=16, image_size=32)
+    model.metadata = replace(model.metadata, mean=0.5, std=1.0)
+    model.network.stem[0] = convolution  # what reaches the batch norm has a mean of 50
+    cells = pd.DataFrame({"image": range(50), "transform": "", "crack": 0, "inactive": 0})
+    mean, variance = norm_inputs(model, ["stem"], data.CellDataset(cells, images))["stem"]
+    exact = 0.0775 * (images / 255 - 0.5) + 50
+    assert exact.var() == pytest.approx(5e-4, rel=0.05)
+    assert mean.tolist() == pytest.approx([exact.mean()] * 16, rel=1e-6)
+    assert variance.tolist() == pytest.approx([exact.var()] * 16, rel=1e-3)
 
 
 def test_a_quantised_file_is_no_starting_point(exported, capsys, elpv, tmp_path):

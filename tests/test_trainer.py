@@ -415,6 +415,14 @@ def test_a_device_that_is_not_there_is_refused():
     assert pick_precision("bf16", pick_device("cpu")) == torch.bfloat16
 
 
+def test_apples_gpu_is_taken_only_when_asked_for(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("auto").type == "cpu" and not capsys.readouterr().out
+    assert pick_device("mps").type == "mps"
+    assert "nobody has tried" in capsys.readouterr().out
+
+
 def test_eight_symmetries_take_no_more_memory_than_one(small):
     torch.manual_seed(0)
     model, cells = build_model("resnet", width=16, image_size=64), CellDataset(*small)

@@ -154,10 +154,10 @@ def restore_norms(model, dataset):
     statistics = norm_inputs(model, lengths, dataset)
     for name, length in lengths.items():
         convolution, norm, *_ = model.network.get_submodule(name)
-        mean, mean_square = statistics[name]
+        mean, variance = statistics[name]
         length_in_file = convolution.weight.flatten(1).norm(dim=1)
         factor = torch.where(length_in_file > 1e-6, length / length_in_file.clamp(1e-6), 1.0).clamp(0.01, 100)
-        variance = (mean_square - mean**2).clamp(1e-8) * factor**2
+        variance = variance.clamp(1e-8) * factor**2
         convolution.weight.mul_(factor[:, None, None, None])
         norm.running_mean.copy_(mean * factor)
         norm.running_var.copy_(variance)
@@ -166,13 +166,14 @@ def restore_norms(model, dataset):
 
 
 def norm_inputs(model, names, dataset):
-    """{name: (mean, mean square)}, float (C,) each, of what reaches the batch norm of each named layer."""
-    sums = dict.fromkeys(names, 0)
+    """{name: (mean, variance)}, float (C,) each, of what reaches the batch norm of each named layer."""
+    statistics = dict.fromkeys(names, (0, 0.0, 0.0))  # count, mean, variance so far
 
     def watch(name):
         def add(norm, inputs):
             x = inputs[0].double()
-            sums[name] = sums[name] + len(x) * torch.stack([x.mean((0, 2, 3)), (x * x).mean((0, 2, 3))])
+            of_batch = x.numel() // x.shape[1], x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+            statistics[name] = merged(statistics[name], of_batch)
 
         return model.network.get_submodule(name)[1].register_forward_pre_hook(add)
 
@@ -184,7 +185,17 @@ def norm_inputs(model, names, dataset):
         model(images)
     for hook in hooks:
         hook.remove()
-    return {name: (total / len(rows)).float() for name, total in sums.items()}
+    return {name: (mean.float(), variance.float()) for name, (_, mean, variance) in statistics.items()}
+
+
+def merged(first, second):
+    """(count, mean, variance) of two samples together (Chan et al. 1979): no squares of means, which cancel."""
+    count = first[0] + second[0]
+    share = second[0] / count
+    difference = second[1] - first[1]
+    mean = first[1] + share * difference
+    variance = (1 - share) * first[2] + share * second[2] + share * (1 - share) * difference**2
+    return count, mean, variance
 
 
 # ---------------------------------------------------------------- ImageNet
