@@ -36,7 +36,6 @@ from elcells.data.splits import (  # noqa: F401 (scripts use them as data.split_
     split_parts,
 )
 from elcells.data.tables import CLASSES, in_order, read_rows
-from elcells.devices import send
 from elcells.files import InputError, atomic_path, command
 
 # torch and scikit-learn are imported where they are used: a program that only reads images needs neither.
@@ -321,14 +320,27 @@ class CellDataset:
         return len(self.table)
 
     def to(self, device):
-        """The data set with its images on a GPU, so that no step waits for a copy (ELPV: 236 MB); for a CPU, itself."""
+        self.device = "cpu"  # where batches come out
+        """The data set with its images on a GPU, so that no step waits for a copy (ELPV: 236 MB); for a CPU, itself.
+
+        Images that would take more than half of the GPU's free memory stay on the host, and batches are sent.
+        """
         import torch
 
-        if torch.device(device).type == "cpu" or isinstance(self.images, torch.Tensor):
+        device = torch.device(device)
+        if device.type in ("cpu", torch.device(self.device).type):
             return self
         moved = copy.copy(self)
-        used, moved.index = np.unique(self.index, return_inverse=True)
-        moved.images = torch.from_numpy(self.images[used]).to(device)
+        moved.device = device
+        used, index = np.unique(self.index, return_inverse=True)
+        size = len(used) * self.images[:1].nbytes
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
+        if size > free / 2:
+            free, size = f"{free / 1e9:.1f} GB", f"{size / 1e9:.1f} GB"
+            print(f"The GPU has {free} of free memory: {size} of images stay on the host, which is slower.")
+        else:
+            moved.index = index
+            moved.images = torch.from_numpy(self.images[used]).to(device)
         return moved
 
     def batch(self, rows):
@@ -339,7 +351,9 @@ class CellDataset:
         if isinstance(self.images, torch.Tensor):
             images = self.images[send(torch.from_numpy(self.index[rows]), self.images.device)]
         else:
-            images = torch.from_numpy(self.images[self.index[rows]])
+            images = send(torch.from_numpy(self.images[self.index[rows]]), self.device)
+        from elcells.devices import send
+
         transforms = self.transforms[rows]
         for name in sorted(set(transforms) - {""}):
             places = send(torch.from_numpy(np.flatnonzero(transforms == name)), images.device)

@@ -44,6 +44,15 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(trained, elpv, tmp_path, mon
     assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
 
 
+def test_images_on_the_host_train_the_same_network(trained, elpv, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    assert run_train(elpv, tmp_path, "--epochs", 2) == 0
+    assert "stay on the host" in capsys.readouterr().out
+    on_gpu = read_checkpoint(trained / "checkpoints" / "last.ckp")["model"]
+    on_host = read_checkpoint(tmp_path / "checkpoints" / "last.ckp")["model"]
+    assert all(torch.equal(on_gpu[name], on_host[name]) for name in on_gpu)
+
+
 def test_the_gpu_predicts_as_the_cpu_does(trained, small):
     images = torch.from_numpy(small[1][:16].copy())
     probabilities = []

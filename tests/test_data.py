@@ -461,6 +461,21 @@ def test_images_on_a_device_are_served_like_mapped_ones(small):
 
 
 def test_moving_a_dataset_to_a_device_leaves_the_original_where_it_was(elpv):
+@pytest.mark.parametrize("free, stays", [(2 * 48 * 64 * 64, False), (2 * 48 * 64 * 64 - 1, True)])
+def test_images_that_take_more_than_half_of_a_gpus_memory_stay_on_the_host(small, monkeypatch, capsys, free, stays):
+    sent = []
+    monkeypatch.setattr("elcells.devices.send", lambda tensor, device: sent.append(torch.device(device)) or tensor)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10 * free))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: tensor)  # there may be no GPU
+    dataset = data.CellDataset(*small)
+    moved = dataset.to("cuda")
+    assert isinstance(moved.images, torch.Tensor) != stays
+    assert ("stay on the host" in capsys.readouterr().out) == stays
+    for a, b in zip(moved.batch([3, 40]), dataset.batch([3, 40])):
+        assert torch.equal(a, b)
+    assert sent[0].type == ("cuda" if stays else "cpu") and moved.to("cuda:0") is moved
+
+
     cells = data.read_table(elpv).head(6).assign(transform="")
     images, cells["image"] = load_images(cells, 64)
     dataset = data.CellDataset(cells, images)

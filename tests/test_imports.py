@@ -1,6 +1,8 @@
 """Imports run down only: scripts, trainer, model and data, the library; and within the library folder by folder."""
 
 import ast
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -60,3 +62,18 @@ def test_a_folder_of_the_library_imports_only_folders_below_it():
             top, *inner = (module or "").split(".")
             if top == "elcells" and inner and inner[0] in FOLDERS:
                 assert FOLDERS.index(inner[0]) <= own, f"{name} imports {module}"
+
+
+def test_programs_that_need_neither_torch_nor_scikit_learn_load_neither(elpv, tmp_path):
+    image, out = sorted((elpv.parent / "images").glob("*.png"))[0], tmp_path / "out"
+    code = f"""
+import sys
+import data, cut_module, predict
+cut_module.main([{str(image)!r}, "--grid", "6x10", "--out", {str(out / "cut")!r}])
+predict.main([{str(image)!r}, "--model", "cells.onnx", "--engine", "onnxruntime", "--csv", {str(out / "p.csv")!r}])
+loaded = {{"torch", "torchvision", "sklearn"}} & set(sys.modules)
+assert not loaded, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert (out / "p.csv").exists() and (out / "cut_modules" / "modules.csv").exists()
