@@ -342,7 +342,7 @@ class CellClassifier(nn.Module):
         calibration = self.calibration_tta if tta else self.calibration
         if calibration is None:
             raise InputError(
-                "the checkpoint has no thresholds for --tta, the mean over symmetries; give the best.ckp of a finished run"
+                "the checkpoint has no thresholds for the mean over symmetries; give the best.ckp of a finished run"
             )
         return calibration
 

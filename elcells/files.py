@@ -134,7 +134,7 @@ def relative(path, folder):
     if folder is not None:
         with contextlib.suppress(ValueError):
             path = os.path.relpath(path, folder)
-    return path.replace(os.sep, "/")
+    return path.replace(os.path.sep, "/")
 
 
 def reason(error):

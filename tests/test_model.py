@@ -164,6 +164,12 @@ def test_the_first_layers_are_all_up_to_the_end_of_a_stage(small, name, layer):
     assert not first_layers(model, 0)
 
 
+def test_a_download_is_announced_before_it_may_fail(capsys):
+    with pytest.raises(InputError, match="or give --weights none"):
+        load_initial_weights(build_model("resnet34"), "imagenet")
+    assert "downloading resnet34's ImageNet weights" in capsys.readouterr().out
+
+
 def test_without_network_the_file_and_its_place_are_named():
     with pytest.raises(InputError, match=r"no network in tests.*resnet34-b627a593\.pth.*put it at .*torch_home"):
         load_initial_weights(build_model("resnet34"), "imagenet")

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from elcells.data.images import read_image
 from elcells.data.levels import NEARLY_BLACK
 from elcells.files import InputError, atomic_path, reason
 from elcells.inference.engines import open_model
+from elcells.inference.origin import warning_about
 
 PROBABILITIES = {  # of cells.onnx, taken with the version that exported it
     "cell0004": (0.33849, 0.55645),
@@ -281,6 +283,53 @@ def test_the_network_that_comes_along_predicts_where_there_is_no_other(elpv, tmp
     assert len(predicted) == 48 and predict.SHIPPED.stat().st_size < 5_000_000
     for name in ("crack", "inactive"):  # most of them it was trained on; this is no measure of how good it is
         assert sum(a[name] == b[name] for a, b in predicted) >= 40
+
+
+def line_about(capsys):
+    """The lines about the network, on stderr."""
+    return [line for line in capsys.readouterr().err.splitlines() if "validation F1" in line]
+
+
+def test_one_line_says_which_network_is_used(exported, best, folder, tmp_path, capsys):
+    cell = next(folder.glob("*.png"))
+    for model in (exported, exported.with_name("best_int8.onnx"), best):
+        assert run(model, cell, "--report", tmp_path / f"{model.name}.html", "--device", "cpu") == 0
+        line, warning = line_about(capsys)
+        assert line.startswith(f"{model}: resnet, trained on 35 cells, ") and " epoch" in line
+        assert re.search(r"validation F1 0\.\d\d$", line)
+        assert warning.startswith("WARNING: this network was trained on fewer than 500 cells")
+        assert "validation F1 below 0.7" in warning and "--model" in warning and "cells.onnx" in warning
+        assert held(tmp_path / f"{model.name}.html")["model"].startswith(line)
+
+
+def test_a_trial_training_is_not_taken_without_a_word(best, folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(best, tmp_path / "checkpoints" / "best.ckp")
+    monkeypatch.chdir(tmp_path)
+    assert predict.main([str(next(folder.glob("*.png"))), "--device", "cpu"]) == 0
+    line, warning = line_about(capsys)
+    assert line.startswith("checkpoints/best.ckp: resnet, trained on 35 cells") and "WARNING" in warning
+
+
+def test_a_network_that_says_nothing_of_its_training_is_used(exported, folder, tmp_path, capsys):
+    proto = onnx.load(exported)
+    for odd in (None, 1, "garbled", [], {"train": 3, "f1_mean": "0.9"}, {"f1_mean": math.nan}):
+        for name in ("metrics", "epoch", "trained_on"):
+            entries = {p.key: p.value for p in proto.metadata_props if p.key != name}
+            onnx.helper.set_model_props(proto, entries if odd is None else {**entries, name: json.dumps(odd)})
+        onnx.save(proto, tmp_path / "odd.onnx")
+        assert run(tmp_path / "odd.onnx", next(folder.glob("*.png"))) == 0
+        [line] = line_about(capsys)
+        assert "cells not recorded, " in line and "validation F1 not recorded" in line
+
+
+@pytest.mark.parametrize(
+    "cells, f1, warned", [(500, 0.7, ""), (499, 0.9, "fewer than 500 cells"), (2000, 0.699, "F1 below 0.7")]
+)
+def test_a_network_of_few_cells_or_a_low_f1_is_warned_of(cells, f1, warned):
+    metadata = {"trained_on": {"train": ["a"] * cells, "val": []}, "metrics": {"f1_mean": f1}}
+    warning = warning_about(metadata, "cells.onnx")
+    assert warned in warning and bool(warned) == warning.endswith("--model cells.onnx")
 
 
 def test_the_network_that_comes_along_predicts_as_ever(table):

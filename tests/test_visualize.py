@@ -1,5 +1,8 @@
 import os
+import pickle
+import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,8 @@ import torchvision
 from PIL import Image
 
 import data
+import export_onnx
+import train
 import visualize_activations as vis
 from elcells.data.images import read_image
 from model import build_model, load_model
@@ -134,6 +139,42 @@ def test_bad_options_get_one_sentence(elpv, best, tmp_path, capsys, options, com
     err = capsys.readouterr().err
     assert complaint in err and err.count("\n") == 1
     assert run(elpv, tmp_path / "none.ckp") == 2 and "no such checkpoint" in capsys.readouterr().err
+
+
+def other_files(folder, exported, elpv):
+    """Files that are no checkpoint, and what is said of each: ONNX, images, text, code, foreign networks."""
+    image = data.read_table(elpv)["path"][0].read_bytes()
+    contents = {
+        "a.onnx": (exported.read_bytes(), "an ONNX file, but a checkpoint is wanted; give checkpoints/best.ckp"),
+        "renamed.ckp": (exported.read_bytes(), "an ONNX file, but a checkpoint is wanted; give checkpoints/best.ckp"),
+        "b.png": (image, "an image, but a checkpoint is wanted"),
+        "c.txt": (b"hello\n", "no checkpoint (it holds text)"),
+        "d.ckp": (b"", "no checkpoint (it is empty)"),
+        "e.pkl": (pickle.dumps(Path("x")), "could run code, so it is not loaded"),
+        "f.npy": (np.random.default_rng(0).bytes(5000), "could run code, so it is not loaded"),
+    }
+    for name, (content, _) in contents.items():
+        (folder / name).write_bytes(content)
+    torch.save(torch.nn.Linear(2, 2), folder / "g.pth")
+    with tarfile.open(folder / "h.tar", "w") as archive:
+        archive.add(folder / "c.txt", "c.txt")
+    said = {name: complaint for name, (_, complaint) in contents.items()}
+    return said | dict.fromkeys(("g.pth", "h.tar"), "could run code, so it is not loaded")
+
+
+def test_no_script_passes_on_advice_to_load_a_file_unsafely(elpv, exported, tmp_path, capsys):
+    scripts = [
+        lambda path: run(elpv, path),
+        lambda path: export_onnx.main([path, "--data", str(elpv)]),
+        lambda path: train.main(["--evaluate", path, "--data", str(elpv), "--out", str(tmp_path)]),
+        lambda path: train.main(["--resume", path, "--data", str(elpv), "--out", str(tmp_path)]),
+    ]
+    for name, complaint in other_files(tmp_path, exported, elpv).items():
+        for script in scripts:
+            assert script(str(tmp_path / name)) == 2
+            err = capsys.readouterr().err
+            assert f"{name}: " in err and complaint in err, err
+            assert "weights_only" not in err and "trust" not in err and err.count("\n") == 1
 
 
 def test_a_name_that_is_no_formula_and_not_utf8_is_shown(elpv, best, tmp_path):

@@ -77,13 +77,13 @@ class Found:
     paths: str of each image, as open_image takes it; the first of an image that has several.
     other_names: paths that are other names of such files (links).
     not_read: {path: type} of files of types that are not read.
-    unreadable: {folder: reason} of folders that can't be read.
+    unreadable: (absolute path, text for the user) of each folder that can't be read, for each time that it was tried.
     """
 
     paths: list = field(default_factory=list)
     other_names: set = field(default_factory=set)
     not_read: dict = field(default_factory=dict)
-    unreadable: dict = field(default_factory=dict)
+    unreadable: list = field(default_factory=list)
     seen: dict = field(default_factory=dict)  # identity of an image -> its absolute path
 
     def add_file(self, path):
@@ -128,7 +128,7 @@ class Found:
 
     def add_unreadable(self, error):
         """Note the folder of an OSError."""
-        self.unreadable[os.fspath(error.filename)] = error.strerror
+        self.unreadable.append((os.path.abspath(error.filename), f"{error.filename} ({error.strerror})"))
 
     def matches(self, pattern):
         """Files and folders (list of str) that a glob matches, sorted part by part.
@@ -172,9 +172,9 @@ class Found:
             files = counted(len(self.not_read), "file of a type that is", "files of types that are")
             lines.append(f"{files} not read: {', '.join(names)}.")
         if self.unreadable:
-            folder, reason = next(iter(self.unreadable.items()))
-            colon = ", such as" if len(self.unreadable) > 1 else ":"
-            lines.append(f"{counted(len(self.unreadable), 'folder')} can't be read{colon} {folder} ({reason}).")
+            folders = dict(self.unreadable)
+            colon = ", such as" if len(folders) > 1 else ":"
+            lines.append(f"{counted(len(folders), 'folder')} can't be read{colon} {next(iter(folders.values()))}.")
         if self.other_names:
             paths = counted(len(self.other_names), "path is another name", "paths are other names")
             lines.append(f"{paths} (links) of images that are there already; each image counts once.")
