@@ -315,12 +315,12 @@ class CellDataset:
         self.labels = np.array(table[list(classes)], np.float32)
         self.transforms = table["transform"].to_numpy()
         self.weights = table["weight"].to_numpy() if "weight" in table else np.ones(len(table), int)
+        self.device = "cpu"  # where batches come out
 
     def __len__(self):
         return len(self.table)
 
     def to(self, device):
-        self.device = "cpu"  # where batches come out
         """The data set with its images on a GPU, so that no step waits for a copy (ELPV: 236 MB); for a CPU, itself.
 
         Images that would take more than half of the GPU's free memory stay on the host, and batches are sent.
@@ -347,13 +347,13 @@ class CellDataset:
         """Rows (int array or range) as tensors: images uint8 (B, 1, S, S), labels float32 (B, C)."""
         import torch
 
+        from elcells.devices import send
+
         rows = np.asarray(rows)
         if isinstance(self.images, torch.Tensor):
             images = self.images[send(torch.from_numpy(self.index[rows]), self.images.device)]
         else:
             images = send(torch.from_numpy(self.images[self.index[rows]]), self.device)
-        from elcells.devices import send
-
         transforms = self.transforms[rows]
         for name in sorted(set(transforms) - {""}):
             places = send(torch.from_numpy(np.flatnonzero(transforms == name)), images.device)

@@ -391,13 +391,13 @@ def write_smaller(kind, export, metadata, check, cells, figures):
                 f"{path}: mean F1 on validation and test cells falls by {drop:.4f}, more than --max-drop "
                 f"{export.max_drop:g}; not written"
             )
+    if "int8_checked_on" in notes:
+        print(f"{path}: int8 arithmetic, checked on a processor with {notes['int8_checked_on']}")
 
 
 def options():
     """The parser of this script's command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    if "int8_checked_on" in notes:
-        print(f"{path}: int8 arithmetic, checked on a processor with {notes['int8_checked_on']}")
     checkpoint, *others = fields(Export)
     parser.add_argument("checkpoint", nargs="?", help=f"{checkpoint.metadata['text']} ({checkpoint.default})")
     for field in others:

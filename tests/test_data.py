@@ -460,7 +460,6 @@ def test_images_on_a_device_are_served_like_mapped_ones(small):
     assert np.array_equal(there.batch([4])[0][0, 0].numpy(), rotated) and turned["transform"][4] == "rot_"
 
 
-def test_moving_a_dataset_to_a_device_leaves_the_original_where_it_was(elpv):
 @pytest.mark.parametrize("free, stays", [(2 * 48 * 64 * 64, False), (2 * 48 * 64 * 64 - 1, True)])
 def test_images_that_take_more_than_half_of_a_gpus_memory_stay_on_the_host(small, monkeypatch, capsys, free, stays):
     sent = []
@@ -476,6 +475,7 @@ def test_images_that_take_more_than_half_of_a_gpus_memory_stay_on_the_host(small
     assert sent[0].type == ("cuda" if stays else "cpu") and moved.to("cuda:0") is moved
 
 
+def test_moving_a_dataset_to_a_device_leaves_the_original_where_it_was(elpv):
     cells = data.read_table(elpv).head(6).assign(transform="")
     images, cells["image"] = load_images(cells, 64)
     dataset = data.CellDataset(cells, images)
