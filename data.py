@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from elcells.data.cache import load_sources
 from elcells.data.finding import SUFFIXES, as_stored, file_of
-from elcells.data.images import THREADS, open_image
+from elcells.data.images import THREADS, image_to_save
+from elcells.data.records import part_of_checkpoint  # noqa: F401 (scripts use it as data.part_of_checkpoint)
 from elcells.data.splits import (  # noqa: F401 (scripts use them as data.split_parts, ...)
     SPLIT_SEED,
     TRANSPOSES,
@@ -30,9 +31,8 @@ from elcells.data.splits import (  # noqa: F401 (scripts use them as data.split_
     adapt_parts,
     combination,
     fold_parts,
+    in_cell_order,
     originals,
-    part_of_checkpoint,
-    record_split,
     split_parts,
 )
 from elcells.data.tables import CLASSES, in_order, read_rows
@@ -40,7 +40,8 @@ from elcells.files import InputError, atomic_path, command
 
 # torch and scikit-learn are imported where they are used: a program that only reads images needs neither.
 
-RESERVED = ("filename", "path", "cell", "variant", "transform", "image", "fold", "source", "weight")  # not for labels
+# not for labels
+RESERVED = set("filename path cell variant transform image fold source weight hash seen".split())
 IDENTIFIERS = ("module", "type", "source")  # always text: 01 is not 1, and 7E10 is not 70E9
 
 
@@ -213,16 +214,17 @@ def summary(table, classes=CLASSES):
 def limit_cells(table, limit, classes=CLASSES):
     """A stratified handful: all images of `limit` cells, at least three of each combination of labels.
 
+    Which cells does not depend on the order of the rows, which stays as it is.
     Raises InputError if `limit` is too small for that.
     """
     least = 3  # of each combination: one for each of the training, validation and test part
-    cells = table.drop_duplicates("cell")
+    cells = in_cell_order(table).drop_duplicates("cell")
     shuffled = cells.iloc[np.random.default_rng(SPLIT_SEED).permutation(len(cells))]
     cells_by_label = shuffled.groupby(combination(shuffled, classes).to_numpy())["cell"]
     counts = cells_by_label.size()
     if limit < least * len(counts):
         needed = f"{least * len(counts)} are needed ({least} of each combination of labels)"
-        raise InputError(f"{limit} cells are too few, at least {needed}")
+        raise InputError(f"{limit} cells are too few, at least {needed}; give a larger --limit")
     quota = (counts * min(1, limit / len(cells))).round().clip(lower=least)
     while quota.sum() > limit:
         quota[quota.idxmax()] -= 1
@@ -283,9 +285,12 @@ def write_variants(table, folder):
             target = folder / "images" / f"{prefix}{path.stem}.png"
             if target.exists():
                 continue
-            image = image or open_image(path)
-            turned = image.transpose(TRANSPOSES[prefix]) if prefix else image
             with atomic_path(target) as temporary:
+                if prefix == "" and path.suffix == ".png":  # byte for byte, which is how a cell is known again
+                    shutil.copyfile(path, temporary)
+                    continue
+                image = image or image_to_save(path)
+                turned = image.transpose(TRANSPOSES[prefix]) if prefix else image
                 turned.save(temporary, compress_level=4)
 
     with ThreadPoolExecutor(THREADS) as pool:

@@ -26,6 +26,7 @@ from torch import nn
 import data
 from elcells.data.cache import load_images
 from elcells.data.images import read_image
+from elcells.data.leaks import contamination, with_hashes
 from elcells.data.tables import read_rows
 from elcells.devices import pick_device
 from elcells.evaluation.metrics import f1_scores, metrics_table
@@ -153,6 +154,7 @@ def metadata_of(model, checkpoint, export):
         "input": "raw" if export.raw_input else "uint8",
         "metrics": checkpoint.get("metrics", {}),
         "epoch": checkpoint.get("epoch"),
+        "trained_on": checkpoint.get("trained_on"),
         "checkpoint": Path(export.checkpoint).name,
         "checkpoint_sha256": hashlib.sha256(Path(export.checkpoint).read_bytes()).hexdigest(),
     }
@@ -262,14 +264,18 @@ class Cells:
     calibration: np.ndarray
 
 
-def read_cells(export, metadata, split):
-    """The Cells of a checkpoint with this Metadata and record of its split (None: the default split)."""
+def read_cells(export, metadata, checkpoint):
+    """The Cells of a checkpoint (dict) with this Metadata; by the default split, if it has no record of its own."""
+    split = checkpoint.get("split")
     table = data.read_table(export.data, metadata.classes, export.images)
     data.fill_images(table)
     pixels, table["image"] = load_images(table, metadata.image_size)
     val = data.part_of_checkpoint(table, split, "val", metadata.classes)
     test = data.part_of_checkpoint(table, split, "test", metadata.classes)
     train = data.part_of_checkpoint(table, split, "train", metadata.classes)
+    leak = contamination(with_hashes(test, checkpoint.get("trained_on")), export.checkpoint)
+    if leak:
+        print(f"CONTAMINATED  {leak}; the figures claim too much")
     unseen = data.CellDataset(pd.concat([val, test], ignore_index=True), pixels, metadata.classes)
     images, labels = unseen.batch(range(len(unseen)))
     chosen = np.random.default_rng(0).permutation(len(train))[:CALIBRATION_CELLS]
@@ -330,7 +336,7 @@ def write_files(export):
     model, checkpoint = load_model(export.checkpoint, pick_device(export.device))
     metadata = metadata_of(model, checkpoint, export)
     smaller = [option for option in SMALLER if getattr(export, option)]
-    cells = read_cells(export, model.metadata, checkpoint.get("split")) if smaller else None
+    cells = read_cells(export, model.metadata, checkpoint) if smaller else None
     images, description = images_to_check(export, model.metadata.image_size)
     check = Check(images, description, torch_probabilities(model, images, export.tta))
     write_float(export, model.cpu(), metadata, check)

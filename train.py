@@ -26,20 +26,28 @@ import data
 from data import CellDataset
 from elcells.data.cache import load_sources
 from elcells.data.images import IMAGE_SIZE
+from elcells.data.leaks import contamination, leak_lines, make_record, with_hashes
+from elcells.data.records import difference_of_splits, record_split
 from elcells.data.tables import CLASSES
 from elcells.devices import keep_freed_memory, pick_device, pick_precision
 from elcells.distributed import barrier, processes, rank, world
 from elcells.evaluation.evaluate import add_predictions
 from elcells.evaluation.results import describe_run, prediction_columns, write_predictions, write_results
 from elcells.files import InputError, atomic_path, command, move_aside, reason, sole_writer
-from elcells.settings import add_option, given_options, option_name, shown
+from elcells.settings import add_option, given_options, resumed_settings
 from elcells.training.checkpoints import read_checkpoint
 from elcells.training.jobs import Job
 from elcells.training.progress import open_tensorboard, progress_header, progress_line, report_epoch
 from elcells.training.recipes import RECIPES, Recipe, kept_share, values_of_recipes
 from elcells.training.synthetic import SyntheticDefects
 from elcells.training.time_limit import epochs_within
-from elcells.training.weights import describe_network_file, describe_weights, load_initial_weights, restore_norms
+from elcells.training.weights import (
+    cells_in_training,
+    describe_network_file,
+    describe_weights,
+    load_initial_weights,
+    restore_norms,
+)
 from model import DEFAULT, NETWORKS, WIDTH, build_model, load_model
 from trainer import Run, Trainer
 
@@ -110,27 +118,6 @@ def resumed_job(args, path, stored):
     return job, recipe
 
 
-def resumed_settings(args, settings_class, path, stored, name):
-    """The settings that a run stored under a name, with what the command line changes of them."""
-    names = {field.name for field in fields(settings_class)}
-    try:
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in stored[name].items()}
-        if values.keys() != names:
-            raise KeyError(name)
-        before = settings_class(**values)
-    except (KeyError, TypeError, AttributeError, InputError):
-        raise InputError(f"{path}: not a resumable checkpoint; give a last.ckp of `python train.py`") from None
-    changes = given_options(args, settings_class)
-    for field in fields(settings_class):
-        value = getattr(before, field.name)
-        may_change = not field.metadata["fixed"]
-        if field.name == "epochs" and before.schedule == "steps":
-            may_change = True  # more epochs do not change the completed ones
-        if not may_change and changes.get(field.name, value) != value:
-            raise InputError(f"{option_name(field)} can't change on --resume (it was {shown(value)})")
-    return replace(before, **changes)
-
-
 def resume_point(out, path):
     """(path, its dict) of what a run continues from: a checkpoint, or the settings of a cross-validation.
 
@@ -149,15 +136,19 @@ def resume_point(out, path):
 # ---------------------------------------------------------------- cells
 
 
-def load_table(job, image_size):
-    """A job's table, its missing images filled in, with the columns `image` and `weight`; and the images, decoded."""
+def load_table(job, image_size, record):
+    """A job's table, its missing images filled in, and the images, decoded.
+
+    It has the columns `image`, `weight`, `hash` and `seen`, the latter by the record of which cells a network was
+    trained on (`elcells.data.leaks`).
+    """
     table = data.read_tables(job.data, job.classes, job.images)
     if job.limit:
         table = data.limit_cells(table, job.limit, job.classes)
     data.fill_images(table, print)
     images, table["image"] = load_sources(table, image_size, print)
     table["weight"] = data.source_weights(table, dict(job.weight), balanced=job.recipe == "adapt")
-    return table, images
+    return with_hashes(table, record), images
 
 
 def check_labels(table, job):
@@ -173,7 +164,7 @@ def check_labels(table, job):
 def parts_of(table, job, fold=0):
     """Training, validation and test part (tables) of a job; fold: its number in a cross-validation."""
     if job.recipe == "adapt":
-        return data.adapt_parts(table, job.val_size, classes=job.classes, folds=job.folds or 0, fold=fold)
+        return data.adapt_parts(table, job.test_size, job.val_size, job.classes, job.folds or 0, fold)
     if job.folds:
         return data.fold_parts(table, job.folds, fold, job.split, job.val_size, classes=job.classes)
     return data.split_parts(table, job.split, job.test_size, job.val_size, classes=job.classes)
@@ -187,20 +178,23 @@ def evaluate_checkpoint(path, job, out, device):
     keep_freed_memory()
     model, checkpoint = load_model(path, pick_device(device))
     job = replace(job, classes=model.classes)
-    table, images = load_table(job, model.metadata.image_size)
+    table, images = load_table(job, model.metadata.image_size, checkpoint.get("trained_on"))
     split = checkpoint.get("split")
     if split:
         job = replace(job, split=split["by"])
     else:
         print(f"{path} does not say which cells it was trained on: some of these may be among them.\n")
-        _, val, test = parts_of(table, job)
-        split = data.record_split(val, test, job.split)
+        split = record_split(parts_of(table, job), job.split, job.classes)
     test = data.part_of_checkpoint(table, split, "test", job.classes)
-    report_test_part(model, checkpoint, CellDataset(test, images, job.classes), job, out, f"{Path(path).stem}_")
+    leak = contamination(test, path)
+    report_test_part(model, checkpoint, CellDataset(test, images, job.classes), job, out, leak, f"{Path(path).stem}_")
 
 
-def report_test_part(model, checkpoint, test_set, job, out, prefix=""):
-    """Predict the test part as the job says, write report, predictions and plots, and print the table."""
+def report_test_part(model, checkpoint, test_set, job, out, leak="", prefix=""):
+    """Predict the test part as the job says, write report, predictions and plots, and print the table.
+
+    leak: `contamination` of the test part.
+    """
     predicted = add_predictions(model, test_set, job.operating_point, job.tta)
     if rank() > 0:
         return
@@ -209,7 +203,8 @@ def report_test_part(model, checkpoint, test_set, job, out, prefix=""):
     if job.tta:
         title += ", mean over eight symmetries"
     title += f", {describe_weights(model.metadata)} at the start"
-    write_results(predicted, test_set, model.classes, job.split, out, title, describe_run(model, checkpoint), prefix)
+    description = describe_run(model, checkpoint, leak)
+    write_results(predicted, test_set, model.classes, job.split, out, title, description, prefix)
 
 
 # ---------------------------------------------------------------- training
@@ -219,14 +214,16 @@ def report_test_part(model, checkpoint, test_set, job, out, prefix=""):
 class Session:
     """A job with its recipe and its cells, and where it is computed.
 
-    table: all cells. images: as CellDataset takes them. defects: SyntheticDefects, where the recipe draws defects. out:
-    folder of checkpoints/ and plots/.
+    table: all cells. images: as CellDataset takes them. inherited: which cells the initial weights were trained on (a
+    record of `elcells.data.leaks`, or None). defects: SyntheticDefects, where the recipe draws defects. out: folder of
+    checkpoints/ and plots/.
     """
 
     job: Job
     recipe: Recipe
     table: pd.DataFrame
     images: object
+    inherited: dict | None
     defects: SyntheticDefects | None
     out: Path
     device: torch.device
@@ -237,10 +234,10 @@ class Session:
         return CellDataset(table, self.images, self.job.classes)
 
 
-def run_training(job, recipe, out, device, resume):
+def run_training(job, recipe, out, device, resume=None, inherited=None):
     """Train in one process or torchrun's, then measure the best epoch on the test part. Returns the exit code.
 
-    resume: path of what a run continues from, or None.
+    resume: path of what a run continues from, or None. inherited: as in Session, of such a run.
     """
     keep_freed_memory()
     device = pick_device(device)
@@ -255,14 +252,15 @@ def run_training(job, recipe, out, device, resume):
             raise InputError(f"--batch-size {recipe.batch_size}: too small for {world()} processes, 2 images each")
         if not resume:  # before anything is written
             load_initial_weights(build_model(job.model, job.classes, job.width), job.weights)
+            inherited = cells_in_training(job.weights, print)
         if rank() == 0:
-            table, images = load_table(job, job.image_size)  # fills images/ and the cache for the others
+            table, images = load_table(job, job.image_size, inherited)  # fills images/ and the cache for the others
         barrier()
         if rank() > 0:
-            table, images = load_table(job, job.image_size)
+            table, images = load_table(job, job.image_size, inherited)
         check_labels(table, job)
         defects = SyntheticDefects(job.classes, job.image_size, job.seed, device) if recipe.synthetic else None
-        session = Session(job, recipe, table, images, defects, out, device, precision)
+        session = Session(job, recipe, table, images, inherited, defects, out, device, precision)
         if not resume and rank() == 0:
             move_aside(out)
         if job.max_time and not resume:
@@ -284,7 +282,8 @@ def train_once(session, resume):
     if trained is None:
         return 130
     print()
-    report_test_part(*trained, session.dataset(parts[2]), session.job, session.out)
+    leak = contamination(parts[2], session.job.weights)
+    report_test_part(*trained, session.dataset(parts[2]), session.job, session.out, leak)
     return 0
 
 
@@ -297,7 +296,8 @@ def cross_validate(session):
     checkpoints = session.out / "checkpoints"
     if rank() == 0:
         with atomic_path(checkpoints / "folds.json") as temporary:
-            temporary.write_text(json.dumps({"job": asdict(job), "recipe": asdict(session.recipe)}, indent=1))
+            stored = {"job": asdict(job), "recipe": asdict(session.recipe), "inherited": session.inherited}
+            temporary.write_text(json.dumps(stored, indent=1), encoding="utf-8")
     predictions = []
     for fold in range(job.folds):
         predicted = predict_fold(session, fold)
@@ -311,8 +311,8 @@ def cross_validate(session):
     model, checkpoint = load_model(checkpoints / "fold_0" / "best.ckp")
     title = f"{job.folds} folds, {describe_weights(model.metadata)} at the start"
     print()
-    dataset = session.dataset(predicted)
-    write_results(predicted, dataset, job.classes, job.split, session.out, title, describe_run(model, checkpoint))
+    description = describe_run(model, checkpoint, contamination(predicted, job.weights))
+    write_results(predicted, session.dataset(predicted), job.classes, job.split, session.out, title, description)
     return 0
 
 
@@ -334,9 +334,11 @@ def predict_fold(session, fold):
         if rank() == 0:
             write_predictions(predicted, job.classes, path)
         barrier()
+    best = folder / "best.ckp"
+    other = difference_of_splits(read_checkpoint(best)["split"], record_split(parts, job.split, job.classes))
+    if other:
+        raise InputError(f"{best}: {other}; give the same cells and labels, or remove the folder {folder}")
     predicted = pd.read_csv(path, sep=";")
-    if predicted["filename"].tolist() != test["filename"].tolist():
-        raise InputError(f"{path}: is of another table or split; remove the folder {folder} to train it anew")
     return pd.concat([test, predicted[prediction_columns(job.classes)]], axis=1).assign(fold=fold)
 
 
@@ -363,7 +365,7 @@ def train(session, parts, folder, plots, resume):
         return None
     barrier()
     sources = trainer.train_set.table["source"]
-    new_cells = int((sources != sources.iloc[0]).sum()) or len(sources)
+    new_cells = int((sources != session.table["source"].iloc[0]).sum()) or len(sources)
     trainer.finish(kept_share(session.recipe.keep_initial, new_cells))
     return load_model(folder / "best.ckp", session.device)
 
@@ -371,7 +373,7 @@ def train(session, parts, folder, plots, resume):
 def new_trainer(session, parts, folder, initial_weights):
     """A Trainer of a session on the parts of its table, its network with initial weights or random ones."""
     job = session.job
-    train_part, val_part, test_part = parts
+    train_part, val_part, _ = parts
     if job.recipe != "classic" and job.split != "row":
         train_part = data.originals(train_part)  # orientations come from the augmentation
     train_set = session.dataset(train_part)
@@ -381,7 +383,12 @@ def new_trainer(session, parts, folder, initial_weights):
         load_initial_weights(model, job.weights)
         if job.weights.endswith(".onnx"):
             restore_norms(model, train_set)
-    notes = {"job": asdict(job), "split": data.record_split(val_part, test_part, job.split)}
+    notes = {
+        "job": asdict(job),
+        "split": record_split(parts, job.split, job.classes),
+        "trained_on": make_record(train_part, val_part, session.inherited),
+        "inherited": session.inherited,
+    }
     run = Run(folder, session.device, session.precision, job.seed, job.keep_checkpoints, notes)
     return Trainer(model, train_set, session.dataset(val_part), session.recipe, run, session.defects)
 
@@ -401,8 +408,8 @@ def print_plan(job, trainer, parts):
         f"training  {job.recipe} recipe, {recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.optimizer} "
         f"{recipe.lr:g}, on {device} in {precision}, {torch.get_num_threads()} threads"
     )
-    if job.split == "row":
-        print("LEAK      variants of the test cells are trained on; the scores will claim too much")
+    for line in leak_lines(parts, job.weights, job.split):
+        print(line)
     print("\n" + progress_header(trainer.model.classes))
     if trainer.history:
         print(progress_line(trainer))
@@ -441,10 +448,10 @@ def main(argv=None):
         return evaluate_checkpoint(args.evaluate, Job(**given_options(args, Job)), out, args.device)
     if args.resume is None:
         job, recipe = new_job(args)
-        return run_training(job, recipe, out, args.device, resume=None)
+        return run_training(job, recipe, out, args.device)
     path, stored = resume_point(out, args.resume)
     job, recipe = resumed_job(args, path, stored)
-    return run_training(job, recipe, out, args.device, resume=path)
+    return run_training(job, recipe, out, args.device, path, stored.get("inherited"))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from elcells.data.records import difference_of_splits
 from elcells.devices import autocast, channels_last, send
 from elcells.distributed import barrier, quiet, rank, share_buffers, sum_over_processes, synchronise_norms, world
 from elcells.evaluation.calibration import Calibration
@@ -331,6 +332,9 @@ class Trainer:
         if "optimizer" not in checkpoint:
             raise InputError(f"{path}: can't be resumed, it is the snapshot of an epoch; give the last.ckp beside it")
         try:
+            other = difference_of_splits(checkpoint.get("split"), self.run.notes.get("split"))
+            if other:
+                raise InputError(f"{path}: {other}; give the cells and labels that it was training on, in any order")
             if checkpoint["rows"] != len(self.train_set) or checkpoint["seed"] != self.run.seed:
                 raise InputError(
                     f"{path}: was training on {checkpoint['rows']} images with seed {checkpoint['seed']}, now there "

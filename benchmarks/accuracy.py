@@ -43,13 +43,12 @@ def arrays(predicted):
     return labels.to_numpy(float), probabilities.to_numpy(float), thresholds.to_numpy(float)
 
 
-def line(name, predicted, by):
-    """One row of the table: figures of predicted cells at the thresholds of their folds, the interval over groups."""
+def line(name, predicted):
+    """One row of the table: figures of predicted cells at the thresholds of their folds, the interval over modules."""
     labels, probabilities, thresholds = arrays(predicted)
     figures = metrics_table(labels, probabilities, thresholds, CLASSES)
     figures_at_half = metrics_table(labels, probabilities, 0.5, CLASSES)
-    groups = predicted["filename" if by == "cell" else "module"]
-    low, high = bootstrap_mean_f1(labels, probabilities, thresholds, groups)
+    low, high = bootstrap_mean_f1(labels, probabilities, thresholds, predicted["module"])
     cells = [f"{figures[c]['f1']:.3f}" for c in (*CLASSES, "mean")]
     cells.append(f"{low:.3f} to {high:.3f}")
     cells.append(f"{figures_at_half['mean']['f1']:.3f}")
@@ -63,9 +62,9 @@ def lines(folder):
     rows = []
     for by in splits(folder):
         predicted = read(by, folder)
-        rows.append(line(f"{SPLITS[by]}: all {len(predicted):,}", predicted, by))
+        rows.append(line(f"{SPLITS[by]}: all {len(predicted):,}", predicted))
         if by in ("cell", "module"):
-            rows += [line(f"{SPLITS[by]}: {kind}", part, by) for kind, part in predicted.groupby("type")]
+            rows += [line(f"{SPLITS[by]}: {kind}", part) for kind, part in predicted.groupby("type")]
     return rows
 
 

@@ -20,11 +20,13 @@ import numpy as np
 import data
 from elcells.data.cache import load_images
 from elcells.data.images import symmetries
-from elcells.evaluation.metrics import bootstrap_mean_f1, metrics_table
+from elcells.data.leaks import contamination, with_hashes
+from elcells.evaluation.metrics import bootstrap_mean_f1, interval_groups, metrics_table
 from elcells.evaluation.plots import plot_errors
 from elcells.evaluation.results import number
 from elcells.files import atomic_path, command
 from elcells.pages.page import UNSURE, doubt
+from elcells.training.weights import cells_in_training
 from predict import SHIPPED, open_network
 
 LINES = "crack lines"  # this and the next are parts in which every cell has a crack
@@ -48,19 +50,13 @@ def rows_by_part(table):
     return parts
 
 
-def interval_groups(table):
-    """What the intervals are drawn from (Series of str): modules of a series, or cells where no modules are named."""
-    names = table["module"].astype(str) if "module" in table else table["cell"]
-    return table["series"] + "|" + names if "series" in table else names
-
-
 def figures_by_part(table, labels, probabilities, thresholds, classes):
     """{part of `rows_by_part`: its figures} of one network's predictions, dicts that JSON can hold.
 
     labels, probabilities: (N, C), thresholds (C,). Where all cells have the defect only recall says something.
     """
     figures = {}
-    groups = interval_groups(table)
+    groups, _ = interval_groups(table)
     for name, rows in rows_by_part(table).items():
         if rows.any():
             interval = bootstrap_mean_f1(labels[rows], probabilities[rows], thresholds, groups[rows])
@@ -138,13 +134,16 @@ def report_network(path, cells_table, folder, tta, orientations, errors):
     probabilities = engine(images)
     figures = figures_by_part(table, labels, probabilities, thresholds, classes)
     print(f"\n{path}{' over the symmetries' if tta else ''}, {engine.name}")
+    leak = contamination(with_hashes(table, cells_in_training(path, print)), path, part="")
+    if leak:
+        print(f"CONTAMINATED  {leak}; the figures claim too much")
     print(*as_text(figures, classes), sep="\n")
     counts = doubtful(labels, probabilities, thresholds)
     print(
         f"{counts['wrong']} cells have a wrong call, {counts['both']} of them among the {counts['unsure']} "
         f"({counts['unsure'] / len(table):.0%}) that predict.py's report calls unsure"
     )
-    report = {"network": str(path), "tta": tta, "parts": figures, "doubtful": counts}
+    report = {"network": str(path), "tta": tta, "parts": figures, "doubtful": counts, "leak": leak}
     if orientations:
         report["orientations"] = in_orientations(engine, images, table, probabilities)
         parts = []

@@ -74,6 +74,30 @@ def given_options(args, settings_class):
     return values
 
 
+def resumed_settings(args, settings_class, path, stored, name):
+    """The settings that a run stored under a name, with what the command line changes of them.
+
+    path: what holds them, for messages. Raises InputError for an option that can't change.
+    """
+    names = {field.name for field in dataclasses.fields(settings_class)}
+    try:
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in stored[name].items()}
+        if values.keys() != names:
+            raise KeyError(name)
+        before = settings_class(**values)
+    except (KeyError, TypeError, AttributeError, InputError):
+        raise InputError(f"{path}: not a resumable checkpoint; give a last.ckp of `python train.py`") from None
+    changes = given_options(args, settings_class)
+    for field in dataclasses.fields(settings_class):
+        value = getattr(before, field.name)
+        may_change = not field.metadata["fixed"]
+        if field.name == "epochs" and before.schedule == "steps":
+            may_change = True  # more epochs do not change the completed ones
+        if not may_change and changes.get(field.name, value) != value:
+            raise InputError(f"{option_name(field)} can't change on --resume (it was {shown(value)})")
+    return dataclasses.replace(before, **changes)
+
+
 def shown(value):
     """A setting's value as people write it."""
     if isinstance(value, bool):

@@ -15,6 +15,7 @@ from elcells.data import images as images_module
 from elcells.data import splits as splits_module
 from elcells.data.cache import load_images
 from elcells.data.images import read_image
+from elcells.data.records import record_split
 from elcells.data.splits import VARIANTS, expand_variants, group_keys, split_cells
 from elcells.files import InputError
 from elcells.training.augmentation import augment, draw_changes, draw_light, uneven_light
@@ -595,7 +596,7 @@ def test_a_recorded_split_is_found_again_in_a_table_with_backslashes(tmp_path, b
     rows = "".join(f"a\\{i}.png;{i % 2};{i // 2 % 2};m\\{i // 4}\n" for i in range(80))
     table = data.read_table(written(tmp_path, f"filename;crack;inactive;module\n{rows}"))
     parts = data.split_parts(table, by)
-    split = data.record_split(parts[1], parts[2], by)
+    split = record_split(parts, by)
     for name, part in zip(("train", "val", "test"), parts):
         rows = data.part_of_checkpoint(table, split, name)
         expected = part if by == "row" else data.originals(part)

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn.metrics
 
@@ -9,7 +10,14 @@ from elcells.evaluation.calibration import (
     fit_temperature,
     recall_threshold,
 )
-from elcells.evaluation.metrics import bootstrap_mean_f1, calibration_error, f1_scores, metrics_table, reliability
+from elcells.evaluation.metrics import (
+    bootstrap_mean_f1,
+    calibration_error,
+    f1_scores,
+    interval_groups,
+    metrics_table,
+    reliability,
+)
 
 
 @pytest.fixture
@@ -88,3 +96,18 @@ def test_the_interval_holds_the_score_and_draws_groups(predictions):
     doubled = bootstrap_mean_f1(np.tile(labels, (2, 1)), np.tile(p, (2, 1)), [0.5, 0.5], np.tile(np.arange(200), 2))
     assert doubled == (low, high)  # a cell's variants add nothing
     assert wide != (low, high)
+
+
+@pytest.mark.parametrize(
+    "columns, groups, unit",
+    [
+        ({}, ["a", "b", "c", "d"], "cells"),
+        ({"module": ["7", "7", "7", "7"]}, ["a", "b", "c", "d"], "cells"),
+        ({"module": ["", "", "", ""]}, ["a", "b", "c", "d"], "cells"),
+        ({"module": ["7", "7", "", "8"]}, ["7", "7", "c", "8"], "modules"),
+        ({"module": ["7", "7", "7", "8"], "source": ["x", "x", "y", "y"]}, ["x|7", "x|7", "y|7", "y|8"], "modules"),
+    ],
+)
+def test_intervals_draw_modules_where_they_are_known(columns, groups, unit):
+    drawn, name = interval_groups(pd.DataFrame({"cell": list("abcd"), **columns}))
+    assert drawn.tolist() == groups and name == unit

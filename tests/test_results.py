@@ -47,7 +47,7 @@ def test_the_accuracy_in_the_readme_follows_from_the_probabilities():
     readme = (ROOT / "README.md").read_text()
     for folder in ("doc", "doc/tta"):
         for by in ("cell", "module"):
-            row = accuracy.line("", accuracy.read(by, ROOT / folder), by)
+            row = accuracy.line("", accuracy.read(by, ROOT / folder))
             _, crack, inactive, mean, interval, *_ = row.split(" | ")
             assert f"| {crack} | {inactive} | **{mean}** ({interval}) |" in readme
 
@@ -65,7 +65,7 @@ def test_a_row_has_the_figures_worked_out_by_hand(tmp_path):
             "threshold_inactive": [0.7] * 4,
         }
     )
-    cells = accuracy.line("x", predicted, "module").split(" | ")
+    cells = accuracy.line("x", predicted).split(" | ")
     crack = 2 * 2 / (2 * 2 + 1)  # 2 hits, 1 false alarm
     inactive = 2 * 1 / (2 * 1 + 1)  # 1 hit, 1 miss
     expected = [crack, inactive, (crack + inactive) / 2]

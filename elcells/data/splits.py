@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from elcells.data.leaks import ANY, TRAINED
 from elcells.data.tables import CLASSES
 from elcells.files import InputError
 
@@ -48,6 +49,12 @@ def expand_variants(table):
     return pd.concat([table.assign(variant=name, transform=name) for name in VARIANTS], ignore_index=True)
 
 
+def in_cell_order(table):
+    """The rows by variant to be made, cell and file: a split belongs to cells, in whatever order a table lists them."""
+    place = table["transform"].map(list(VARIANTS).index)
+    return table.assign(place=place).sort_values(["place", "cell", "filename"], ignore_index=True).drop(columns="place")
+
+
 def originals(table):
     """The rows that show a cell as it is, not turned or mirrored; validation and test use only these."""
     return table[table["variant"] == ""].reset_index(drop=True)
@@ -61,7 +68,7 @@ def group_keys(table, by):
     if by == "row":
         return table["filename"] + "|" + table["transform"]
     if by not in table:
-        raise InputError(f"no column {by!r} in the table, which splitting by {by} needs; split by cell")
+        raise InputError(f"no column {by!r} in the table, which splitting by {by} needs; give --split cell")
     blank = table[by] == ""
     if blank.any():
         name = table["filename"][blank.idxmax()]
@@ -72,14 +79,15 @@ def group_keys(table, by):
 def stratified_folds(labels, keys, folds):
     """Divide all rows into `folds` parts of similar labels, keeping groups together.
 
-    Uses scikit-learn's StratifiedGroupKFold, or the much faster StratifiedKFold if no group has two rows.
+    Uses scikit-learn's StratifiedGroupKFold, or the much faster StratifiedKFold if no group has two rows. The parts
+    depend on the order of the rows.
     labels: Series, whose values keep their shares in every part. keys: Series, the group of each row.
     Returns a list of int arrays, the rows of each part. Raises InputError if there are fewer groups than folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     if keys.nunique() < folds:
-        raise InputError(f"{keys.nunique()} groups are too few for {folds} parts; take fewer parts or split by cell")
+        raise InputError(f"{keys.nunique()} groups are too few for {folds} parts; give fewer --folds, or --split cell")
     kind = StratifiedKFold if keys.is_unique else StratifiedGroupKFold
     splitter = kind(folds, shuffle=True, random_state=SPLIT_SEED)
     with warnings.catch_warnings():
@@ -87,16 +95,19 @@ def stratified_folds(labels, keys, folds):
         return [test for _, test in splitter.split(labels, labels, keys)]
 
 
-def split_cells(table, test_size=0.1, by="cell", classes=CLASSES):
+def split_cells(table, test_size=0.1, by="cell", classes=CLASSES, kept=ANY):
     """Stratified split into training and test rows.
 
-    Rows of one group never stand on both sides; the combinations of labels keep their shares.
+    Rows of one group never stand on both sides; the combinations of labels keep their shares. It does not depend on the
+    order of the rows.
 
     table: DataFrame from read_table.
     test_size: share of groups in the test part, 0 < test_size < 1; by module the nearest 1/k.
     by: "cell" (the image and all its variants); "module" (all cells of a module: the fold of scikit-learn's
         StratifiedGroupKFold whose label shares come closest to the whole table's); or "row" (each image by itself, as
         the original recipe did: variants of one cell stand on both sides, so its scores are too good).
+    kept: which cells stay out of the test part, by the table's column `seen` (`with_hashes`), if it has one and if the
+        other cells are enough for a test part with every label.
     Returns (train, test), two DataFrames with fresh indices. A combination of labels that only one group has is
     stratified together with the other rare ones.
     Raises InputError if a label has too few groups to appear on both sides.
@@ -105,23 +116,55 @@ def split_cells(table, test_size=0.1, by="cell", classes=CLASSES):
         raise InputError(f"test size is {test_size}, expected a share between 0 and 1")
     if by not in ("cell", "module", "row"):
         raise InputError(f"can't split by {by!r}, expected cell, module or row")
+    table = in_cell_order(table)
+    in_test = _drawn(table, test_size, by, classes)
+    if "seen" in table and (in_test & table["seen"].isin(kept)).any():
+        unseen_in_test = _drawn_from_unseen(table, test_size, by, classes, kept)
+        if _one_sided(table, unseen_in_test, classes) is None:
+            in_test = unseen_in_test
+    one_sided = _one_sided(table, in_test, classes)
+    if one_sided:
+        name, value = one_sided
+        count = group_keys(table, by)[table[name] == value].nunique()
+        groups = f"{count} {by}" if count == 1 else f"{count} {by}s"
+        raise InputError(
+            f"{name}={value}: {groups} with this label can't stand on both sides of the split; "
+            "add more such cells or leave the label out of --classes"
+        )
+    return table[~in_test].reset_index(drop=True), table[in_test].reset_index(drop=True)
+
+
+def _drawn(table, test_size, by, classes):
+    """Which rows `split_cells` draws for the test part (bool array); all, where that is not fewer."""
     labels = combination(table, classes)
     keys = group_keys(table, by)
+    if test_size >= 1 or keys.nunique() == 1:
+        return np.ones(len(table), bool)
     if by == "module":
-        in_test = _typical_fold(labels, keys, max(2, round(1 / test_size)))
-    else:
-        in_test = keys.isin(_stratified_sample(labels, keys, test_size)).to_numpy()
+        return _typical_fold(labels, keys, max(2, round(1 / test_size)))
+    return keys.isin(_stratified_sample(labels, keys, test_size)).to_numpy()
+
+
+def _drawn_from_unseen(table, test_size, by, classes, kept):
+    """`_drawn` from the groups without a kept cell alone: as many, or all where there are fewer."""
+    keys = group_keys(table, by)
+    is_unseen = ~keys.isin(keys[table["seen"].isin(kept)]).to_numpy()
+    in_test = np.zeros(len(table), bool)
+    groups = keys[is_unseen].nunique()
+    if groups > 0:
+        share = test_size * keys.nunique() / groups
+        in_test[is_unseen] = _drawn(table[is_unseen].reset_index(drop=True), share, by, classes)
+    return in_test
+
+
+def _one_sided(table, in_test, classes):
+    """(class, label) of a label that is not on both sides of a split, or None."""
     for name in classes:
         for value in table[name].unique():
             has_value = (table[name] == value).to_numpy()
             if not (in_test & has_value).any() or not (~in_test & has_value).any():
-                count = keys[has_value].nunique()
-                groups = f"{count} {by}" if count == 1 else f"{count} {by}s"
-                raise InputError(
-                    f"{name}={value}: {groups} with this label can't stand on both sides of the split; "
-                    "add more such cells or leave the label out"
-                )
-    return table[~in_test].reset_index(drop=True), table[in_test].reset_index(drop=True)
+                return name, value
+    return None
 
 
 def _typical_fold(labels, keys, folds):
@@ -155,14 +198,15 @@ def split_parts(table, by="cell", test_size=0.1, val_size=0.1, classes=CLASSES):
 
     Each source is divided by itself: first the test part is taken, then the validation part from the rest. The
     training part holds the six variants of its cells, the others the cells as they are (by="row": the images that fell
-    into each part, whatever the variant).
+    into each part, whatever the variant). Cells that the initial weights were trained on stay in the training part
+    (`split_cells`).
     Returns (train, val, test), three DataFrames. Raises InputError as split_cells does.
     """
 
     def split(cells):
         rows = expand_variants(cells) if by == "row" else cells
         rest, test = split_cells(rows, test_size, by, classes)
-        train, val = split_cells(rest, val_size, by, classes)
+        train, val = split_cells(rest, val_size, by, classes, kept=[TRAINED])
         if by == "row":
             return train, val, test
         return expand_variants(train), originals(val), originals(test)
@@ -178,7 +222,7 @@ def fold_parts(table, folds, fold, by="cell", val_size=0.1, classes=CLASSES):
         tested = stratified_folds(combination(rows, classes), group_keys(rows, by), folds)[fold]
         in_test = np.zeros(len(rows), bool)
         in_test[tested] = True
-        train, val = split_cells(rows[~in_test].reset_index(drop=True), val_size, by, classes)
+        train, val = split_cells(rows[~in_test].reset_index(drop=True), val_size, by, classes, kept=[TRAINED])
         if by != "row":  # variants that the table lists as files belong to training too
             train = expand_variants(cells[cells["cell"].isin(train["cell"])].reset_index(drop=True))
         return train, val, rows[in_test].reset_index(drop=True)
@@ -186,7 +230,7 @@ def fold_parts(table, folds, fold, by="cell", val_size=0.1, classes=CLASSES):
     return _split_each_source(table, split)
 
 
-def adapt_parts(table, val_size=0.1, classes=CLASSES, folds=0, fold=0):
+def adapt_parts(table, test_size=0.1, val_size=0.1, classes=CLASSES, folds=0, fold=0):
     """`split_parts` for adapting a network to new cells, those of all sources but the first.
 
     The first source is divided as in training, so that its test part shows what the network has forgotten. The new
@@ -198,14 +242,16 @@ def adapt_parts(table, val_size=0.1, classes=CLASSES, folds=0, fold=0):
     if is_first.all():
         if folds:
             return fold_parts(table, folds, fold, val_size=val_size, classes=classes)
-        return split_parts(table, val_size=val_size, classes=classes)
+        return split_parts(table, test_size=test_size, val_size=val_size, classes=classes)
     first_cells = table[is_first].reset_index(drop=True)
     new_cells = table[~is_first].reset_index(drop=True)
-    first_train, first_val, test = split_parts(first_cells, val_size=val_size, classes=classes)
+    first_train, first_val, test = split_parts(first_cells, test_size=test_size, val_size=val_size, classes=classes)
     if folds:
         new_train, new_val, test = fold_parts(new_cells, folds, fold, val_size=val_size, classes=classes)
     else:
-        new_train, new_val = _split_each_source(new_cells, lambda cells: split_cells(cells, val_size, "cell", classes))
+        new_train, new_val = _split_each_source(
+            new_cells, lambda cells: split_cells(cells, val_size, "cell", classes, kept=[TRAINED])
+        )
     train = pd.concat([first_train, expand_variants(new_train)], ignore_index=True)
     val = pd.concat([first_val, originals(new_val)], ignore_index=True)
     return train, val, test
@@ -213,7 +259,8 @@ def adapt_parts(table, val_size=0.1, classes=CLASSES, folds=0, fold=0):
 
 def _split_each_source(table, split):
     """The parts that split(cells) makes of each source's cells, joined; so no source changes another one's split."""
-    sources = table["source"].unique()
+    table = in_cell_order(table)
+    sources = sorted(table["source"].unique())
     if len(sources) == 1:
         return split(table)
     splits = []
@@ -224,28 +271,3 @@ def _split_each_source(table, split):
         except InputError as error:
             raise InputError(f"source {source}: {error}") from None
     return tuple(pd.concat(parts, ignore_index=True) for parts in zip(*splits))
-
-
-def record_split(val, test, by):
-    """What a checkpoint stores of a split: dict of by, and the groups of the val and test part (lists of str)."""
-    return {"by": by, "val": sorted(set(group_keys(val, by))), "test": sorted(set(group_keys(test, by)))}
-
-
-def part_of_checkpoint(table, split, part, classes=CLASSES):
-    """Rows of a checkpoint's "train", "val" or "test" part in a table, each cell as it is (by "row": all images).
-
-    split: the checkpoint's record of its split (`record_split`), or None for the default split of this table by cell.
-    Raises InputError if the table holds none of these cells, or can't be split.
-    """
-    if split is None:
-        _, val, test = split_parts(table, classes=classes)
-        split = record_split(val, test, "cell")
-    rows = expand_variants(table) if split["by"] == "row" else originals(table)
-    keys = group_keys(rows, split["by"])
-    source = rows["source"].iloc[0]
-    if rows["source"].nunique() == 1 and any(key.startswith(f"{source}:") for key in split["test"]):
-        keys = source + ":" + keys  # the network was trained on several tables, of which this is one
-    in_part = ~keys.isin(split["val"] + split["test"]) if part == "train" else keys.isin(split[part])
-    if not in_part.any():
-        raise InputError(f"the table holds no cell of the checkpoint's {part} part; give its own table")
-    return rows[in_part].reset_index(drop=True)

@@ -79,6 +79,24 @@ def metrics_table(labels, probabilities, thresholds, classes):
     return {**table, "mean": mean}
 
 
+def interval_groups(table):
+    """What an interval is drawn from: (the group of each row, a Series of str; "modules" or "cells").
+
+    Cells of a module are alike: they share its make, its history and its photograph. So whole modules are drawn where
+    the table's column `module` names at least two; cells without a module count as one each. Modules of two sources or
+    series are different even if they have one name.
+    """
+    cells = table["cell"].astype(str)
+    if "module" not in table or table["module"].nunique() < 2:
+        return cells, "cells"
+    modules = table["module"].astype(str)
+    names = modules
+    for column in ("series", "source"):
+        if column in table:
+            names = table[column].astype(str) + "|" + names
+    return names.where(modules != "", cells), "modules"
+
+
 def bootstrap_mean_f1(labels, probabilities, thresholds, groups):
     """95 % interval (low, high) of the mean F1 over classes, from drawing groups (cells, modules) with replacement.
 

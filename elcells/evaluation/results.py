@@ -8,9 +8,11 @@ import numpy as np
 import torch
 
 from elcells.data.tables import in_order
-from elcells.evaluation.metrics import bootstrap_mean_f1, metrics_table
+from elcells.evaluation.metrics import bootstrap_mean_f1, interval_groups, metrics_table
 from elcells.evaluation.plots import plot_errors, plot_precision_recall, plot_reliability
 from elcells.files import atomic_path
+
+TOO_GOOD = "the figures claim more than new cells will give"
 
 
 def write_results(predicted, dataset, classes, by, out, title, description, prefix=""):
@@ -18,15 +20,15 @@ def write_results(predicted, dataset, classes, by, out, title, description, pref
 
     predicted: table with labels, p_... and threshold_... columns (`add_predictions`). dataset: CellDataset of its rows.
     by: what the split kept together. out: folder that gets checkpoints/ and plots/. title: of the table on the screen.
-    description: dict about the network to add to the report (`describe_run`). prefix: of the files' names.
+    description: dict to add to the report (`describe_run`). prefix: of the files' names.
     """
     labels = predicted[list(classes)].to_numpy(np.float64)
     probabilities = predicted[[f"p_{c}" for c in classes]].to_numpy(np.float64)
     thresholds = predicted[[f"threshold_{c}" for c in classes]].to_numpy(np.float64)
-    report = make_report(labels, probabilities, thresholds, predicted, classes, by)
+    report = make_report(labels, probabilities, thresholds, predicted, classes, by) | description
     path = out / "checkpoints" / f"{prefix}report.json"
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(report | description, indent=1))
+        temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
     plots = out / "plots"
     plot_precision_recall(labels, probabilities, thresholds, classes, plots / f"{prefix}precision_recall.png")
     plot_reliability(labels, probabilities, classes, plots / f"{prefix}reliability.png")
@@ -35,8 +37,11 @@ def write_results(predicted, dataset, classes, by, out, title, description, pref
     print(f"\nFigures are in {path}, plots in {plots}.")
 
 
-def describe_run(model, checkpoint):
-    """Description of the network and its training for a report, a dict that JSON can hold."""
+def describe_run(model, checkpoint, leak=""):
+    """Description of the network and its training for a report, a dict that JSON can hold.
+
+    leak: which of the cells were trained on, a clause (`contamination`).
+    """
     return {
         "initial_weights": model.metadata.initial_weights,
         "best_epoch": checkpoint.get("epoch"),
@@ -45,6 +50,7 @@ def describe_run(model, checkpoint):
         "history": checkpoint.get("history", []),
         "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
         "versions": checkpoint.get("versions", {}),
+        **({"leak": f"{leak}: {TOO_GOOD}"} if leak else {}),
     }
 
 
@@ -70,17 +76,18 @@ def make_report(labels, probabilities, thresholds, table, classes, by):
         values = sorted(table[column].unique(), key=in_order) if column in table else []
         return {str(v): figures((table[column] == v).to_numpy()) for v in values}
 
-    group = table["module"] if by == "module" else table["cell"]
+    groups, unit = interval_groups(table)
     report = {
         "split_by": by,
         **figures(np.ones(len(table), bool)),
-        "mean_f1_interval_95": bootstrap_mean_f1(labels, probabilities, thresholds, group),
+        "mean_f1_interval_95": bootstrap_mean_f1(labels, probabilities, thresholds, groups),
+        "interval_draws": unit,
         "by_source": figures_by("source") if table["source"].nunique() > 1 else {},
         "by_type": figures_by("type"),
         "by_module": figures_by("module"),
     }
     if by == "row":
-        report["leak"] = "variants of these cells were trained on: the figures claim more than new cells will give"
+        report["leak"] = f"variants of these cells were trained on: {TOO_GOOD}"
     return report
 
 
@@ -100,7 +107,10 @@ def report_text(report, title):
             f1_at_half = figures["at_0.5"][name]["f1"]
             lines.append(f"{f'{part} {name}'.strip():18}{figures_as_text(at_threshold, f1_at_half)}")
     low, high = report["mean_f1_interval_95"]
-    lines.append(f"Mean F1 {report['at_threshold']['mean']['f1']:.3f}, 95 % interval {low:.3f} to {high:.3f}")
+    lines.append(
+        f"Mean F1 {report['at_threshold']['mean']['f1']:.3f}, 95 % interval {low:.3f} to {high:.3f} "
+        f"(drawing {report['interval_draws']})"
+    )
     if "leak" in report:
         lines.append(f"LEAK: {report['leak']}.")
     return "\n".join(lines)

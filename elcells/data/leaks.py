@@ -1,0 +1,90 @@
+"""Which cells a network was trained on: the record that travels with its weights, and what it says of other cells.
+
+A record is a dict of two sorted lists of hashes: "train", the cells that the weights were fitted to, and "val", those
+that the calibration was fitted to. An image's hash is that of its file. For a cell keeps it under another name, in
+another folder or table, at every --image-size, and whatever is made of a camera's depth by its other images; its name
+and its pixels do not. Two cells of ELPV are too much alike to be told apart by anything coarser. A re-encoded image
+is another cell.
+"""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from elcells.data.finding import file_of
+from elcells.data.images import THREADS
+
+DIGITS = 12  # of a hash: a hundred thousand cells meet a hundred thousand others' hashes once in 28,000 times
+TRAINED, VALIDATED = "train", "val"  # keys of a record, and values of the column `seen`
+ANY = (TRAINED, VALIDATED)
+
+
+def image_hashes(paths):
+    """The hash of each image (list of str), of its file and of its page."""
+
+    def hash_of(path):
+        file, page = file_of(path)
+        return hashlib.sha256(Path(file).read_bytes() + (b"%d" % page if page else b"")).hexdigest()[:DIGITS]
+
+    unique = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(THREADS) as pool:
+        known = dict(zip(unique, pool.map(hash_of, unique)))
+    return [known[path] for path in paths]
+
+
+def with_hashes(table, record=None):
+    """A table with the columns `hash` and `seen`: the key of the record's list that has the row's cell, or ""."""
+    table = table.assign(hash=image_hashes(table["path"]), seen="")
+    for name in (VALIDATED, TRAINED):
+        hashes = (record or {}).get(name, [])
+        cells = table["cell"][table["hash"].isin(hashes)]
+        table.loc[table["cell"].isin(cells), "seen"] = name
+    return table
+
+
+def make_record(train, val, inherited=None):
+    """The record of a network from the tables of its training and validation part.
+
+    inherited: the record of its initial weights, whose cells count as its own.
+    """
+    inherited = inherited or {}
+    trained = {*train["hash"], *inherited.get(TRAINED, [])}
+    validated = {*val["hash"], *inherited.get(VALIDATED, [])} - trained
+    return {TRAINED: sorted(trained), VALIDATED: sorted(validated)}
+
+
+def valid_record(record):
+    """A record as a file has it, or None where that is none."""
+    if isinstance(record, dict) and all(isinstance(record.get(name), list) for name in ANY):
+        return record
+    return None
+
+
+def contamination(table, network, part="test", kinds=ANY):
+    """How many cells of a table with the column `seen` were in a network's training, a clause; "" for none."""
+    cells = table.drop_duplicates("cell")
+    count = int(cells["seen"].isin(kinds).sum())
+    if not count:
+        return ""
+    share = f"{100 * count / len(cells):.0f} %" if len(cells) < 200 * count else "less than 1 %"
+    name = f"{part} cells" if part else "cells"
+    return f"{share} of the {name} ({count} of {len(cells)}) were in the training of {Path(network).name}"
+
+
+def leak_lines(parts, network, by):
+    """What to say before training of cells that are no fair ones to judge by, a list of lines.
+
+    parts: tables of the training, validation and test part. network: whose weights are taken. by: of the split.
+    """
+    train_part, val_part, test_part = parts
+    lines = []
+    if by == "row":
+        lines.append("LEAK      variants of the test cells are trained on; the scores will claim too much")
+    if tested := contamination(test_part, network):
+        lines.append(f"CONTAMINATED  {tested}; the scores will claim too much")
+    if validated := contamination(val_part, network, "validation", [TRAINED]):
+        lines.append(f"CONTAMINATED  {validated}; the thresholds will be too sure")
+    trained = contamination(train_part, network, "training")
+    if trained and not tested and not validated:
+        lines.append(f"seen      {trained}, and none of those to test")
+    return lines
