@@ -10,7 +10,8 @@ from PIL import Image
 import cut_module
 import predict
 from benchmarks.composed_modules import ElpvCells, compose
-from elcells.data.images import LIKE_MODULE, examine
+from elcells.data.images import examine
+from elcells.data.suspicions import LIKE_MODULE
 from elcells.files import InputError
 from elcells.modules.align import align_cell
 from elcells.modules.cutting import CutModule, cut_image, doubts, grid_size, read_corners
@@ -115,7 +116,7 @@ def test_modules_in_verdicts_out(folder, exported, tmp_path):
     assert sum(r["crack"] == "1" for r in rows) == int(module["crack"])
     with Image.open(tmp_path / "c_modules" / "m1.png") as shown:
         assert shown.mode == "RGB" and len(shown.getcolors(10**6)) > 256
-    shown = json.loads((tmp_path / "c.html").read_text().split('id="data">')[1].split("</script>")[0])["modules"]
+    shown = data_of_page(tmp_path / "c.html")["modules"]
     assert len(shown[0]["cells"]) == 60 and shown[0]["cells"][0]["src"] == "c/m1/r01_c01.png"
 
 
@@ -142,12 +143,13 @@ def test_resuming_judges_no_cell_twice(folder, exported, tmp_path):
     options = [str(images), "--grid", size_text(true), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
     assert predict.main(options) == 0
     table = tmp_path / "c.csv"
-    whole = table.read_text().splitlines()
-    table.write_text("\n".join(whole[:20]) + "\n" + whole[20][:9])  # killed in the middle of a row
-    header = (tmp_path / "c_modules" / "modules.csv").read_text().splitlines()[0]
-    (tmp_path / "c_modules" / "modules.csv").write_text(header + "\n")
+    whole = table.read_text(encoding="utf-8").splitlines()
+    table.write_text("\n".join(whole[:20]) + "\n" + whole[20][:9], encoding="utf-8")  # killed in the middle of a row
+    header = (tmp_path / "c_modules" / "modules.csv").read_text(encoding="utf-8").splitlines()[0]
+    (tmp_path / "c_modules" / "modules.csv").write_text(header + "\n", encoding="utf-8")
     assert predict.main([*options, "--resume"]) == 0
-    assert table.read_text().splitlines() == whole and len(rows_of(tmp_path / "c_modules" / "modules.csv")) == 1
+    assert table.read_text(encoding="utf-8").splitlines() == whole
+    assert len(rows_of(tmp_path / "c_modules" / "modules.csv")) == 1
     assert predict.main([*options, "--resume", "--grid", "3x4"]) == 2
 
 
@@ -188,7 +190,7 @@ def test_an_image_of_no_module_gives_no_verdicts(what, elpv, exported, tmp_path,
     assert rows_of(tmp_path / "c.csv") == [] and str(path) in capsys.readouterr().err
     if what == "black":
         assert predict.main([*options[:5], "--report", str(tmp_path / "d.html")]) == 3
-        assert json.loads((tmp_path / "d.html").read_text().split('id="data">')[1].split("</script>")[0])["failed"]
+        assert data_of_page(tmp_path / "d.html")["failed"]
 
 
 @pytest.mark.parametrize("change", [(-1, 0), (0, 1), (2, 0)])
@@ -223,7 +225,8 @@ def test_rough_corners_find_a_module_that_the_image_alone_does_not_show(composed
     nodes = true.nodes
     rough = nodes[[0, 0, -1, -1], [0, -1, -1, 0]] + np.random.default_rng(0).uniform(-6, 6, (4, 2))
     header = "filename;x1;y1;x2;y2;x3;y3;x4;y4\n"
-    (tmp_path / "k.csv").write_text(header + "m.png;" + ";".join(f"{v:.1f}" for v in rough.ravel()) + "\n")
+    row = "m.png;" + ";".join(f"{v:.1f}" for v in rough.ravel()) + "\n"
+    (tmp_path / "k.csv").write_text(header + row, encoding="utf-8")
     corners = read_corners(tmp_path / "k.csv")
     module = cut_image(tmp_path / "m.png", *true.grid, corners["m.png"])
     assert worst(module, true) < 0.25
@@ -233,7 +236,7 @@ def test_rough_corners_find_a_module_that_the_image_alone_does_not_show(composed
 
 @pytest.mark.parametrize("text", ["m;1;2", "m;1;2;3;4;5;6;7;x"])
 def test_bad_corners_get_one_sentence(tmp_path, text):
-    (tmp_path / "k.csv").write_text("filename;x1;y1;x2;y2;x3;y3;x4;y4\n" + text + "\n")
+    (tmp_path / "k.csv").write_text("filename;x1;y1;x2;y2;x3;y3;x4;y4\n" + text + "\n", encoding="utf-8")
     with pytest.raises(InputError, match="line 2: x1 … y4 must be eight numbers"):
         read_corners(tmp_path / "k.csv")
 
@@ -309,5 +312,5 @@ def test_align_is_stored_and_checked_on_resume(elpv, exported, tmp_path, capsys)
     Image.open(first).rotate(5, Image.Resampling.BILINEAR).save(tmp_path / "t.png")
     options = [str(tmp_path / "t.png"), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
     assert predict.main([*options, "--align"]) == 0
-    assert json.loads((tmp_path / "c.csv.run.json").read_text())["align"] is True
+    assert json.loads((tmp_path / "c.csv.run.json").read_text(encoding="utf-8"))["align"] is True
     assert predict.main([*options, "--resume"]) == 2 and "another align" in capsys.readouterr().err

@@ -105,7 +105,7 @@ def _read_cache(folder, size):
     """A folder's cache: entries (dict of name -> {place, stamp, notes}) and mapped images; ({}, None) without one."""
     for _ in range(2):  # another process may replace the cache between the two reads
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            cache = json.loads((folder / f".cache_{size}.json").read_text())
+            cache = json.loads((folder / f".cache_{size}.json").read_text(encoding="utf-8"))
             images = np.load(folder / cache["array"], mmap_mode="r")
             entries = cache["images"]
             places = [entry["place"] for entry in entries.values() if "stamp" in entry and "notes" in entry]
@@ -167,7 +167,7 @@ def _write_cache(folder, size, shape, fill):
         array.flush()
         del array
     with atomic_path(folder / f".cache_{size}.json") as temporary:
-        temporary.write_text(json.dumps({"array": array_path.name, "images": entries}))
+        temporary.write_text(json.dumps({"array": array_path.name, "images": entries}), encoding="utf-8")
     images = np.load(array_path, mmap_mode="r")
     for outdated in folder.glob(f".cache_{size}_*"):
         if outdated != array_path:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from elcells.data.images import NEARLY_BLACK
+from elcells.data.levels import NEARLY_BLACK
 
 TOO_DARK = "nearly black: not judged"  # the error of a dead cell of a module
 

@@ -3,9 +3,8 @@
 from functools import partial
 
 import numpy as np
-from PIL import Image
 
-from elcells.data.finding import file_of
+from elcells.data.images import size_of
 from elcells.modules.cutting import cut_image
 
 LENS_IMAGES = 15  # of one size, from which the lens is found
@@ -38,17 +37,8 @@ def lenses_of(paths, columns, rows, run):
     """The lens for each image, from all those of its size: dict of path -> bend or None."""
     of_size = {}
     for path in paths:
-        of_size.setdefault(pixel_size(path), []).append(path)
+        of_size.setdefault(size_of(path), []).append(path)
     lenses = {}
     for same_size in of_size.values():
         lenses.update(dict.fromkeys(same_size, lens_of(same_size, columns, rows, run)))
     return lenses
-
-
-def pixel_size(path):
-    """(width, height) as an image file says, without decoding it; (0, 0) where it can't be read."""
-    try:
-        with Image.open(file_of(path)[0]) as image:
-            return image.size
-    except Exception:
-        return 0, 0
