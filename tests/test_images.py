@@ -1,8 +1,10 @@
 """Camera files are read correctly, and assumptions about them are reported; on a real ELPV cell."""
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from matplotlib import colormaps
 from PIL import Image
 
 import data
@@ -107,7 +109,8 @@ def test_each_page_of_a_tiff_is_an_image(gray, tmp_path):
 
 def test_each_page_of_a_tiff_has_its_own_labels(gray, tmp_path):
     tifffile.imwrite(tmp_path / "stack.tif", np.stack([gray, 255 - gray]), photometric="minisblack")
-    (tmp_path / "labels.csv").write_text("filename;crack;inactive\nstack.tif#page=2;1;0\nstack.tif#page=1;0;0\n")
+    rows = "filename;crack;inactive\nstack.tif#page=2;1;0\nstack.tif#page=1;0;0\n"
+    (tmp_path / "labels.csv").write_text(rows, encoding="utf-8")
     table = data.read_table(tmp_path / "labels.csv")
     data.fill_images(table)
     assert table["cell"].nunique() == 2
@@ -124,21 +127,242 @@ def test_a_preview_is_not_a_page(gray, tmp_path):
 
 def test_a_missing_page_is_named(gray, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.stack([gray, gray]), photometric="minisblack")
-    with pytest.raises(InputError, match=r"a\.tif#page=7: can't be read"):
+    with pytest.raises(InputError, match=r"has 2 pages, no page 7"):
         open_image(f"{tmp_path / 'a.tif'}#page=7")
 
 
 def test_predict_reports_what_it_assumed(gray, exported, tmp_path, capsys):
     for name in "ab":
         Image.fromarray(gray.astype(np.uint16) << 4).save(tmp_path / f"{name}.png")
-    assert predict.main([str(tmp_path), "--model", str(exported), "--engine", "onnxruntime"]) == 0
+    assert predict.main([str(tmp_path), "--model", str(exported), "--engine", "onnxruntime", "--device", "cpu"]) == 0
     assert "2 images use 12 of 16 bits." in capsys.readouterr().err
 
 
 def test_assumptions_are_reported_from_the_cache_too(gray, tmp_path):
     Image.fromarray(gray.astype(np.uint16) << 4).save(tmp_path / "a.png")
-    (tmp_path / "data.csv").write_text("filename;crack;inactive\na.png;1;0\n")
+    (tmp_path / "data.csv").write_text("filename;crack;inactive\na.png;1;0\n", encoding="utf-8")
     for _ in range(2):  # the second time from the cache
         lines = []
         load_images(data.read_table(tmp_path / "data.csv"), 64, lines.append)
         assert lines == as_lines({"use 12 of 16 bits": 1})
+
+
+# ---------------------------------------------------------------- depth and black level, by folder
+
+
+def folder_of(cells, folder, convert):
+    """Write cells (uint8) as deep images of a folder, as convert(uint16) makes them; returns their paths."""
+    folder.mkdir()
+    paths = [folder / f"{number:02}.png" for number in range(len(cells))]
+    for path, cell in zip(paths, cells):
+        Image.fromarray(convert(cell.astype(np.uint16))).save(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def cells(elpv):
+    """Twenty ELPV cells as uint8 (20, 300, 300)."""
+    return np.stack([np.asarray(Image.open(path)) for path in data.read_table(elpv)["path"][:20]])
+
+
+def with_hot_pixels(cell):
+    deep = cell << 4
+    deep[5, 5] = deep[200, 100] = 65535
+    return deep
+
+
+def test_hot_pixels_do_not_change_the_depth(cells, tmp_path):
+    for path, cell in zip(folder_of(cells, tmp_path / "hot", with_hot_pixels), cells):
+        pixels, notes = examine(path, 300)
+        pixels[5, 5], pixels[200, 100] = cell[5, 5], cell[200, 100]
+        assert close(pixels, cell) and notes == ["use 12 of 16 bits"]
+
+
+def test_8_bits_in_16_are_taken_as_they_are(cells, tmp_path):
+    for path, cell in zip(folder_of(cells, tmp_path / "eight", lambda cell: cell), cells):
+        pixels, notes = examine(path, 300)
+        assert close(pixels, cell) and notes == ["use 8 of 16 bits"]
+
+
+def test_a_dark_cell_is_scaled_as_the_others_of_its_folder(cells, tmp_path):
+    dark = np.random.default_rng(0).integers(0, 60, cells[0].shape)
+    *_, path = folder_of([*cells, dark], tmp_path / "dark", lambda cell: cell << 4)
+    pixels, notes = examine(path, 300)
+    assert close(pixels, dark) and notes == ["use 12 of 16 bits"]
+
+
+@pytest.mark.parametrize("black, gain", [(1000, 16), (200, 3), (12000, 200)])
+def test_a_black_level_is_subtracted_and_said(cells, tmp_path, black, gain):
+    paths = folder_of(cells, tmp_path / "black", lambda cell: cell * gain + black)
+    darkest = min(np.percentile(cell, 0.1) for cell in cells)
+    for path, cell in zip(paths, cells):
+        pixels, notes = examine(path, 300)
+        assert any(note.startswith("have a black level of") for note in notes)
+        expected = (cell - darkest).clip(0)
+        scale = pixels.mean() / expected.mean()
+        assert np.abs(pixels - scale * expected).mean() < 2
+
+
+def test_the_background_of_a_module_shows_its_black_level(gray, tmp_path):
+    module = np.full((700, 1000), 900, np.uint16)
+    module[50:350, 50:350] += gray.astype(np.uint16) << 3
+    Image.fromarray(module).save(tmp_path / "a.png")
+    assert "have a black level of 900, which was subtracted" in examine(tmp_path / "a.png", 300)[1]
+
+
+def test_cells_without_dark_parts_show_no_black_level(cells, tmp_path):
+    bright = [(100 + 0.6 * cell).astype(np.uint8) for cell in cells[:3]]
+    for path, cell in zip(folder_of(bright, tmp_path / "bright", lambda cell: cell << 4), bright):
+        pixels, notes = examine(path, 300)
+        assert close(pixels, cell) and notes == ["use 12 of 16 bits"]
+
+
+# ---------------------------------------------------------------- kinds of files
+
+
+def png_of_16_bits(path, pixels):
+    path.with_suffix(".png").write_bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels)))
+    return path.with_suffix(".png")
+
+
+def tiff(path, pixels, **options):
+    tifffile.imwrite(path.with_suffix(".tif"), pixels, **options)
+    return path.with_suffix(".tif")
+
+
+def pillow(path, image, suffix, **options):
+    image.save(path.with_suffix(suffix), **options)
+    return path.with_suffix(suffix)
+
+
+def deep(gray):
+    """The same gray in 16 bits."""
+    return gray * np.uint16(257)
+
+
+PLANAR = {"photometric": "rgb", "planarconfig": "separate"}
+SAME = {  # files of a gray cell that are read as it is
+    "RGB of 12 in 16 bits": lambda p, g: tiff(p, np.stack([g.astype(np.uint16) << 4] * 3, -1), photometric="rgb"),
+    "PNG, RGB of 12 in 16 bits": lambda p, g: png_of_16_bits(p, np.stack([g.astype(np.uint16) << 4] * 3, -1)),
+    "PNG, gray and alpha of 16 bits": lambda p, g: png_of_16_bits(p, np.dstack([deep(g), deep(g | 255)])),
+    "planar RGB": lambda p, g: tiff(p, np.stack([g] * 3), **PLANAR),
+    "planar RGB of 16 bits": lambda p, g: tiff(p, np.stack([deep(g)] * 3), **PLANAR),
+    "32 bits, full scale": lambda p, g: tiff(p, g * np.uint32(2**24 + 2**16 + 2**8 + 1)),
+    "8 in 32 bits": lambda p, g: tiff(p, g.astype(np.uint32)),
+    "big endian": lambda p, g: tiff(p, deep(g), byteorder=">"),
+    "white is zero": lambda p, g: tiff(p, 255 - g, photometric="miniswhite"),
+    "LZW": lambda p, g: pillow(p, Image.fromarray(g), ".tif", compression="tiff_lzw"),
+    "palette": lambda p, g: pillow(p, Image.fromarray(g).convert("P"), ".png"),
+    "RGBA, opaque": lambda p, g: pillow(p, Image.fromarray(g).convert("RGBA"), ".png"),
+    "RGBA, alpha zero everywhere": lambda p, g: pillow(p, Image.fromarray(np.dstack([g, g, g, 0 * g])), ".png"),
+    "turned": lambda p, g: tiff(p, np.rot90(g), extratags=[(274, "H", 1, 6, True)]),
+}
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_a_cell_is_the_same_whatever_its_file(gray, tmp_path, kind):
+    path = SAME[kind](tmp_path / "a", gray)
+    assert close(examine(path, 300)[0], gray)
+
+
+def test_transparent_parts_are_black(gray, tmp_path):
+    alpha = np.full_like(gray, 255)
+    alpha[:50] = 0
+    Image.fromarray(np.dstack([gray, alpha])).save(tmp_path / "a.png")
+    pixels, notes = examine(tmp_path / "a.png", 300)
+    assert not pixels[:50].any() and np.array_equal(pixels[50:], gray[50:])
+    assert notes == ["have transparent parts, which are taken as black"]
+
+
+def empty_tiff(path, _):
+    path.with_suffix(".tif").write_bytes(b"II*\0" + bytes(60))
+    return path.with_suffix(".tif")
+
+
+REFUSED = {  # files of which no gray is known, and a word of the sentence
+    "Lab": (lambda p, g: pillow(p, Image.merge("LAB", [Image.fromarray(g)] * 3), ".tif"), "CIELAB"),
+    "floating point": (lambda p, g: tiff(p, g.astype(np.float32)), "float32"),
+    "64 bits": (lambda p, g: tiff(p, g.astype(np.uint64)), "uint64"),
+    "five channels": (
+        lambda p, g: tiff(p, np.dstack([g] * 5), photometric="minisblack", planarconfig="contig"),
+        "5 channels",
+    ),
+    "a strip": (lambda p, g: pillow(p, Image.new("L", (1, 120_000), 90), ".png"), "too narrow"),
+    "no image": (empty_tiff, "can't be read"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_an_image_that_cant_be_read_never_ends_a_run(gray, exported, tmp_path, capsys, kind):
+    write, words = REFUSED[kind]
+    bad = write(tmp_path / "bad", gray)
+    with pytest.raises(InputError, match=words):
+        examine(bad, 300)
+    Image.fromarray(gray).save(tmp_path / "good.png")
+    assert predict.main([str(tmp_path), "--model", str(exported), "--engine", "onnxruntime", "--device", "cpu"]) == 3
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 3 and words in rows[1] and rows[2].startswith(str(tmp_path / "good.png"))
+
+
+# ---------------------------------------------------------------- pages
+
+
+def test_pages_of_unequal_size_are_images_and_a_thumbnail_in_front_is_none(gray, tmp_path):
+    pages = [gray[::6, ::6], gray, gray[:290, :280], np.pad(gray, 10)]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for page in pages:
+            file.write(page, photometric="minisblack")
+    names = pages_of(tmp_path / "a.tif")
+    assert [name.rpartition("=")[2] for name in names] == ["2", "3", "4"]
+    assert np.array_equal(open_image(names[1]).pixels, pages[2])
+    assert np.array_equal(open_image(tmp_path / "a.tif").pixels, gray)
+
+
+def test_a_stack_of_imagej_with_one_page_entry_has_all_its_images(gray, tmp_path):
+    images = [np.roll(gray.astype(np.uint16), shift, 0) for shift in range(20)]
+    description = "ImageJ=1.54f\nimages=20\nslices=20\nloop=false\n"
+    tifffile.imwrite(tmp_path / "a.tif", images[0], description=description, metadata=None)
+    with open(tmp_path / "a.tif", "ab") as file:
+        file.write(np.stack(images[1:]).tobytes())
+    names = pages_of(tmp_path / "a.tif")
+    assert len(names) == 20
+    for name, image in zip(names, images):
+        assert np.array_equal(open_image(name).pixels, image)
+
+
+def test_the_entries_of_a_stack_are_read_once(tmp_path, monkeypatch):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for number in range(60):
+            file.write(np.full((16, 16), number, np.uint8), photometric="minisblack", contiguous=False)
+    names = pages_of(tmp_path / "a.tif")
+    entries = []
+    read = tifffile.TiffPage.__init__
+
+    def counted(self, *arguments, **options):
+        entries.append(arguments)
+        read(self, *arguments, **options)
+
+    monkeypatch.setattr(tifffile.TiffPage, "__init__", counted)
+    assert [open_image(name).pixels[0, 0] for name in names] == list(range(60))
+    assert len(entries) <= 2 * len(names)  # the file's first entry, and the page's
+
+
+# ---------------------------------------------------------------- suspicions
+
+
+def test_suspicious_images_are_counted(cells, exported, tmp_path, capsys):
+    bright = cells[[cell.mean() > 90 for cell in cells]][:6]
+    colours = colormaps["jet"](np.arange(256), bytes=True)[:, :3]
+    for number, cell in enumerate(bright):
+        saturated = (cell.astype(int) * 3).clip(0, 255).astype(np.uint8)
+        forms = {"inverted": 255 - cell, "jet": colours[cell], "saturated": saturated, "plain": cell}
+        for kind, pixels in forms.items():
+            Image.fromarray(pixels).save(tmp_path / f"{kind}{number}.png")
+    words = {"inverted": "look inverted", "jet": "have colours", "saturated": "are saturated"}
+    for kind in (*words, "plain"):
+        assert predict.main([str(tmp_path / f"{kind}*.png"), "--model", str(exported), "--device", "cpu"]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        if kind == "plain":
+            assert not any(word in line for word in words.values() for line in lines)
+        else:
+            assert any(line.startswith(f"{len(bright)} images {words[kind]}") for line in lines)
