@@ -134,7 +134,7 @@ def report_network(path, cells_table, folder, tta, orientations, errors):
     probabilities = engine(images)
     figures = figures_by_part(table, labels, probabilities, thresholds, classes)
     print(f"\n{path}{' over the symmetries' if tta else ''}, {engine.name}")
-    leak = contamination(with_hashes(table, cells_in_training(path, print)), path, part="")
+    leak = contamination(with_hashes(table, cells_in_training(path, print)), path, "table's")
     if leak:
         print(f"CONTAMINATED  {leak}; the figures claim too much")
     print(*as_text(figures, classes), sep="\n")
@@ -179,7 +179,7 @@ def main(argv=None):
         print(f"\nMean of the {len(reports)} networks: mean F1 {f1:.3f}, average precision {ap:.3f}")
     if args.json:
         with atomic_path(Path(args.json)) as temporary:
-            temporary.write_text(json.dumps(reports, indent=1))
+            temporary.write_text(json.dumps(reports, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, SMALL
+from conftest import CPU, ROOT, SMALL
 
 import data
 import train
@@ -126,11 +126,14 @@ def test_a_run_resumed_with_its_rows_in_another_order_ends_bit_for_bit_the_same(
     assert run(path, tmp_path / "whole", "--epochs", 2) == 0
     shutil.copytree(before, tmp_path / "parts")
     shuffled = write(table.sample(frac=1, random_state=3), tmp_path / "shuffled")
-    assert train.main(["--resume", "--data", str(shuffled), "--out", str(tmp_path / "parts"), "--epochs", "2"]) == 0
+    assert (
+        train.main(["--resume", "--data", str(shuffled), "--out", str(tmp_path / "parts"), "--epochs", "2", *CPU]) == 0
+    )
     whole, parts = (read_checkpoint(tmp_path / k / "checkpoints" / "last.ckp") for k in ("whole", "parts"))
     assert whole["epoch"] == parts["epoch"] == 2
     assert all(torch.equal(whole["model"][k], parts["model"][k]) for k in whole["model"])
-    reports = [json.loads((tmp_path / k / "checkpoints" / "report.json").read_text()) for k in ("whole", "parts")]
+    paths = [tmp_path / name / "checkpoints" / "report.json" for name in ("whole", "parts")]
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     assert reports[0]["at_threshold"] == reports[1]["at_threshold"]
 
 
@@ -150,7 +153,7 @@ def test_resume_refuses_other_cells_and_labels_and_names_one(begun, elpv, tmp_pa
     else:
         table.loc[place, "crack"] = 1 - table["crack"][place]
     other = write(table, tmp_path)
-    assert train.main(["--resume", "--data", str(other), "--out", str(before), "--epochs", "2"]) == 2
+    assert train.main(["--resume", "--data", str(other), "--out", str(before), "--epochs", "2", *CPU]) == 2
     err = capsys.readouterr().err
     assert f"{name} was" in err and "in any order" in err and err.count("\n") == 1
 
@@ -162,11 +165,11 @@ def test_a_resumed_cross_validation_takes_the_same_cells_in_any_order_and_no_oth
     assert run(path, out, "--folds", 2) == 0
     before = (out / "checkpoints" / "oof.csv").read_bytes()
     shuffled = write(table.sample(frac=1, random_state=3), tmp_path / "shuffled")
-    assert train.main(["--resume", "--data", str(shuffled), "--out", str(out)]) == 0
+    assert train.main(["--resume", "--data", str(shuffled), "--out", str(out), *CPU]) == 0
     assert (out / "checkpoints" / "oof.csv").read_bytes() == before
     first = table.index[table["crack"] + table["inactive"] == 0][0]
     fewer = write(table.drop(index=first), tmp_path / "fewer")
-    assert train.main(["--resume", "--data", str(fewer), "--out", str(out)]) == 2
+    assert train.main(["--resume", "--data", str(fewer), "--out", str(out), *CPU]) == 2
     assert f"{table['cell'][first]} was in the" in capsys.readouterr().err
 
 
@@ -232,10 +235,15 @@ def test_a_cross_validation_from_weights_that_saw_its_cells_says_so_in_capitals(
     assert run(elpv, tmp_path, "--weights", best, "--folds", 2) == 0
     text = capsys.readouterr().out
     assert text.count("CONTAMINATED  ") >= 2 and "were in the training of best.ckp" in text
-    report = json.loads((tmp_path / "checkpoints" / "report.json").read_text())
-    tested = len(read_checkpoint(best)["split"]["test"])
-    assert f"({48 - tested} of 48)" in report["leak"] and f"LEAK: {report['leak']}" in text
-    assert train.main(["--resume", "--out", str(tmp_path)]) == 0  # it knows the cells though the weights are not read
+    report = json.loads((tmp_path / "checkpoints" / "report.json").read_text(encoding="utf-8"))
+    split = read_checkpoint(best)["split"]
+    for place, name in (("training", "train"), ("validation part", "val")):
+        count = len(split[name])
+        assert f"{100 * count / 48:.0f} % of the test cells ({count} of 48) were in the {place} of" in report["leak"]
+    assert f"LEAK: {report['leak']}" in text
+    assert (
+        train.main(["--resume", "--out", str(tmp_path), *CPU]) == 0
+    )  # it knows the cells though the weights are not read
     assert "LEAK: " in capsys.readouterr().out
 
 
@@ -268,7 +276,8 @@ def test_a_benchmark_on_cells_that_were_trained_on_says_so(exported, best, elpv,
     assert foreign.main([str(elpv), str(exported), str(best), "--json", str(tmp_path / "f.json")]) == 0
     text = capsys.readouterr().out
     assert text.count("CONTAMINATED  ") == 2 and "of 48) were in the training of best.ckp" in text
-    assert all("were in the training of" in report["leak"] for report in json.loads((tmp_path / "f.json").read_text()))
+    reports = json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
+    assert all("were in the training of" in report["leak"] for report in reports)
 
 
 def test_the_test_part_of_adapting_has_the_size_that_is_asked_for(table):
