@@ -30,11 +30,11 @@ LINES = 4  # strongest ones
 
 def suspicions(stored, gray):
     """Notes (list of str) about an image: a StoredImage and its gray, uint8 or float32 (H, W) in 0..255."""
-    notes = []
     if is_coloured(stored.pixels):
-        notes.append(COLOURED)
+        return [COLOURED]
     if gray.mean() < 255 * NEARLY_BLACK:  # only noise
-        return notes
+        return []
+    notes = []
     if is_saturated(stored.gray() if stored.is_deep else gray, gray):
         notes.append(SATURATED)
     if looks_inverted(gray):
