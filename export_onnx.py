@@ -349,7 +349,7 @@ def write_files(export):
     finally:
         print_table(figures, cells.test_count)
     with atomic_path(export.path(".json")) as temporary:
-        temporary.write_text(json.dumps(figures, indent=1))
+        temporary.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 def write_float(export, model, metadata, check):

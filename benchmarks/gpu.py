@@ -118,7 +118,7 @@ class Bench:
         """Run one of the project's commands on the device; returns its seconds. Raises RuntimeError where it fails."""
         words = [sys.executable, *map(str, words), "--device", self.device.type]
         started = time.perf_counter()
-        done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, encoding="utf-8")
         if done.returncode:
             raise RuntimeError(f"{' '.join(words)}: {done.stdout[-1500:]} {done.stderr[-3000:]}")
         return time.perf_counter() - started
@@ -139,7 +139,7 @@ def default_run(bench):
     out = bench.folder / "default"
     short = ["--limit", 48, "--image-size", 64, "--epochs", 2] if bench.tiny else []
     seconds = bench.run_command("train.py", "--out", out, *short)
-    report = json.loads((out / "checkpoints" / "report.json").read_text())
+    report = json.loads((out / "checkpoints" / "report.json").read_text(encoding="utf-8"))
     return {
         "seconds": seconds,
         "training": sum(epoch["seconds"] for epoch in report["history"]),
@@ -322,7 +322,7 @@ def main(argv=None):
                 continue
             figures[part.__name__] = measure_part(part, bench)
             with atomic_path(args.out) as temporary:
-                temporary.write_text(json.dumps(figures, indent=1))
+                temporary.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return int(any("error" in figures_of_part for figures_of_part in figures.values()))
 
 

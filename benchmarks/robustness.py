@@ -153,7 +153,7 @@ def main(argv=None):
     print(f"{len(labels)} cells of the {args.part} part of {len(predicted)} networks; F1 at their thresholds\n")
     print_figures(figures, args.classes)
     with atomic_path(args.out) as temporary:
-        temporary.write_text(json.dumps(figures, indent=1))
+        temporary.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

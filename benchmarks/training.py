@@ -157,7 +157,7 @@ def main(argv=None):
             for name, value in figures[part].items():
                 print(f"{part:26}{name:28}{value:9.1f}{value / figures[part]['classic']:8.2f} x", flush=True)
     with atomic_path(args.out) as temporary:
-        temporary.write_text(json.dumps(figures, indent=1))
+        temporary.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

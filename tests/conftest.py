@@ -18,8 +18,11 @@ from elcells.data.cache import load_images
 from elcells.training import synthetic
 
 matplotlib.use("Agg")
-SMALL = ["--model", "resnet", "--width", "16", "--image-size", "64", "--batch-size", "8", "--synthetic", "0"]
+CPU = ["--device", "cpu"]
+SMALL = ["--model", "resnet", "--width", "16", "--image-size", "64", "--batch-size", "8", "--synthetic", "0", *CPU]
 ROOT = Path(__file__).resolve().parent.parent
+posix = pytest.mark.skipif(os.name != "posix", reason="signals, limits, pipes and links are POSIX's")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc and file names that are not UTF-8 are Linux's")
 
 
 def pytest_addoption(parser):
@@ -118,7 +121,7 @@ def exported(elpv, best, tmp_path_factory):
     import export_onnx
 
     def make(out):
-        options = ["--data", str(elpv), "--out", str(out), "--int8", "--max-drop", "1"]
+        options = ["--data", str(elpv), "--out", str(out), "--int8", "--max-drop", "1", *CPU]
         assert export_onnx.main([str(best), *options]) == 0
 
     return made_once(tmp_path_factory, "onnx", make) / "best.onnx"

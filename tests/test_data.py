@@ -319,7 +319,7 @@ def test_a_bad_image_is_named(gray, tmp_path, damage, monkeypatch):
     elif damage == "huge":
         monkeypatch.setattr(images_module, "MAX_PIXELS", 1000)
     else:
-        path.write_text("" if damage == "empty" else "not an image")
+        path.write_text("" if damage == "empty" else "not an image", encoding="utf-8")
     with pytest.raises(InputError, match=r"bad.png: (no such file|can't be read as an image|300x300 pixels, more)"):
         read_image(path)
 
@@ -390,7 +390,7 @@ def test_caches_of_two_sizes_lie_side_by_side(four, tmp_path):
 def test_a_damaged_cache_is_written_anew(four, tmp_path, damage):
     first, index = load_images(four, 64)
     expected = np.array(first[index])
-    (tmp_path / ".cache_64.json").write_text(damage)
+    (tmp_path / ".cache_64.json").write_text(damage, encoding="utf-8")
     again, index = load_images(four, 64)
     assert np.array_equal(again[index], expected) and len(list(tmp_path.glob(".cache_*.npy"))) == 1
 

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, linux, posix
 from PIL import Image
 
 import cut_module
@@ -121,7 +121,7 @@ def test_a_folder_called_like_an_image_is_a_folder(folder, cell):
         assert sorted(map(os.path.basename, find_images(given).paths)) == ["a.png", "b.png", "in.png"]
 
 
-@needs_pipes
+@posix
 def test_pipes_and_sockets_do_not_hang(folder):
     os.mkfifo("x.png")
     os.mkfifo("y.tif")
@@ -136,6 +136,7 @@ def test_pipes_and_sockets_do_not_hang(folder):
                 find_images([name])
 
 
+@posix
 def test_a_link_that_leads_nowhere_is_no_silence(folder):
     os.symlink("gone.png", "link.png")
     assert names(".") == ["./a.png", "./link.png", "./sub/b.png"]
@@ -202,7 +203,7 @@ def test_a_list_is_read_as_it_comes(folder, monkeypatch, raw):
     assert listed(monkeypatch, raw) == TWO
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode there")
+@linux
 def test_names_of_a_list_are_taken_as_they_are(folder, cell, monkeypatch):
     odd = [b"zelle_\xfc.png", b'"quoted".png', b" spaces .png", "line\u2028end.png".encode()]
     for name in odd:
@@ -222,7 +223,7 @@ def test_a_line_that_leads_nowhere_is_told_before_anything_starts(folder, export
 # ---------------------------------------------------------------- one image by two paths
 
 
-@needs_links
+@posix
 def test_an_image_by_two_paths_counts_once_under_its_first_name(folder, tmp_path):
     os.symlink("a.png", "link.png")
     os.symlink("sub", "other")
@@ -289,7 +290,9 @@ def on_drives(folder, cell):
 def test_images_on_two_drives_are_named_read_and_shown(folder, cell, drives):
     paths = on_drives(folder, cell)
     assert len(set(module_names(paths))) == 2 and all(not os.path.isabs(name) for name in module_names(paths))
-    (folder / "data.csv").write_text("filename;crack;inactive\n" + "".join(f"{p};0;1\n" for p in paths))
+    (folder / "data.csv").write_text(
+        "filename;crack;inactive\n" + "".join(f"{p};0;1\n" for p in paths), encoding="utf-8"
+    )
     images, index = load_images(data.read_table(folder / "data.csv"), 64)
     assert np.array_equal(images[index[:1]], images[index[1:]]) and len(set(index)) == 2
     assert (paths[0].parent / ".cache_64.json").exists() and (paths[1].parent / ".cache_64.json").exists()
@@ -310,7 +313,7 @@ def test_paths_of_windows(monkeypatch):
 
 @pytest.mark.parametrize("option", ["--csv", "--report"])
 def test_a_target_that_cant_be_written_is_named(folder, exported, capsys, option):
-    (folder / "file").write_text("")
+    (folder / "file").write_text("", encoding="utf-8")
     (folder / "out.html").mkdir()
     for target in ("file/x.csv", "file/sub/x.csv", *([] if option == "--csv" else ["out.html"])):
         assert predict.main(["a.png", "--model", str(exported), "--device", "cpu", option, target]) == 2
@@ -318,7 +321,7 @@ def test_a_target_that_cant_be_written_is_named(folder, exported, capsys, option
         assert "can't be written" in line and target.split("/")[0] in line and "None" not in line
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc here")
+@linux
 def test_a_file_that_proc_does_not_take_is_named(folder, exported, capsys):
     assert predict.main(["a.png", "--model", str(exported), "--device", "cpu", "--csv", "/proc/x.csv"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]

@@ -30,7 +30,7 @@ def test_figures_are_those_of_each_series_and_kind(table, tmp_path, capsys):
     out = tmp_path / "figures.json"
     assert foreign.main([str(table), "--json", str(out), "--errors", str(tmp_path / "errors.png")]) == 0
     shown = capsys.readouterr().out
-    [report] = json.loads(out.read_text())
+    [report] = json.loads(out.read_text(encoding="utf-8"))
     parts, cells = report["parts"], data.read_table(table)
     assert list(parts) == ["all", "M", "P", "crack lines", "crosses only"]
     assert parts["M"]["cells"] + parts["P"]["cells"] == parts["all"]["cells"] == len(cells)
@@ -47,7 +47,7 @@ def test_networks_are_judged_in_all_eight_orientations(table, tmp_path, capsys):
     cells.to_csv(tmp_path / "few.csv", sep=";", index=False)
     out = tmp_path / "figures.json"
     assert foreign.main([str(tmp_path / "few.csv"), "--orientations", "--json", str(out)]) == 0
-    [report] = json.loads(out.read_text())
+    [report] = json.loads(out.read_text(encoding="utf-8"))
     turned = report["orientations"]["average_precision"]
     assert turned[0] == report["parts"]["all"]["mean"]["average_precision"] and len(turned) == 8 > len(set(turned)) > 1
     assert len(report["orientations"]["crosses"]) == 8

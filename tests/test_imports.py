@@ -70,7 +70,7 @@ def test_programs_that_need_neither_torch_nor_scikit_learn_load_neither(elpv, tm
 import sys
 import data, cut_module, predict
 cut_module.main([{str(image)!r}, "--grid", "6x10", "--out", {str(out / "cut")!r}])
-predict.main([{str(image)!r}, "--model", "cells.onnx", "--engine", "onnxruntime", "--csv", {str(out / "p.csv")!r}])
+predict.main([{str(image)!r}, "--model", "cells.onnx", "--device", "cpu", "--csv", {str(out / "p.csv")!r}])
 loaded = {{"torch", "torchvision", "sklearn"}} & set(sys.modules)
 assert not loaded, loaded
 """

@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from conftest import linux
 from PIL import Image
 
 import predict
@@ -16,14 +17,14 @@ from elcells.training.recipes import Recipe
 from model import build_model
 from trainer import Run, Trainer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, linux]
 
 
 def held():
     """(resident memory in MB, open files) of this process."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/statm") as file:
+    with open("/proc/self/statm", encoding="utf-8") as file:
         pages = int(file.read().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(os.listdir("/proc/self/fd"))
 

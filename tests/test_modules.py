@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import CPU
 from PIL import Image
 
 import cut_module
@@ -50,6 +51,10 @@ def folder(composed, tmp_path):
 def rows_of(path):
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file, delimiter=";"))
+
+
+def data_of_page(path):
+    return json.loads(path.read_text(encoding="utf-8").split('id="data">')[1].split("</script>")[0])
 
 
 def size_text(true):
@@ -103,7 +108,7 @@ def test_half_cells_keep_their_shape(composed, tmp_path):
 
 def test_modules_in_verdicts_out(folder, exported, tmp_path):
     images, true = folder
-    options = [str(images), "--grid", size_text(true), "--model", str(exported)]
+    options = [str(images), "--grid", size_text(true), "--model", str(exported), *CPU]
     assert predict.main([*options, "--csv", str(tmp_path / "c.csv"), "--report", str(tmp_path / "c.html")]) == 0
     rows, (module,) = rows_of(tmp_path / "c.csv"), rows_of(tmp_path / "c_modules" / "modules.csv")
     assert len(rows) == 60 and {(r["row"], r["column"]) for r in rows} == {
@@ -124,7 +129,7 @@ def test_black_cells_are_named_and_not_judged(cells, exported, tmp_path):
     seed = next(s for s in range(50) if 0 < compose(cells, s, "medium", 40)[1].dark.sum() < 6)
     image, true = compose(cells, seed, "medium", 80)
     Image.fromarray(image).save(tmp_path / "m.png")
-    options = [str(tmp_path / "m.png"), "--grid", size_text(true), "--model", str(exported)]
+    options = [str(tmp_path / "m.png"), "--grid", size_text(true), "--model", str(exported), *CPU]
     predict.main([*options, "--csv", str(tmp_path / "c.csv")])
     black = [r for r in rows_of(tmp_path / "c.csv") if r["error"]]
     assert 0 < len(black) <= true.dark.sum()
@@ -133,14 +138,14 @@ def test_black_cells_are_named_and_not_judged(cells, exported, tmp_path):
 
 def test_few_pixels_a_cell_are_warned_about(folder, exported, tmp_path, capsys):
     images, true = folder
-    options = [str(images), "--grid", size_text(true), "--model", str(exported)]
+    options = [str(images), "--grid", size_text(true), "--model", str(exported), *CPU]
     predict.main([*options, "--csv", str(tmp_path / "c.csv")])
     assert "fine cracks will be missed" in capsys.readouterr().err
 
 
 def test_resuming_judges_no_cell_twice(folder, exported, tmp_path):
     images, true = folder
-    options = [str(images), "--grid", size_text(true), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
+    options = [str(images), "--grid", size_text(true), "--model", str(exported), *CPU, "--csv", str(tmp_path / "c.csv")]
     assert predict.main(options) == 0
     table = tmp_path / "c.csv"
     whole = table.read_text(encoding="utf-8").splitlines()
@@ -185,11 +190,11 @@ def test_an_image_of_no_module_gives_no_verdicts(what, elpv, exported, tmp_path,
         first = sorted((elpv.parent / "images").glob("*.png"))[0]
         pixels = np.asarray(Image.open(first)) if what == "cell" else NO_MODULES[what].astype(np.uint8)
         Image.fromarray(pixels).save(path)
-    options = [str(path), "--grid", "10x6", "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
+    options = [str(path), "--grid", "10x6", "--model", str(exported), *CPU, "--csv", str(tmp_path / "c.csv")]
     assert predict.main(options) == 3
     assert rows_of(tmp_path / "c.csv") == [] and str(path) in capsys.readouterr().err
     if what == "black":
-        assert predict.main([*options[:5], "--report", str(tmp_path / "d.html")]) == 3
+        assert predict.main([*options[:7], "--report", str(tmp_path / "d.html")]) == 3
         assert data_of_page(tmp_path / "d.html")["failed"]
 
 
@@ -197,7 +202,7 @@ def test_an_image_of_no_module_gives_no_verdicts(what, elpv, exported, tmp_path,
 def test_a_wrong_grid_is_not_sure(folder, change, exported, tmp_path, capsys):
     images, true = folder
     wrong = f"{true.grid[0] + change[0]}x{true.grid[1] + change[1]}"
-    options = [str(images), "--grid", wrong, "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
+    options = [str(images), "--grid", wrong, "--model", str(exported), *CPU, "--csv", str(tmp_path / "c.csv")]
     assert predict.main(options) == 3
     assert {r["sure"] for r in rows_of(tmp_path / "c.csv")} <= {"0"}
 
@@ -250,13 +255,13 @@ def test_a_grid_is_columns_x_rows(text, tmp_path, capsys):
 
 
 def test_grid_needs_an_output_file(exported, capsys):
-    assert predict.main(["x", "--grid", "10x6", "--model", str(exported)]) == 2
+    assert predict.main(["x", "--grid", "10x6", "--model", str(exported), *CPU]) == 2
     assert "--grid: needs --csv" in capsys.readouterr().err
 
 
 def test_a_module_without_grid_is_reported_and_its_grid_guessed(folder, exported, tmp_path, capsys):
     images, true = folder
-    assert predict.main([str(images), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]) == 0
+    assert predict.main([str(images), "--model", str(exported), *CPU, "--csv", str(tmp_path / "c.csv")]) == 0
     err = capsys.readouterr().err
     assert "1 image look like whole modules" in err and f"--grid {size_text(true)}" in err
 
@@ -310,7 +315,7 @@ def test_a_turned_cell_is_made_upright(elpv):
 def test_align_is_stored_and_checked_on_resume(elpv, exported, tmp_path, capsys):
     first = sorted((elpv.parent / "images").glob("*.png"))[0]
     Image.open(first).rotate(5, Image.Resampling.BILINEAR).save(tmp_path / "t.png")
-    options = [str(tmp_path / "t.png"), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
+    options = [str(tmp_path / "t.png"), "--model", str(exported), *CPU, "--csv", str(tmp_path / "c.csv")]
     assert predict.main([*options, "--align"]) == 0
     assert json.loads((tmp_path / "c.csv.run.json").read_text(encoding="utf-8"))["align"] is True
     assert predict.main([*options, "--resume"]) == 2 and "another align" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import unicodedata
 import numpy as np
 import onnx
 import pytest
-from conftest import ROOT
+from conftest import CPU, ROOT, linux, posix
 from PIL import Image
 
 import data
@@ -49,13 +49,13 @@ def folder(elpv, tmp_path):
             image.resize((451, 450)).save(root / "b" / "c" / "large.jpg", quality=95)
         else:
             image.save(root / ("b" if i > 11 else "") / source.name)
-    (root / "notes.txt").write_text("no image")
+    (root / "notes.txt").write_text("no image", encoding="utf-8")
     return root
 
 
 def run(model, *more):
     engine = ["--engine", "onnxruntime"] if str(model).endswith(".onnx") else []
-    return predict.main([*map(str, more), "--model", str(model), *engine])
+    return predict.main([*CPU, *map(str, more), "--model", str(model), *engine])
 
 
 def rows(path):
@@ -69,8 +69,9 @@ def test_every_image_gets_its_row(exported, folder, tmp_path, capsys):
     assert len(table) == 20 == len({r["filename"] for r in table})
     for row in table:
         p = engine(read_image(row["filename"], 64)[None, None])[0]
-        assert [float(row["p_crack"]), float(row["p_inactive"])] == pytest.approx(p.tolist(), abs=6e-5)
-        assert [int(row["crack"]), int(row["inactive"])] == (p >= engine.thresholds()).astype(int).tolist()
+        assert [float(row["p_crack"]), float(row["p_inactive"])] == pytest.approx(p.tolist(), abs=2e-4)
+        for name, above in zip(("crack", "inactive"), p - engine.thresholds()):
+            assert int(row[name]) == (above >= 0) or abs(above) < 2e-4
     assert "20 images: " in capsys.readouterr().err
 
 
@@ -157,10 +158,10 @@ def test_resume_does_not_touch_a_foreign_table(exported, folder, elpv, tmp_path,
 
 
 def test_an_output_that_is_there_is_not_overwritten(exported, folder, tmp_path, capsys):
-    (tmp_path / "part.csv").write_text("mine")
+    (tmp_path / "part.csv").write_text("mine", encoding="utf-8")
     assert run(exported, folder, "--csv", tmp_path / "part.csv") == 2
     assert "part.csv: already exists; add --resume" in capsys.readouterr().err
-    assert (tmp_path / "part.csv").read_text() == "mine"
+    assert (tmp_path / "part.csv").read_text(encoding="utf-8") == "mine"
 
 
 def test_globs_lists_and_files(exported, folder, monkeypatch, capsys):
@@ -178,8 +179,8 @@ def test_an_onnx_model_needs_no_torch(exported, folder):
         "import sys, predict; assert predict.main(sys.argv[1:]) == 0; "
         "loaded = {'torch', 'torchvision'} & set(sys.modules); assert not loaded, loaded"
     )
-    command = [sys.executable, "-c", code, str(folder), "--model", str(exported), "--engine", "onnxruntime"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", code, str(folder), "--model", str(exported), "--engine", "onnxruntime", *CPU]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert result.returncode == 0, result.stderr
 
 
@@ -198,7 +199,7 @@ def test_the_report_escapes_names(exported, folder, tmp_path):
     (folder / 'cell"><script>alert(1)<!--.png').write_bytes(next(folder.glob("*.png")).read_bytes())
     (folder / "<b>broken.png").write_bytes(b"")
     assert run(exported, folder, "--report", tmp_path / "out.html") == 3
-    text = (tmp_path / "out.html").read_text()
+    text = (tmp_path / "out.html").read_text(encoding="utf-8")
     assert "<script>alert" not in text and "<!--" not in text
     assert "<b>broken.png" in held(tmp_path / "out.html")["unreadable"][0]
 
@@ -219,7 +220,7 @@ def test_the_report_shows_all_defective_cells_and_what_all_are(exported, folder,
 def test_pages_load_nothing_from_anywhere(exported, folder, tmp_path):
     assert run(exported, folder, "--report", tmp_path / "out.html", "--review", tmp_path / "review.html") == 0
     for name in ("out.html", "review.html"):
-        text = (tmp_path / name).read_text().replace("http://www.w3.org/2000/svg", "")
+        text = (tmp_path / name).read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "http" not in text and "//" not in re.sub(r"(?m)//.*$|data:image[^\"]*", "", text)
 
 
@@ -233,7 +234,7 @@ def test_files_that_are_no_model_are_named(exported, tmp_path):
     (tmp_path / "broken.onnx").write_bytes(exported.read_bytes()[:10000])
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / "foreign.onnx")
-    (tmp_path / "text.onnx").write_text("hello")
+    (tmp_path / "text.onnx").write_text("hello", encoding="utf-8")
     outside = {"save_as_external_data": True, "size_threshold": 0, "location": "w"}
     onnx.save(onnx.load(exported), tmp_path / "outside.onnx", **outside)
     for name, complaint in {
@@ -274,7 +275,7 @@ def test_bad_options_get_one_sentence_and_exit_code_2(exported, capsys, monkeypa
 
 def test_the_network_that_comes_along_predicts_where_there_is_no_other(elpv, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert predict.main([str(elpv.parent / "images"), "--csv", "out.csv", "--engine", "onnxruntime"]) == 0
+    assert predict.main([str(elpv.parent / "images"), "--csv", "out.csv", "--engine", "onnxruntime", *CPU]) == 0
     err = capsys.readouterr().err
     assert "cells.onnx: efficientnet_lite0, " in err and "no onnx/best.onnx nor checkpoints/best.ckp here" in err
     assert "WARNING" not in err
@@ -351,11 +352,11 @@ def test_shards_share_the_images(exported, folder, tmp_path):
 
 def test_a_resumed_shard_takes_the_same_images(exported, folder, tmp_path):
     assert run(exported, folder, "--csv", tmp_path / "a.csv", "--shard", "2/3") == 0
-    whole = (tmp_path / "a.csv").read_text().splitlines(keepends=True)
-    (tmp_path / "b.csv").write_text("".join(whole[:3]) + whole[3][:7])
+    whole = (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "b.csv").write_text("".join(whole[:3]) + whole[3][:7], encoding="utf-8")
     shutil.copy(tmp_path / "a.csv.run.json", tmp_path / "b.csv.run.json")
     assert run(exported, folder, "--csv", tmp_path / "b.csv", "--shard", "2/3", "--resume") == 0
-    assert (tmp_path / "b.csv").read_text() == "".join(whole)
+    assert (tmp_path / "b.csv").read_text(encoding="utf-8") == "".join(whole)
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "2", "a/b"])
@@ -365,6 +366,7 @@ def test_a_share_that_is_none_is_refused(exported, folder, text):
     assert stopped.value.code == 2
 
 
+@linux
 def test_a_name_that_is_not_utf8_gets_its_row_again_after_a_resume(exported, folder, tmp_path):
     odd = os.fsencode(folder) + b"/zelle_\xfc.png"
     with open(odd, "wb") as file:
@@ -378,12 +380,13 @@ def test_a_name_that_is_not_utf8_gets_its_row_again_after_a_resume(exported, fol
 def test_a_latin_1_terminal_prints_every_name(exported, folder):
     image = folder / "zelle_\u4e2d.png"
     image.write_bytes(next(folder.glob("*.png")).read_bytes())
-    command = [sys.executable, str(ROOT / "predict.py"), str(image), "--model", str(exported)]
+    command = [sys.executable, str(ROOT / "predict.py"), str(image), "--model", str(exported), *CPU]
     environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
-    done = subprocess.run(command, capture_output=True, env=environment, timeout=120)
+    done = subprocess.run(command, capture_output=True, env=environment)
     assert done.returncode == 0 and rb"zelle_\u4e2d" in done.stdout, done.stderr
 
 
+@posix
 def test_linked_folders_are_entered_once(exported, folder, tmp_path):
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "linked").symlink_to(folder, target_is_directory=True)
@@ -404,7 +407,7 @@ def test_the_newer_of_file_and_checkpoint_predicts(exported, best, folder, tmp_p
         shutil.copy(source, tmp_path / name)
         os.utime(tmp_path / name, ns=(10**18 - age, 10**18 - age))
     monkeypatch.chdir(tmp_path)
-    assert predict.main([str(next(folder.glob("*.png")))]) == 0
+    assert predict.main([str(next(folder.glob("*.png"))), *CPU]) == 0
     err = capsys.readouterr().err
     assert err.startswith("checkpoints/best.ckp: ") and "(newer than onnx/best.onnx)" in err
 
@@ -413,7 +416,7 @@ def test_the_newer_of_file_and_checkpoint_predicts(exported, best, folder, tmp_p
 def test_a_table_that_others_began_is_not_gone_on_with(best, exported, folder, tmp_path, capsys, other):
     csv_file, models = tmp_path / "out.csv", {"network": exported}
     more = {"network": [], "operating point": ["--operating-point", "recall"], "tta": ["--tta"]}[other]
-    command = [str(next(folder.glob("*.png"))), "--csv", str(csv_file)]
+    command = [str(next(folder.glob("*.png"))), "--csv", str(csv_file), *CPU]
     assert predict.main([*command, "--model", str(best)]) == 0
     before = csv_file.read_bytes()
     assert predict.main([*command, "--model", str(models.get(other, best)), *more, "--resume"]) == 2
@@ -423,7 +426,7 @@ def test_a_table_that_others_began_is_not_gone_on_with(best, exported, folder, t
 
 @pytest.mark.parametrize("options", [["--engine", "onnxruntime"], ["--threads", "2"], ["--engine-precision", "auto"]])
 def test_options_that_a_checkpoint_ignores_are_refused(best, folder, capsys, options):
-    assert predict.main([str(folder), "--model", str(best), *options]) == 2
+    assert predict.main([str(folder), "--model", str(best), *options, *CPU]) == 2
     assert "PyTorch runs a checkpoint" in capsys.readouterr().err
 
 
@@ -450,7 +453,7 @@ def test_a_file_that_cant_be_written_is_named_as_the_user_knows_it(tmp_path):
     with pytest.raises(IsADirectoryError) as raised, atomic_path(tmp_path / "report.html") as temporary:
         temporary.mkdir()
         try:
-            open(temporary, "w")
+            open(temporary, "w", encoding="utf-8")
         finally:
             temporary.rmdir()
     assert raised.value.filename == str(tmp_path / "report.html")

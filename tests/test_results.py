@@ -10,7 +10,7 @@ from conftest import ROOT
 from benchmarks import accuracy
 from elcells.data.tables import CLASSES
 
-RESULTS = (ROOT / "doc" / "results.md").read_text()
+RESULTS = (ROOT / "doc" / "results.md").read_text(encoding="utf-8")
 FOLDERS = ["doc", "doc/tta"]
 
 
@@ -44,7 +44,7 @@ def test_the_table_of_single_changes_has_the_figures_of_the_experiments():
 
 
 def test_the_accuracy_in_the_readme_follows_from_the_probabilities():
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for folder in ("doc", "doc/tta"):
         for by in ("cell", "module"):
             row = accuracy.line("", accuracy.read(by, ROOT / folder))
@@ -75,7 +75,7 @@ def test_a_row_has_the_figures_worked_out_by_hand(tmp_path):
 
 def test_the_table_of_modules_follows_from_its_file():
     cut = pd.read_csv(ROOT / "doc" / "modules.csv", sep=";")
-    text = (ROOT / "doc" / "modules.md").read_text()
+    text = (ROOT / "doc" / "modules.md").read_text(encoding="utf-8")
     levels = {  # name in the document -> level in the file
         "easy": "easy",
         "medium": "medium",

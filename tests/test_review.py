@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import CPU, ROOT, posix
 from PIL import Image
 
 import data
@@ -37,7 +37,7 @@ def folder(elpv, tmp_path):
 @pytest.fixture
 def page(exported, folder, tmp_path):
     """The review page of that folder, and its data."""
-    assert predict.main([str(folder), "--model", str(exported), "--review", str(tmp_path / "review.html")]) == 0
+    assert predict.main([str(folder), "--model", str(exported), *CPU, "--review", str(tmp_path / "review.html")]) == 0
     return tmp_path / "review.html", held(tmp_path / "review.html")
 
 
@@ -67,7 +67,7 @@ def test_what_a_browser_does_not_show_right_is_put_into_the_page(page):
 
 def test_embedded_images_need_no_files(exported, folder, tmp_path):
     target = tmp_path / "embedded.html"
-    assert predict.main([str(folder), "--model", str(exported), "--review", str(target), "--embed"]) == 0
+    assert predict.main([str(folder), "--model", str(exported), *CPU, "--review", str(target), "--embed"]) == 0
     assert all(c["src"].startswith("data:") for c in held(target)["cells"])
 
 
@@ -77,7 +77,7 @@ def test_a_page_decodes_each_image_once(exported, folder, tmp_path, monkeypatch,
     read = []
     as_gray = pages.as_gray
     monkeypatch.setattr(pages, "as_gray", lambda path: read.append(path) or as_gray(path))
-    given = [str(folder), "--model", str(exported), "--csv", str(tmp_path / "c.csv")]
+    given = [str(folder), "--model", str(exported), *CPU, "--csv", str(tmp_path / "c.csv")]
     assert predict.main([*given, page, str(tmp_path / "page.html")]) == 0
     shown = held(tmp_path / "page.html")["cells"]
     assert all(c["maps"] for c in shown) and len(read) == len(set(read)) == len(shown)
@@ -85,13 +85,13 @@ def test_a_page_decodes_each_image_once(exported, folder, tmp_path, monkeypatch,
 
 def test_nothing_to_review_gets_one_sentence(exported, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"x")
-    given = [str(tmp_path / "broken.png"), "--model", str(exported), "--review", str(tmp_path / "r.html")]
+    given = [str(tmp_path / "broken.png"), "--model", str(exported), *CPU, "--review", str(tmp_path / "r.html")]
     assert predict.main(given) == 2
     assert "nothing to review" in capsys.readouterr().err and not (tmp_path / "r.html").exists()
 
 
 def test_embed_alone_is_refused(exported, folder, capsys):
-    assert predict.main([str(folder), "--model", str(exported), "--embed"]) == 2
+    assert predict.main([str(folder), "--model", str(exported), *CPU, "--embed"]) == 2
     assert "--review" in capsys.readouterr().err
 
 
@@ -173,6 +173,7 @@ def agreement(first, second, capsys):
     return capsys.readouterr().out
 
 
+@posix
 @pytest.mark.parametrize(
     "place, names",
     [
@@ -191,6 +192,7 @@ def test_names_are_compared_by_what_they_point_to(three_cells, capsys, place, na
     assert "3 cells are in both tables" in said and "No cell is in dispute" in said
 
 
+@posix
 def test_the_same_name_in_two_folders_is_another_image(three_cells, capsys):
     (three_cells / "s").mkdir()
     shutil.copy(three_cells / "t" / "a.png", three_cells / "s")
@@ -209,7 +211,7 @@ def test_copies_of_the_images_are_compared_by_name(three_cells, tmp_path, capsys
 
 
 def test_tables_of_other_cells_can_not_agree(two, tmp_path, capsys):
-    two[1].write_text("filename;crack;inactive\nother.png;0;1\n")
+    two[1].write_text("filename;crack;inactive\nother.png;0;1\n", encoding="utf-8")
     assert data.main(["--agree", *map(str, two), "--disputes", str(tmp_path / "d.html")]) == 2
     assert "no file name in common" in capsys.readouterr().err
 
@@ -296,10 +298,10 @@ def test_five_thousand_cells_are_labelled_without_lag(tmp_path, browser):
     cells = [ReviewCell(PageImage(path), NEAR, (0.5, 0.1)) for _ in range(5000)]
     target = tmp_path / "many.html"
     write_page(target, cells, ["crack", "inactive"], [0.5, 0.5], tmp_path)
-    text = target.read_text()
+    text = target.read_text(encoding="utf-8")
     for number in range(5000):
         text = text.replace('"file": "one.png"', f'"file": "cell {number}.png"', 1)
-    target.write_text(text)
+    target.write_text(text, encoding="utf-8")
     tab = browser.new_page()
     tab.goto(target.as_uri())
     spent = tab.evaluate(
@@ -313,7 +315,7 @@ def test_five_thousand_cells_are_labelled_without_lag(tmp_path, browser):
 def test_the_report_filters_sorts_and_enlarges(exported, folder, tmp_path, browser):
     (folder / "<b>broken.png").write_bytes(b"x")
     target = tmp_path / "report.html"
-    assert predict.main([str(folder), "--model", str(exported), "--report", str(target)]) == 3
+    assert predict.main([str(folder), "--model", str(exported), *CPU, "--report", str(target)]) == 3
     shown = held(target)
     tab = browser.new_page()
     errors = []

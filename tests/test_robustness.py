@@ -63,7 +63,7 @@ def test_unchanged_images_are_predicted_as_by_the_training_itself(elpv, best, sm
     images, test["image"] = load_images(test)
     small = tv.resize(torch.from_numpy(np.array(images)), [64], antialias=True).numpy()
     _, labels, p = evaluate(model, data.CellDataset(test, small))
-    found = json.loads(out.read_text())
+    found = json.loads(out.read_text(encoding="utf-8"))
     for c, f1 in zip(CLASSES, f1_scores(labels, p, model.calibration_for().thresholds())):
         assert found["as they are"][c]["f1"] == pytest.approx(f1)
     printed = capsys.readouterr().out

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, SMALL
+from conftest import CPU, ROOT, SMALL
 
 import data
 import train
@@ -117,11 +117,11 @@ def test_a_source_that_cannot_be_split_is_named(elpv, mine):
 def test_training_on_two_tables_reports_each_source(elpv, mine, tmp_path, capsys):
     given = ["--data", str(elpv), str(mine), "--out", str(tmp_path / "run"), *SMALL, "--epochs", "1"]
     assert train.main([*given, "--weight", "mine=3"]) == 0
-    report = json.loads((tmp_path / "run" / "checkpoints" / "report.json").read_text())
+    report = json.loads((tmp_path / "run" / "checkpoints" / "report.json").read_text(encoding="utf-8"))
     assert set(report["by_source"]) == {elpv.parent.name, "mine"}
     assert "mine mean" in capsys.readouterr().out
     best = str(tmp_path / "run" / "checkpoints" / "best.ckp")
-    assert train.main(["--data", str(elpv), "--evaluate", best, "--out", str(tmp_path / "run")]) == 0
+    assert train.main(["--data", str(elpv), "--evaluate", best, "--out", str(tmp_path / "run"), *CPU]) == 0
     alone = pd.read_csv(tmp_path / "run" / "checkpoints" / "best_test_predictions.csv", sep=";")
     assert set(alone["filename"]) == set(data.split_parts(data.read_table(elpv))[2]["filename"])
 
@@ -147,7 +147,7 @@ def test_heavier_cells_are_drawn_more_often(both):
 
 def test_an_adapted_network_is_of_its_files_kind_and_lies_between_it_and_the_trained_one(best, elpv, mine, tmp_path):
     given = ["--data", str(elpv), str(mine), "--weights", str(best), "--recipe", "adapt", "--epochs", "1"]
-    assert train.main([*given, "--out", str(tmp_path)]) == 0
+    assert train.main([*given, "--out", str(tmp_path), *CPU]) == 0
     folder = tmp_path / "checkpoints"
     checkpoint = read_checkpoint(folder / "best.ckp")
     assert checkpoint["config"]["network"] == "resnet" and checkpoint["config"]["image_size"] == 64
@@ -163,7 +163,7 @@ def test_an_adapted_network_is_of_its_files_kind_and_lies_between_it_and_the_tra
             if value.is_floating_point():
                 assert torch.allclose(value, torch.lerp(after[name], before[name], share), atol=1e-6)
         assert not torch.equal(before["fc.weight"], after["fc.weight"])
-        assert train.main(["--resume", "--out", str(tmp_path)]) == 0  # a finished run is not mixed twice
+        assert train.main(["--resume", "--out", str(tmp_path), *CPU]) == 0  # a finished run is not mixed twice
 
 
 def test_the_network_that_comes_along_is_a_starting_point(lite0, elpv):
@@ -200,5 +200,5 @@ def test_the_statistics_of_batch_norms_are_right_where_the_mean_is_large():
 
 def test_a_quantised_file_is_no_starting_point(exported, capsys, elpv, tmp_path):
     given = ["--data", str(elpv), "--weights", str(exported.with_name("best_int8.onnx")), "--out", str(tmp_path)]
-    assert train.main([*given, "--epochs", "1"]) == 2
+    assert train.main([*given, "--epochs", "1", *CPU]) == 2
     assert "can't be trained on" in capsys.readouterr().err

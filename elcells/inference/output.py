@@ -38,7 +38,7 @@ class OutputTable:
                 self.done = _read_done(path, header)
             else:
                 with atomic_path(note) as temporary:
-                    temporary.write_text(json.dumps(identity, indent=1))
+                    temporary.write_text(json.dumps(identity, indent=1), encoding="utf-8")
             self.file = open(path, "a", encoding="utf-8", errors=ANY_NAME, newline="")
         self.writer = csv.writer(self.file, delimiter=";", lineterminator="\n")
         if not path or not self.file.tell():
@@ -63,7 +63,7 @@ def _check_note(table, note, identity):
     """Raise InputError where a table has no note, or one that says that something else began it."""
     if not note.exists():
         raise InputError(f"{table}: its note {note.name}, which says what made it, is missing; give another --csv")
-    begun_by = json.loads(note.read_text())
+    begun_by = json.loads(note.read_text(encoding="utf-8"))
     different = [key for key in identity if begun_by.get(key) != identity[key]]
     if different:
         names = " and ".join(different)
