@@ -17,13 +17,10 @@ import data
 import predict
 from elcells.data.cache import load_images
 from elcells.data.finding import find_images
-from elcells.files import InputError, file_error, folder_of_all, relative
+from elcells.files import InputError, atomic_path, file_error, folder_of_all, relative
 from elcells.modules.parallel import module_names
 from elcells.pages.page import PageImage
 from elcells.pages.review import ReviewCell, write_page
-
-needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-needs_links = pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 
 
 @pytest.fixture
@@ -328,6 +325,14 @@ def test_a_file_that_proc_does_not_take_is_named(folder, exported, capsys):
     assert line.startswith("predict.py: /proc/x.csv") and "can't be written (No such file or directory)" in line
 
 
+@needs_pipes
+def test_what_is_no_file_is_not_replaced_by_one(folder):
+    os.mkfifo("pipe")  # /dev/null would be lost to the whole machine
+    with pytest.raises(InputError, match="pipe: can't be written, it is no file"), atomic_path("pipe"):
+        pass
+    assert not os.path.isfile("pipe") and os.path.exists("pipe")
+
+
 def test_an_error_of_the_system_is_a_sentence():
     full = OSError(28, "No space left on device")
     assert file_error(full) == "nothing can be written (No space left on device)"
@@ -345,11 +350,19 @@ def test_cutting_says_what_it_leaves_out(folder, monkeypatch, capsys):
     (folder / "b.npy").write_bytes(b"\0" * 64)
     (folder / "sub" / "x").mkdir()
     locked(monkeypatch, "x")
+    monkeypatch.setattr("cut_module.warnings_of", lambda modules: ([], True))  # as if all were sure
     assert cut_module.main([".", "--grid", "10x6", "--out", "cells"]) == 3
     err = capsys.readouterr().err
     assert "1 file of a type that is not read: 1 .npy" in err and "1 folder can't be read: " in err
     assert cut_module.main([".", "--grid", "ten", "--out", "cells"]) == 2
     assert "--grid 'ten': expected" in capsys.readouterr().err
+
+
+def test_a_module_of_too_many_pixels_need_not_be_cut_into_cells(folder, monkeypatch, capsys):
+    monkeypatch.setattr("elcells.data.images.MAX_PIXELS", 80_000)
+    assert cut_module.main(["a.png", "--grid", "10x6", "--out", "cells"]) == 3
+    err = capsys.readouterr().err
+    assert "a.png: 300x300 pixels, more than" in err and "into cells" not in err
 
 
 def test_one_of_anything_is_singular(folder, exported, capsys):

@@ -456,4 +456,4 @@ def test_a_file_that_cant_be_written_is_named_as_the_user_knows_it(tmp_path):
             open(temporary, "w", encoding="utf-8")
         finally:
             temporary.rmdir()
-    assert raised.value.filename == str(tmp_path / "report.html")
+    assert raised.value.filename == str(tmp_path / "report.html") and "None" not in str(raised.value)
