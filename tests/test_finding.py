@@ -325,7 +325,7 @@ def test_a_file_that_proc_does_not_take_is_named(folder, exported, capsys):
     assert line.startswith("predict.py: /proc/x.csv") and "can't be written (No such file or directory)" in line
 
 
-@needs_pipes
+@posix
 def test_what_is_no_file_is_not_replaced_by_one(folder):
     os.mkfifo("pipe")  # /dev/null would be lost to the whole machine
     with pytest.raises(InputError, match="pipe: can't be written, it is no file"), atomic_path("pipe"):
