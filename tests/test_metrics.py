@@ -34,7 +34,7 @@ def test_metrics_are_scikit_learns(predictions):
         y, called, m = labels[:, i], p[:, i] >= t, table[name]
         precision, recall, f1, _ = sklearn.metrics.precision_recall_fscore_support(y, called, average="binary")
         assert (m["precision"], m["recall"], m["f1"]) == pytest.approx((precision, recall, f1))
-        assert m["average_precision"] == sklearn.metrics.average_precision_score(y, p[:, i])
+        assert m["average_precision"] == pytest.approx(sklearn.metrics.average_precision_score(y, p[:, i]))
         assert [[m["tn"], m["fp"]], [m["fn"], m["tp"]]] == sklearn.metrics.confusion_matrix(y, called).tolist()
     assert table["mean"]["f1"] == pytest.approx((table["crack"]["f1"] + table["inactive"]["f1"]) / 2)
 
@@ -94,8 +94,8 @@ def test_the_interval_holds_the_score_and_draws_groups(predictions):
     assert low < f1_scores(labels, p).mean() < high
     wide = bootstrap_mean_f1(labels, p, [0.5, 0.5], np.arange(200) // 20)
     doubled = bootstrap_mean_f1(np.tile(labels, (2, 1)), np.tile(p, (2, 1)), [0.5, 0.5], np.tile(np.arange(200), 2))
-    assert doubled == (low, high)  # a cell's variants add nothing
-    assert wide != (low, high)
+    assert doubled == pytest.approx((low, high))  # a cell's variants add nothing
+    assert wide != pytest.approx((low, high))
 
 
 @pytest.mark.parametrize(

@@ -333,12 +333,13 @@ def test_a_network_of_few_cells_or_a_low_f1_is_warned_of(cells, f1, warned):
     assert warned in warning and bool(warned) == warning.endswith("--model cells.onnx")
 
 
-def test_the_network_that_comes_along_predicts_as_ever(table):
+def test_the_network_that_comes_along_predicts_as_ever(tmp_path):
     """Probabilities of crack and inactive that it gave when it was exported."""
-    data.fill_images(table[table["filename"].isin([f"images/{c}.png" for c in PROBABILITIES])])
+    cells = data.read_table(ROOT / "data.csv", images=tmp_path)
+    data.fill_images(cells[cells["filename"].isin([f"images/{c}.png" for c in PROBABILITIES])])
     engine = open_model(predict.SHIPPED, "onnxruntime", device="cpu")
-    images = np.stack([read_image(ROOT / "images" / f"{c}.png") for c in PROBABILITIES])[:, None]
-    assert engine(images) == pytest.approx(np.array(list(PROBABILITIES.values())), abs=1e-4)
+    images = np.stack([read_image(tmp_path / "images" / f"{c}.png") for c in PROBABILITIES])[:, None]
+    assert engine(images) == pytest.approx(np.array(list(PROBABILITIES.values())), abs=5e-4)
 
 
 def test_shards_share_the_images(exported, folder, tmp_path):

@@ -177,9 +177,11 @@ def test_the_network_that_comes_along_is_a_starting_point(lite0, elpv):
         restore_norms(model, data.CellDataset(cells, images))
         again = model(torch.from_numpy(images)).numpy()
     expected = np.log(probabilities / (1 - probabilities))
-    ratio = (expected / np.asarray(logits))[np.abs(logits) > 0.5]  # the file's temperatures
-    assert np.abs(again - logits).max() < 1e-3
-    assert len(set(np.round(ratio, 1))) <= 2 and model.network.stem[1].running_mean.abs().max() > 0
+    for column in range(2):  # apart by a factor: the file's temperature
+        is_clear = (np.abs(logits[:, column]) > 0.5) & (np.abs(expected[:, column]) < 8)
+        ratio = expected[is_clear, column] / logits[is_clear, column]
+        assert is_clear.sum() >= 3 and ratio.max() < 1.05 * ratio.min()
+    assert np.abs(again - logits).max() < 0.01 and model.network.stem[1].running_mean.abs().max() > 0
 
 
 def test_the_statistics_of_batch_norms_are_right_where_the_mean_is_large():
