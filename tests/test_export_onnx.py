@@ -233,10 +233,10 @@ def test_an_epochs_number_names_its_snapshot(elpv, finished, tmp_path, monkeypat
 def test_calibration_sees_training_cells_only(elpv, best):
     model, checkpoint = load_model(best)
     asked = export_onnx.Export(checkpoint=str(best), data=str(elpv))
-    cells = export_onnx.read_cells(asked, model.metadata, checkpoint["split"])
+    cells = export_onnx.read_cells(asked, model.metadata, checkpoint)
     table = data.read_table(elpv)
     images, index = load_images(table, 64)
-    held_back = table["cell"].isin(checkpoint["split"]["test"] + checkpoint["split"]["val"])
+    held_back = table["cell"].isin({*checkpoint["split"]["test"], *checkpoint["split"]["val"]})
     held_back = {images[i].tobytes() for i in index[held_back]}
     assert len(cells.calibration) > 20 and not any(c.tobytes() in held_back for c in cells.calibration)
     assert {c.tobytes() for c in cells.unseen} == held_back and len(cells.labels) == len(cells.unseen)

@@ -10,6 +10,7 @@ import torch
 from conftest import CPU, ROOT, SMALL
 
 import data
+import export_onnx
 import train
 from benchmarks import foreign
 from elcells.data.leaks import image_hashes, with_hashes
@@ -17,6 +18,7 @@ from elcells.data.records import difference_of_splits, record_split
 from elcells.data.splits import expand_variants, split_cells
 from elcells.inference.engines import read_onnx
 from elcells.training.checkpoints import read_checkpoint
+from model import load_model
 
 
 def order_of(parts):
@@ -202,7 +204,7 @@ def chain(elpv, begun, tmp_path_factory):
     _, _, first = begun
     folder = tmp_path_factory.mktemp("chain")
     assert run(elpv, folder / "b", "--weights", first / "checkpoints" / "best.ckp") == 0
-    assert run(elpv, folder / "c", "--weights", folder / "b" / "checkpoints" / "best.ckp", "--test-size", 0.2) == 0
+    assert run(elpv, folder / "c", "--weights", folder / "b" / "checkpoints" / "best.ckp", "--limit", 24) == 0
     a = read_checkpoint(first / "checkpoints" / "best.ckp")["trained_on"]
     return a, *(read_checkpoint(folder / name / "checkpoints" / "best.ckp") for name in "bc")
 
@@ -278,6 +280,13 @@ def test_a_benchmark_on_cells_that_were_trained_on_says_so(exported, best, elpv,
     assert text.count("CONTAMINATED  ") == 2 and "of 48) were in the training of best.ckp" in text
     reports = json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
     assert all("were in the training of" in report["leak"] for report in reports)
+
+
+def test_an_export_that_measures_on_cells_that_were_trained_on_says_so(best, elpv, capsys):
+    model, checkpoint = load_model(best)
+    checkpoint["trained_on"]["train"] = image_hashes(data.read_table(elpv)["path"])
+    export_onnx.read_cells(export_onnx.Export(checkpoint=str(best), data=str(elpv)), model.metadata, checkpoint)
+    assert "CONTAMINATED  100 % of the test cells" in capsys.readouterr().out
 
 
 def test_the_test_part_of_adapting_has_the_size_that_is_asked_for(table):
