@@ -39,6 +39,11 @@ class CellResult:
         """Names of the classes that it was called."""
         return [name for name, call in zip(classes, self.calls) if call]
 
+    def row(self, classes):
+        """Values for a table: file name, calls, probabilities, brightness, error."""
+        judged = [*self.calls, *(f"{p:.4f}" for p in self.probabilities)] if self.judged else [""] * 2 * len(classes)
+        return [self.filename, *judged, "" if self.brightness is None else f"{self.brightness:.3f}", self.error]
+
 
 def judge(engine, thresholds, cells):
     """Run an Engine over cells, pairs of pixels uint8 (S, S) and CellResult; returns the CellResults with calls.
@@ -49,7 +54,9 @@ def judge(engine, thresholds, cells):
     live = [place for place, (pixels, _) in enumerate(cells) if pixels is not None]
     if not live:
         return results
-    images = np.stack([cells[place][0] for place in live])[:, None]
+    # Full batches, because a result may depend on the size of its batch in the last digit
+    count = -(-len(live) // engine.batch_size) * engine.batch_size
+    images = np.stack([cells[live[k % len(live)]][0] for k in range(count)])[:, None]
     for place, probabilities in zip(live, engine(images)):
         calls = (probabilities >= thresholds).astype(int)
         results[place] = replace(results[place], probabilities=tuple(probabilities), calls=tuple(calls))

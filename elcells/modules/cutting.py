@@ -1,5 +1,6 @@
 """Cut the image of a whole module into its cells, and tell what is doubtful."""
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from elcells.data.finding import file_of
 from elcells.data.images import IMAGE_SIZE, as_gray
 from elcells.data.tables import read_rows
 from elcells.files import InputError, counted, reason
@@ -42,6 +44,7 @@ class CutModule:
     notes: tuple = ()  # assumptions about the file, str each
     cell_pixels: int | None = None  # longer side of a cell in the image
     bend: float | None = None  # the lens
+    corners: tuple = ()  # x, y of the four, clockwise from the upper left, in pixels
     grid: Grid | None = None
     cells: tuple = ()  # uint8 (h, w) each, row by row
     black: np.ndarray | tuple = ()  # bool (N,)
@@ -62,11 +65,11 @@ def grid_size(text):
 
 
 def read_corners(path):
-    """Rough corners of modules: dict of an image's file name -> (4, 2) pixels x, y, clockwise from the upper left.
+    """Rough corners of modules: list of (line, file name, (4, 2) pixels x, y, clockwise from the upper left).
 
     The table's columns are filename, x1, y1 … x4, y4, as in modules.csv. Raises InputError, naming the line.
     """
-    corners = {}
+    corners = []
     for line, row in read_rows(path, ["filename", *CORNERS]).iterrows():
         if all(row[column] == "" for column in CORNERS):
             continue
@@ -74,8 +77,34 @@ def read_corners(path):
             values = [float(row[column]) for column in CORNERS]
         except ValueError:
             raise InputError(f"{path}, line {line}: x1 … y4 must be eight numbers, the corners in pixels") from None
-        corners[Path(row["filename"]).name] = np.array(values).reshape(4, 2)
+        corners.append((line, row["filename"], np.array(values).reshape(4, 2)))
     return corners
+
+
+def corners_of_images(path, names):
+    """Corners of images from a table (`read_corners`): {name: (4, 2)}, of those images that it has.
+
+    A row means the image that its file name leads to, from the table's folder or the current one; else the only image
+    whose path ends like that. Raises InputError, naming the line, where several do.
+    """
+    corners = {}
+    real_paths = {name: file_key(name) for name in names}
+    for line, filename, values in read_corners(path):
+        meant = {file_key(os.path.join(folder, filename)) for folder in (Path(path).parent, ".")}
+        found = [name for name, key in real_paths.items() if key in meant]
+        if not found:
+            tail = Path(filename.replace("\\", "/")).parts
+            found = [name for name in names if Path(name).parts[-len(tail) :] == tail]
+        if len(found) > 1:
+            raise InputError(f"{path}, line {line}: {filename} may be {found[0]} or {found[1]}; give its whole path")
+        corners.update(dict.fromkeys(found, values))
+    return corners
+
+
+def file_key(name):
+    """What tells an image from others: the real path of its file, and its page."""
+    file, page = file_of(name)
+    return os.path.realpath(file), page
 
 
 def move_inwards(cells, outer, inner):
@@ -191,7 +220,10 @@ def cut_image(path, columns, rows, corners=None, bend=None):
     small = gray.convert("L")
     small.thumbnail((SHOWN_SIZE, SHOWN_SIZE))
     pixels = round(float(grid.cell_size().max()))
-    module = replace(module, grid=grid, bend=grid.bend, cell_pixels=pixels, cells=cells, black=black_cells(cells))
+    corners = tuple(map(float, grid.corners().ravel()))
+    module = replace(
+        module, corners=corners, grid=grid, bend=grid.bend, cell_pixels=pixels, cells=cells, black=black_cells(cells)
+    )
     return replace(module, sure=not why, why=", ".join(why), small=small)
 
 

@@ -1,6 +1,5 @@
 """The HTML report of `predict.py`: counts, histograms, folders, modules, and the cells worth looking at."""
 
-import csv
 import os
 import time
 from collections import Counter, defaultdict
@@ -8,14 +7,14 @@ from collections import Counter, defaultdict
 import numpy as np
 from PIL import Image
 
-from elcells.data.finding import file_of
-from elcells.files import ANY_NAME, InputError, counted, printable
-from elcells.inference.output import read_results
+from elcells.data.images import size_of
+from elcells.files import InputError, counted, printable
 from elcells.modules.cutting import CORNERS
 from elcells.modules.grid import Grid
 from elcells.modules.overlay import LEGEND_HEIGHT, NO_DEFECT, TOO_DARK_VERDICT
-from elcells.modules.parallel import BLACK_COLUMN
 from elcells.pages.page import UNSURE, PageImage, doubt, fill, images_with_maps, jpeg
+from elcells.records.exports import counts_of_modules
+from elcells.records.record import OVERLAYS, image_name
 
 REPORT_CELLS = 1000  # the surest defects that the report shows
 REPORT_UNSURE = 200  # cells without a defect, nearest to the thresholds, that it shows
@@ -103,15 +102,18 @@ def cell_entry(cell, name, image, maps, target, thresholds):
         return entry | {"thumb": "", "src": ""}
 
 
-def module_entry(row, folder, cells, entries, target, classes):
-    """A module as the page takes it; row: of modules.csv, cells: its CellResults, entries: known ones of cells."""
-    with Image.open(folder / f"{row['name']}.png") as image:
+def module_entry(row, counts, folder, cells, entries, target, classes):
+    """A module as the page takes it.
+
+    row: of Record.modules. counts: of its cells of each class, and of nearly black ones. folder: of the results. cells:
+    its CellResults. entries: known ones of cells.
+    """
+    with Image.open(folder / OVERLAYS / f"{row['name']}.png") as image:
         size = image.size
         source = jpeg(image, max(size), 82)
-    with Image.open(file_of(row["filename"])[0]) as original:
-        scale = max(size[0], size[1] - LEGEND_HEIGHT) / max(original.size)
-    corners = np.array([float(row[k]) for k in CORNERS]).reshape(4, 2)
-    outlines = Grid((corners + 0.5) * scale - 0.5, int(row["columns"]), int(row["rows"]), size[::-1]).cells()
+    scale = max(size[0], size[1] - LEGEND_HEIGHT) / max(size_of(image_name(row)))
+    corners = np.array([row[k] for k in CORNERS]).reshape(4, 2)
+    outlines = Grid((corners + 0.5) * scale - 0.5, row["columns"], row["rows"], size[::-1]).cells()
     areas = []
     for cell in cells:
         entry = entries.get(cell.filename) or {"src": PageImage(cell.filename).source(target), "maps": None}
@@ -120,61 +122,58 @@ def module_entry(row, folder, cells, entries, target, classes):
         text = f"row {cell.place.row}, column {cell.place.column}: {judgement}"
         points = " ".join(f"{x:.0f},{y:.0f}" for x, y in outline)
         areas.append({"points": points, "text": text, "src": entry["src"], "maps": entry["maps"]})
-    counts = "".join(f"{row[name]} {name}, " for name in classes) + f"{row[BLACK_COLUMN]} {TOO_DARK_VERDICT}"
+    of_each = ", ".join(f"{count} {name}" for name, count in zip([*classes, TOO_DARK_VERDICT], counts))
     return {
-        "file": row["filename"],
-        "text": f"{row['columns']}x{row['rows']} cells of {row['cell_pixels']} pixels, {counts}.",
-        "doubt": row["why"] if row["sure"] != "1" else "",
+        "file": printable(image_name(row)),
+        "text": f"{row['columns']}x{row['rows']} cells of {row['cell_pixels']} pixels, {of_each}.",
+        "doubt": "" if row["sure"] else row["why"],
         "image": source,
         "size": size,
         "cells": areas,
     }
 
 
-def read_modules(folder, classes):
-    """Rows (dicts of text) of folder/modules.csv, those not sure first, then those with most defective cells, and the
-    errors of images in which no module was found."""
-    with open(folder / "modules.csv", encoding="utf-8", errors=ANY_NAME, newline="") as file:
-        rows = list(csv.DictReader(file, delimiter=";"))
-    modules = [row for row in rows if not row["error"]]
-    modules.sort(key=lambda row: (row["sure"] == "1", -sum(int(row[c]) for c in classes)))
-    return modules, [row["error"] for row in rows if row["error"]]
+def modules_to_show(record):
+    """Rows of a record's modules, those not sure first, then those with most defective cells; the counts of their cells
+    (`counts_of_modules`); and the errors of images in which no module was found."""
+    counts = counts_of_modules(record)
+    rows = list(record.modules())
+    modules = [row for row in rows if row["image"] is not None]
+    modules.sort(key=lambda row: (row["sure"], -sum(counts[row["image"]][:-1])))
+    return modules, counts, [row["error"] for row in rows if row["image"] is None]
 
 
-def write_report(table, target, engine, thresholds, model, modules_folder=None):
-    """Write one HTML page about an output table of predict.py.
-
-    model: name of the network's file. modules_folder: Path of the folder with modules.csv and the modules' images,
-    where whole modules were cut (`predict.py --grid`); they come first.
-    """
-    classes = engine.classes
-    cells = list(read_results(table, classes))
+def write_report(record, engine):
+    """Write report.html into a record's folder; modules come first. engine: makes the class maps."""
+    classes = record.classes
+    target = record.folder / "report.html"
+    info = record.info
+    thresholds = info["thresholds"]
+    cells = list(record.results())
     root = common_folder([cell.filename for cell in cells])
     shown, note = cells_to_show(cells, thresholds)
     entries = {}
     for cell, (image, maps) in zip(shown, images_with_maps([PageImage(cell.filename) for cell in shown], engine)):
         name = cell.filename.removeprefix(root)
         entries[cell.filename] = cell_entry(cell, name, image, maps, target, thresholds)
-    modules = []
-    failed = []
+    modules, counts, failed = modules_to_show(record)
     cells_of = defaultdict(list)
-    if modules_folder:
-        modules, failed = read_modules(modules_folder, classes)
-        for cell in cells:
+    for cell in cells:
+        if cell.place:
             cells_of[cell.place.module].append(cell)
     data = {
-        "model": f"{model}, cells in {printable(root)}" if root else model,
+        "model": f"{info['network']}, cells in {printable(root)}" if root else info["network"],
         "when": time.strftime("%Y-%m-%d %H:%M"),
         "classes": classes,
-        "thresholds": [float(t) for t in thresholds],
+        "thresholds": thresholds,
         "note": note,
         "cells": list(entries.values()),
         "modules": [
-            module_entry(row, modules_folder, cells_of[row["name"]], entries, target, classes)
+            module_entry(row, counts[row["image"]], record.folder, cells_of[row["name"]], entries, target, classes)
             for row in modules[:REPORT_MODULES]
         ],
         "module_count": len(modules),
-        "module_folder": str(modules_folder or ""),
+        "module_folder": str(record.folder / OVERLAYS) if modules else "",
         "failed": failed,
         **counts_for_page(cells, classes),
     }

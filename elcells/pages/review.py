@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from elcells.data.images import symmetries
 from elcells.files import InputError, folder_of_all, relative
-from elcells.inference.output import read_results
 from elcells.pages.page import UNSURE, PageImage, doubt, fill, images_with_maps
 
 MOST = 5000  # cells of a page
@@ -91,14 +90,14 @@ def write_page(target, cells, classes, thresholds, root, embed=False):
     return len(entries)
 
 
-def write_review(table, target, engine, thresholds, embed=False):
-    """Write the review page of an output table of predict.py; returns how many cells it shows."""
-    classes = engine.classes
-    judged = [cell for cell in read_results(table, classes) if cell.judged]
+def write_review(record, engine):
+    """Write review.html into a record's folder; returns how many cells it shows. engine: makes the class maps."""
+    thresholds = record.info["thresholds"]
+    judged = [cell for cell in record.results() if cell.judged]
     if not judged:
-        raise InputError(f"{table}: no cell was judged, so there is nothing to review")
+        return 0
     chosen = choose(judged, engine, thresholds)
     images = images_with_maps([image for _, _, image in chosen], engine)
     cells = (ReviewCell(image, why, cell.probabilities, maps) for (cell, why, _), (image, maps) in zip(chosen, images))
     root = root_of([cell.filename for cell in judged])
-    return write_page(target, cells, classes, thresholds, root, embed)
+    return write_page(record.folder / "review.html", cells, record.classes, thresholds, root)

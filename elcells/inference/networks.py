@@ -1,0 +1,101 @@
+"""Networks as Engines: an ONNX file, or a checkpoint, which alone needs PyTorch."""
+
+import functools
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from elcells.files import InputError
+from elcells.inference.class_maps import onnx_class_maps, weighted
+from elcells.inference.engines import Engine, needed, open_model
+from elcells.inference.origin import TRAINING
+
+SHIPPED = Path(__file__).resolve().parents[2] / "cells.onnx"
+
+
+@dataclass(frozen=True)
+class Network:
+    """Which network judges, and how; `open_network` opens it.
+
+    path: str of an ONNX file or checkpoint. tta: predict by the mean over an image's eight symmetries (checkpoints).
+    device: auto, cpu or cuda. engine, precision, threads: of an ONNX file, as `open_model` takes them. batch_size:
+    images at a time. operating_point: which thresholds are taken.
+    """
+
+    path: str
+    tta: bool = False
+    device: str = "auto"
+    engine: str | None = None
+    precision: str | None = None
+    threads: int | None = None
+    batch_size: int = 16
+    operating_point: str = "f1"
+
+    def sha256(self):
+        """Of the file."""
+        return hashlib.sha256(Path(self.path).read_bytes()).hexdigest()
+
+
+def default_path():
+    """Path of the newer of onnx/best.onnx and checkpoints/best.ckp, else the shipped network; and why, for the user."""
+    paths = [path for path in (Path("onnx/best.onnx"), Path("checkpoints/best.ckp")) if path.exists()]
+    if not paths:
+        return SHIPPED, " (there is no onnx/best.onnx nor checkpoints/best.ckp here)"
+    paths.sort(key=lambda path: path.stat().st_mtime_ns)
+    if len(paths) == 2:
+        return paths[1], f" (newer than {paths[0]})"
+    return paths[0], ""
+
+
+@functools.lru_cache(maxsize=2)
+def open_network(network):
+    """The Engine of a Network; the same one when it is asked for again."""
+    options = {name: getattr(network, name) for name in ("engine", "precision", "threads")}
+    options = {name: value for name, value in options.items() if value is not None}
+    path = Path(network.path)
+    if path.suffix.lower() != ".onnx":
+        if options:
+            raise InputError(f"{path}: PyTorch runs a checkpoint; engine, its precision and threads are for ONNX files")
+        engine = open_checkpoint(path, network.tta, network.device)
+    elif network.tta:
+        raise InputError(f"--tta: {path} can't be changed; export it with `python export_onnx.py --tta`")
+    else:
+        engine = open_model(path, device=network.device, **options)
+    return replace(engine, batch_size=network.batch_size)
+
+
+def with_class_maps(engine, network):
+    """An Engine that makes class maps too, where its network can."""
+    if engine.class_maps or Path(network.path).suffix.lower() != ".onnx":
+        return engine
+    return replace(engine, class_maps=onnx_class_maps(network.path, network.threads or 0))
+
+
+def open_checkpoint(path, tta, device):
+    """Open a checkpoint as an Engine."""
+    torch = needed("torch")
+    from elcells.devices import keep_freed_memory, pick_device
+
+    load_model = needed("model").load_model  # the library knows nothing on top, but a checkpoint's network lies there
+    keep_freed_memory()
+    device = pick_device(device)
+    model, checkpoint = load_model(path, device)
+    model = model.to(memory_format=torch.channels_last)
+    operating_points = model.calibration_for(tta).operating_points
+    map_layer = model.network.get_submodule(model.kind.map_layers[-1])
+
+    @torch.inference_mode()
+    def run(images):
+        logits = model(torch.from_numpy(images).to(device), tta=tta)
+        return model.probabilities(logits, tta=tta).cpu().numpy()
+
+    @torch.inference_mode()
+    def class_maps(images):
+        features = []
+        with map_layer.register_forward_hook(lambda layer, inputs, output: features.append(output)):
+            model(torch.from_numpy(images).to(device))
+        return weighted(features[0].float().cpu().numpy(), model.network.fc.weight.float().cpu().numpy())
+
+    metadata = asdict(model.metadata) | {k: v for k, v in checkpoint.items() if k in TRAINING}
+    name = f"pytorch on {device.type}"
+    return Engine(run, model.classes, model.metadata.image_size, name, operating_points, class_maps, metadata=metadata)

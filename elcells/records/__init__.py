@@ -1,0 +1,1 @@
+"""Results folders: a record in SQLite, the work that fills it, and what is derived from it."""

@@ -1,0 +1,362 @@
+"""The record of a results folder: one SQLite file, one transaction an image, nothing twice (doc/record.md).
+
+An image is known by its real path and the page in its file, a cell by its image, row and column. An image is done when
+it was judged as it is on the disk now; what failed or changed is judged again.
+"""
+
+import contextlib
+import datetime
+import json
+import sqlite3
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+import elcells
+from elcells.files import ANY_NAME, InputError, printable
+from elcells.inference.cells import CellResult, Place
+from elcells.modules.cutting import CORNERS
+from elcells.records.requests import module_name, text
+
+FILE = "results.sqlite"
+LOCK = ".results.lock"
+CUT, OVERLAYS = "cut", "overlays"  # folders of the modules' cells, and of the modules with their verdicts
+JUDGED, FAILED = "judged", "failed"  # status of an image
+VERSION = 1  # of the tables below
+
+TABLES = """
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY, started TEXT, finished TEXT, network TEXT, sha256 TEXT, trained TEXT, classes TEXT,
+    operating_point TEXT, thresholds TEXT, symmetries INTEGER, engine TEXT, precision TEXT,
+    version TEXT
+);
+CREATE TABLE images (
+    id INTEGER PRIMARY KEY, path TEXT NOT NULL, page INTEGER NOT NULL, bytes INTEGER, modified INTEGER,
+    grid TEXT NOT NULL, corners TEXT NOT NULL, align INTEGER NOT NULL, status TEXT NOT NULL, error TEXT NOT NULL,
+    notes TEXT NOT NULL, run INTEGER REFERENCES runs, judged TEXT, UNIQUE (path, page)
+);
+CREATE TABLE modules (
+    image INTEGER PRIMARY KEY REFERENCES images ON DELETE CASCADE, name TEXT UNIQUE, columns INTEGER, rows INTEGER,
+    score REAL, lead REAL, sure INTEGER, why TEXT, cell_pixels INTEGER, bend REAL, {corners}
+);
+CREATE TABLE cells (
+    image INTEGER REFERENCES images ON DELETE CASCADE, row INTEGER, "column" INTEGER, file TEXT, brightness REAL,
+    error TEXT, {classes}, PRIMARY KEY (image, row, "column")
+) WITHOUT ROWID;
+CREATE TABLE labels (
+    image INTEGER REFERENCES images ON DELETE CASCADE, row INTEGER, "column" INTEGER, class TEXT, label INTEGER,
+    who TEXT, time TEXT, PRIMARY KEY (image, row, "column", class, who)
+) WITHOUT ROWID;
+CREATE TABLE lenses (
+    folder TEXT, width INTEGER, height INTEGER, grid TEXT, bend REAL, PRIMARY KEY (folder, width, height, grid)
+) WITHOUT ROWID;
+"""
+ALL_CELLS = """
+SELECT images.path, images.page, modules.name, modules.sure, cells.* FROM cells JOIN images ON images.id = cells.image
+LEFT JOIN modules ON modules.image = cells.image ORDER BY images.path, images.page, cells.row, cells."column"
+"""
+ALL_MODULES = """
+SELECT images.path, images.page, images.status, images.error, images.notes, modules.*
+FROM images LEFT JOIN modules ON modules.image = images.id WHERE images.grid != '' ORDER BY images.path, images.page
+"""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """How images are judged: what a record's runs say. FIXED names what must stay the same in a record."""
+
+    network: str
+    sha256: str
+    trained: str
+    classes: tuple
+    operating_point: str
+    thresholds: tuple
+    symmetries: bool
+    precision: str
+    engine: str
+
+    def row(self):
+        """The same as SQLite takes it: {column: value}."""
+        lists = {"classes": json.dumps(self.classes), "thresholds": json.dumps(self.thresholds)}
+        return vars(self) | lists | {"symmetries": int(self.symmetries)}
+
+
+FIXED = {  # columns of runs that can't change: what the user would call them
+    "sha256": "network",
+    "operating_point": "operating point",
+    "thresholds": "threshold",
+    "symmetries": "--tta",
+    "precision": "precision",
+}
+
+
+def now():
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def connect(path, **options):
+    """A connection to a record's file; names that are no UTF-8 come back as they were given."""
+    connection = sqlite3.connect(path, **options)
+    connection.row_factory = sqlite3.Row
+    connection.text_factory = lambda raw: raw.decode("utf-8", ANY_NAME)
+    return connection
+
+
+class Record:
+    """The record in a results folder. connection: sqlite3.Connection. run: id of the run under way."""
+
+    def __init__(self, folder, connection):
+        self.folder = Path(folder)
+        self.connection = connection
+        self.run = None
+
+    # ---------------------------------------------------------------- reading
+
+    @property
+    def info(self):
+        """The newest run: sqlite3.Row of the table runs, classes and thresholds decoded, as a dict."""
+        row = dict(self.connection.execute("SELECT * FROM runs ORDER BY id DESC LIMIT 1").fetchone())
+        return row | {"classes": tuple(json.loads(row["classes"])), "thresholds": json.loads(row["thresholds"])}
+
+    def cells(self):
+        """Yield a row of each cell, in order of image and place: path, page, name of the module, columns of `cells`."""
+        return self.connection.execute(ALL_CELLS)
+
+    def results(self):
+        """Yield the CellResult of each cell; its file name is one that open_image takes."""
+        for row in self.cells():
+            place = None
+            name = image_name(row)
+            if row["file"]:
+                name = str(self.folder / row["file"])
+                place = Place(row["name"], row["row"], row["column"], row["sure"])
+            calls = ()
+            probabilities = ()
+            if row[self.classes[0]] is not None:
+                calls = tuple(row[c] for c in self.classes)
+                probabilities = tuple(row[f"p_{c}"] for c in self.classes)
+            yield CellResult(name, calls, probabilities, row["brightness"], row["error"], place)
+
+    def modules(self):
+        """Yield a row of each image of a module, the columns of `images` and `modules`; without one they are None."""
+        return self.connection.execute(ALL_MODULES)
+
+    def runs(self, columns):
+        """Yield a row of these columns of each run."""
+        return self.connection.execute(f"SELECT {', '.join(columns)} FROM runs ORDER BY id")
+
+    def images(self):
+        """Yield a row of each image."""
+        return self.connection.execute("SELECT * FROM images ORDER BY path, page")
+
+    def count(self, condition="1"):
+        """Number of images that meet an SQL condition."""
+        return self.connection.execute(f"SELECT count(*) FROM images WHERE {condition}").fetchone()[0]
+
+    def is_complete(self):
+        """Whether every image could be judged and every module is sure."""
+        unsure = self.connection.execute("SELECT count(*) FROM modules WHERE NOT sure").fetchone()[0]
+        return not unsure and not self.count(f"status = '{FAILED}'")
+
+    # ---------------------------------------------------------------- work
+
+    def known(self, request):
+        """The row of a Request's image, or None."""
+        query = "SELECT * FROM images WHERE path = CAST(? AS TEXT) AND page = ?"
+        return self.connection.execute(query, (text(request.path), request.page)).fetchone()
+
+    def is_done(self, request):
+        """Whether a Request's image was judged as it is now and as it is asked for."""
+        row = self.known(request)
+        if row is None or row["status"] == FAILED:
+            return False
+        asked = [request.bytes, request.modified, request.grid_text, int(request.align)]
+        done = [row[name] for name in ("bytes", "modified", "grid", "align")]
+        new_corners = request.corners and json.dumps(request.corners) != row["corners"]
+        return asked == done and not new_corners
+
+    def with_corners(self, request):
+        """A Request of a module with the corners that were once given for its image, unless it has others."""
+        row = self.known(request)
+        if row is None or request.corners or not request.grid:
+            return request
+        return replace(request, corners=tuple(json.loads(row["corners"])))
+
+    def lens(self, folder, size, grid, find):
+        """The bend of the lens for images of a size (width, height) in a folder; find() finds it the first time."""
+        key = (text(folder), *size, grid)
+        query = "SELECT bend FROM lenses WHERE folder = CAST(? AS TEXT) AND width = ? AND height = ? AND grid = ?"
+        row = self.connection.execute(query, key).fetchone()
+        if row is None:
+            bend = find()
+            with self.connection:
+                self.connection.execute("INSERT INTO lenses VALUES (CAST(? AS TEXT), ?, ?, ?, ?)", (*key, bend))
+            return bend
+        return row["bend"]
+
+    def add(self, result):
+        """Take up an ImageResult in one transaction; its files must be complete. An older result is replaced."""
+        request = result.request
+        row = self.known(request)
+        with self.connection:
+            if row is None:
+                image = self.insert("images", self.image_row(result))
+            else:
+                image = row["id"]
+                self.update_image(image, self.image_row(result))
+                for table in ("modules", "cells"):
+                    self.connection.execute(f"DELETE FROM {table} WHERE image = ?", (image,))
+            if result.module is not None and not result.error:
+                self.insert("modules", module_row(result) | {"image": image})
+            for cell in result.cells:
+                self.insert("cells", self.cell_row(cell) | {"image": image})
+
+    def image_row(self, result):
+        """A row of `images` for an ImageResult, {column: value}."""
+        request = result.request
+        return {
+            "path": text(request.path),
+            "page": request.page,
+            "bytes": request.bytes,
+            "modified": request.modified,
+            "grid": request.grid_text,
+            "corners": json.dumps(request.corners),
+            "align": int(request.align),
+            "status": FAILED if result.error else JUDGED,
+            "error": printable(result.error),
+            "notes": json.dumps(result.notes),
+            "run": self.run,
+            "judged": now(),
+        }
+
+    def cell_row(self, cell):
+        """A row of `cells` for a CellResult."""
+        calls = cell.calls or [None] * len(self.classes)
+        probabilities = cell.probabilities or [None] * len(self.classes)
+        row = {"row": 0, "column": 0, "file": "", "brightness": cell.brightness, "error": printable(cell.error)}
+        if cell.place:
+            row |= {"row": cell.place.row, "column": cell.place.column, "file": cell.filename}
+        row |= {name: None if call is None else int(call) for name, call in zip(self.classes, calls)}
+        return row | {f"p_{n}": None if p is None else round(float(p), 6) for n, p in zip(self.classes, probabilities)}
+
+    def insert(self, table, values):
+        """Insert {column: value} into a table; returns the row's id. Bytes become text."""
+        places = ", ".join("CAST(? AS TEXT)" if isinstance(value, bytes) else "?" for value in values.values())
+        names = ", ".join(map(quoted, values))
+        return self.connection.execute(
+            f"INSERT INTO {table} ({names}) VALUES ({places})", list(values.values())
+        ).lastrowid
+
+    def update_image(self, image, values):
+        """Replace the row of an image."""
+        values = {name: value for name, value in values.items() if name not in ("path", "page")}
+        changes = ", ".join(f"{quoted(name)} = ?" for name in values)
+        self.connection.execute(f"UPDATE images SET {changes} WHERE id = ?", [*values.values(), image])
+
+    def begin(self, info):
+        """Note that a run as RunInfo says begins; raises InputError where the record was begun otherwise."""
+        first = self.connection.execute("SELECT * FROM runs ORDER BY id LIMIT 1").fetchone()
+        row = info.row()
+        for column, what in FIXED.items():
+            if first is not None and first[column] != row[column]:
+                raise InputError(
+                    f"{self.folder}: was begun with another {what}; go on with that ({first['network']}), or give "
+                    "another --out"
+                )
+        self.classes = info.classes
+        with self.connection:
+            self.run = self.insert("runs", row | {"started": now(), "version": elcells.__version__})
+
+    def end(self):
+        """Note that the run has done all that it was asked for."""
+        with self.connection:
+            self.connection.execute("UPDATE runs SET finished = ? WHERE id = ?", (now(), self.run))
+
+
+def image_name(row):
+    """The name of a row's image as open_image takes it."""
+    return f"{row['path']}#page={row['page']}" if row["page"] else row["path"]
+
+
+def quoted(name):
+    """A column's name in SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def module_row(result):
+    """A row of `modules` for an ImageResult."""
+    module = result.module
+    names = ("columns", "rows", "score", "lead", "why", "cell_pixels", "bend")
+    row = {name: getattr(module, name) for name in names} | {"name": module_name(result.request)}
+    corners = [round(float(value), 1) for value in module.corners]
+    return row | {"sure": int(module.sure)} | dict(zip(CORNERS, corners))
+
+
+# ---------------------------------------------------------------- opening
+
+
+@contextlib.contextmanager
+def writing(folder, info):
+    """The context with the Record of a results folder, made where there is none, for a run as RunInfo says.
+
+    Raises InputError while another run writes it, for a file that is no record, and as Record.begin does.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{folder}: another run is writing there; wait for it, or give another --out") from None
+    try:
+        with contextlib.closing(open_file(folder, info.classes)) as connection:
+            record = Record(folder, connection)
+            record.begin(info)
+            yield record
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        lock.release()
+
+
+def open_file(folder, classes):
+    """A connection for writing to a folder's record, whose tables are made where they are missing."""
+    path = folder / FILE
+    connection = None
+    try:
+        connection = connect(path, timeout=0)
+        # A write-ahead log needs one fsync an image, and in exclusive mode no shared memory: it works on file servers.
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0 and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            make_tables(connection, classes)
+        elif version != VERSION:
+            raise InputError(f"{path}: is no record of this version; give another --out")
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"{path}: can't be used as a record ({error}); give another --out") from None
+    return connection
+
+
+def make_tables(connection, classes):
+    """Make the tables of a new record."""
+    columns = [quoted(name) + " INTEGER" for name in classes] + [quoted(f"p_{name}") + " REAL" for name in classes]
+    tables = TABLES.format(corners=", ".join(f"{name} REAL" for name in CORNERS), classes=", ".join(columns))
+    connection.executescript(f"BEGIN; {tables} PRAGMA user_version = {VERSION}; COMMIT;")
+
+
+@contextlib.contextmanager
+def reading(folder):
+    """The context with the Record of a results folder, for reading. Raises InputError where there is none."""
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise InputError(f"{folder}: no {FILE} there; make one with `python predict.py IMAGES --out {folder}`")
+    try:
+        with contextlib.closing(connect(path, timeout=1)) as connection:
+            record = Record(folder, connection)
+            record.classes = record.info["classes"]
+            yield record
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"{path}: can't be read ({error}); is a run writing it?") from None

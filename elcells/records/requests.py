@@ -1,0 +1,76 @@
+"""What is asked of an image, and what became of it."""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from elcells.data.finding import file_of
+from elcells.files import ANY_NAME, printable
+from elcells.modules.cutting import CutModule
+
+
+@dataclass(frozen=True)
+class Request:
+    """An image to be judged, and how.
+
+    name: as open_image takes it. path: the file's real path. page: from 1, 0 where the name has none. bytes, modified:
+    size and time (ns) of the file. grid: (columns, rows) of a whole module, or None. corners: eight numbers or ().
+    align: whether a cell is turned upright. bend: the lens, or None.
+    """
+
+    name: str
+    path: str
+    page: int
+    bytes: int
+    modified: int
+    grid: tuple | None = None
+    corners: tuple = ()
+    align: bool = False
+    bend: float | None = None
+
+    @property
+    def grid_text(self):
+        return "x".join(map(str, self.grid)) if self.grid else ""
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """What became of a Request: an error, or the CellResults of its cells, of a CutModule where it shows one."""
+
+    request: Request
+    error: str = ""
+    notes: tuple = ()
+    cells: tuple = ()
+    module: CutModule | None = None
+
+
+def text(name):
+    """A name that may hold bytes which are no UTF-8, as bytes for CAST(? AS TEXT)."""
+    return name.encode("utf-8", ANY_NAME)
+
+
+def request_of(name, grid=None, corners=None, align=False):
+    """The Request for an image as find_images names it. corners: (4, 2), or None."""
+    file, page = file_of(name)
+    real = os.path.realpath(file)
+    page = 0 if page is None else page + 1
+    corners = () if corners is None else tuple(np.ravel(corners).tolist())
+    try:
+        status = os.stat(real)
+        size, time = status.st_size, status.st_mtime_ns
+    except OSError:  # it is gone; who reads it says so
+        size, time = 0, 0
+    return Request(name, real, page, size, time, grid, corners, align)
+
+
+def module_name(request):
+    """A name for the files of a module: that of its file, and what tells it from files of the same name elsewhere."""
+    path = Path(request.path)
+    stem = re.sub(r"[^\w.-]+", "_", printable(path.stem))
+    page = f"_page{request.page}" if request.page else ""
+    key = text(f"{request.path}#{request.page}")
+    return f"{stem}{page}_{hashlib.sha256(key).hexdigest()[:8]}"

@@ -1,0 +1,203 @@
+"""The work behind a record: images are read or cut, judged, and their files are written; by this process or others."""
+
+import contextlib
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from elcells.data.images import THREADS, examine, size_of
+from elcells.files import InputError, reason
+from elcells.inference.cells import CellResult, judge
+from elcells.inference.networks import Network, open_network
+from elcells.modules.align import align_cell
+from elcells.modules.cutting import CutModule
+from elcells.modules.judging import cells_of_module, draw_results
+from elcells.modules.lens import FEWEST, lens_of
+from elcells.modules.parallel import cut_and_save
+from elcells.records.record import CUT, OVERLAYS
+from elcells.records.requests import ImageResult, Request, module_name
+
+
+@dataclass(frozen=True)
+class Work:
+    """How Requests become ImageResults: in two steps, so that the next ones are read while the network works.
+
+    network: Network. folder: of the results, for the files of modules; "" where there are none.
+    """
+
+    network: Network
+    folder: str = ""
+
+    def __call__(self, requests):
+        """The ImageResults (list) of a few Requests."""
+        return self.finish(self.prepare(requests))
+
+    def prepare(self, requests):
+        """Read the images of Requests, and cut modules: list of Prepared."""
+        size = open_network(self.network).image_size
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(lambda request: self.prepared(request, size), requests))
+
+    def prepared(self, request, size):
+        """One Request read or cut."""
+        try:
+            if request.grid:
+                return self.prepared_module(request, size)
+            return prepared_cell(request, size)
+        except OSError:  # the results can't be written
+            raise
+        except Exception as error:  # one odd image must not end a run
+            text = f"{request.name}: can't be judged ({reason(error)})"
+            return Prepared(request, () if request.grid else ((None, CellResult(request.name, error=text)),), text)
+
+    def prepared_module(self, request, size):
+        """A module cut, and its cells saved in the folder."""
+        name = module_name(request)
+        folder = Path(self.folder) / CUT
+        corners = np_corners(request.corners)
+        _, module = cut_and_save(name, folder, request.name, *request.grid, corners, request.bend)
+        cells = cells_of_module(module, name, CUT, size)
+        return Prepared(request, tuple(cells), module.error, module.notes, module)
+
+    def finish(self, prepared):
+        """Judge what was prepared, all cells together, and draw modules: list of ImageResult."""
+        engine = open_network(self.network)
+        thresholds = engine.thresholds(self.network.operating_point)
+        judged = iter(judge(engine, thresholds, [cell for image in prepared for cell in image.cells]))
+        results = []
+        for image in prepared:
+            cells = tuple(next(judged) for _ in image.cells)
+            module = None
+            if image.module is not None and not image.error:
+                path = Path(self.folder) / OVERLAYS / f"{module_name(image.request)}.png"
+                draw_results(image.module, path, cells, engine.classes)
+                module = image.module.without_images()
+            results.append(ImageResult(image.request, image.error, image.notes, cells, module))
+        return results
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A Request whose image is read: its cells as pairs that `judge` takes, or an error."""
+
+    request: Request
+    cells: tuple = ()
+    error: str = ""
+    notes: tuple = ()
+    module: CutModule | None = None
+
+
+def prepared_cell(request, size):
+    """The image of a cell, upright and cut tightly if so asked."""
+    try:
+        pixels, notes = examine(request.name, size)
+        if request.align:
+            pixels, moved = align_cell(pixels)
+            if moved:
+                notes.append("were turned upright or cut tighter")
+    except InputError as error:
+        text = " ".join(str(error).split())
+        return Prepared(request, ((None, CellResult(request.name, error=text)),), text)
+    notes = tuple(notes)
+    cell = CellResult(request.name, brightness=float(pixels.mean()) / 255, notes=notes)
+    return Prepared(request, ((pixels, cell),), "", notes)
+
+
+def np_corners(corners):
+    """Eight numbers as find_grid takes them, float (4, 2), or None for ()."""
+    import numpy as np
+
+    return np.array(corners, float).reshape(4, 2) if corners else None
+
+
+# ---------------------------------------------------------------- who does it
+
+
+class Here:
+    """This process does the work; the next images are read in threads meanwhile."""
+
+    AHEAD = 3  # tasks
+    name = ""
+
+    def results(self, work, tasks):
+        """Yield the ImageResults of tasks (lists of Requests), in order."""
+        tasks = list(tasks)
+        with ThreadPoolExecutor(2) as pool:
+            waiting = []
+            try:
+                for task in tasks:
+                    waiting.append(pool.submit(work.prepare, task))
+                    if len(waiting) > self.AHEAD:
+                        yield from work.finish(waiting.pop(0).result())
+                while waiting:
+                    yield from work.finish(waiting.pop(0).result())
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def map(self, function, items):
+        """Results of a function, in order."""
+        return map(function, items)
+
+
+@contextlib.contextmanager
+def workers(count=1, address=None):
+    """The context with what does the work: this process, `count` others, or the Dask cluster at an address."""
+    if address is None and count == 1:
+        yield Here()
+        return
+    from elcells.records.cluster import cluster  # needs Dask
+
+    with cluster(count, address) as others:
+        yield others
+
+
+def tasks_of(requests, batch_size):
+    """Requests as tasks (lists): a module is one, cells are taken together."""
+    tasks = []
+    for request in requests:
+        if request.grid or not tasks or tasks[-1][0].grid or len(tasks[-1]) == batch_size:
+            tasks.append([])
+        tasks[-1].append(request)
+    return tasks
+
+
+# ---------------------------------------------------------------- modules
+
+
+def with_lenses(record, requests, todo, who):
+    """Requests of modules that are to do, with the lens of the camera of their folder.
+
+    The lens is found once for all images of a size in a folder, and kept in the record, so that no later run finds
+    another. requests: all of the run.
+    """
+    groups = {}
+    for request in requests:
+        if request.grid:
+            groups.setdefault((os.path.dirname(request.path), size_of(request.name), request.grid), []).append(request)
+    bends = {}
+    for (folder, size, grid), members in groups.items():
+        if len(members) < FEWEST or not any(member in todo for member in members):
+            continue
+        names = [member.name for member in members]
+        find = lambda names=names, grid=grid: lens_of(names, *grid, who.map)  # noqa: E731
+        bend = record.lens(folder, size, "x".join(map(str, grid)), find)
+        bends.update(dict.fromkeys(members, bend))
+    return [replace(request, bend=bends.get(request)) for request in todo]
+
+
+def tidy(folder, result):
+    """Remove files of an earlier result of the same module that the new one does not have."""
+    if not result.request.grid:
+        return
+    name = module_name(result.request)
+    cut = Path(folder) / CUT / name
+    if result.error:
+        shutil.rmtree(cut, ignore_errors=True)
+        (Path(folder) / OVERLAYS / f"{name}.png").unlink(missing_ok=True)
+        return
+    wanted = {Path(cell.filename).name for cell in result.cells}
+    for path in cut.iterdir():
+        if path.name not in wanted:
+            path.unlink(missing_ok=True)
