@@ -294,6 +294,9 @@ def cross_validate(session):
     """
     job = session.job
     checkpoints = session.out / "checkpoints"
+    for fold in range(job.folds):
+        check_fold(session, fold)
+    barrier()
     if rank() == 0:
         with atomic_path(checkpoints / "folds.json") as temporary:
             stored = {"job": asdict(job), "recipe": asdict(session.recipe), "inherited": session.inherited}
@@ -316,6 +319,17 @@ def cross_validate(session):
     return 0
 
 
+def check_fold(session, fold):
+    """Raise InputError where a fold was begun with other cells or labels."""
+    job = session.job
+    best = session.out / "checkpoints" / f"fold_{fold}" / "best.ckp"
+    if best.exists():
+        now = record_split(parts_of(session.table, job, fold), job.split, job.classes)
+        other = difference_of_splits(read_checkpoint(best)["split"], now)
+        if other:
+            raise InputError(f"{best}: {other}; give the same cells and labels, or remove the folder {best.parent}")
+
+
 def predict_fold(session, fold):
     """The test part of a fold with its predictions, for which it is trained if it has none yet; None on a stop."""
     job = session.job
@@ -334,10 +348,6 @@ def predict_fold(session, fold):
         if rank() == 0:
             write_predictions(predicted, job.classes, path)
         barrier()
-    best = folder / "best.ckp"
-    other = difference_of_splits(read_checkpoint(best)["split"], record_split(parts, job.split, job.classes))
-    if other:
-        raise InputError(f"{best}: {other}; give the same cells and labels, or remove the folder {folder}")
     predicted = pd.read_csv(path, sep=";")
     return pd.concat([test, predicted[prediction_columns(job.classes)]], axis=1).assign(fold=fold)
 

@@ -1,5 +1,7 @@
 """Splits belong to cells, and cells that a network was trained on never judge it."""
 
+import contextlib
+import io
 import json
 import shutil
 
@@ -160,18 +162,25 @@ def test_resume_refuses_other_cells_and_labels_and_names_one(begun, elpv, tmp_pa
     assert f"{name} was" in err and "in any order" in err and err.count("\n") == 1
 
 
-def test_a_resumed_cross_validation_takes_the_same_cells_in_any_order_and_no_others(elpv, tmp_path, capsys):
-    out = tmp_path / "run"
-    path = write(data.read_table(elpv), tmp_path)
-    table = data.read_table(path)
-    assert run(path, out, "--folds", 2) == 0
+@pytest.fixture(scope="module")
+def folds(best, elpv, tmp_path_factory):
+    """(table, folder, output) of a cross-validation of two folds, from weights that saw most of its cells."""
+    out = tmp_path_factory.mktemp("folds")
+    path = write(data.read_table(elpv), out)
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        assert run(path, out, "--weights", best, "--folds", 2) == 0
+    return data.read_table(path), out, output.getvalue()
+
+
+def test_a_resumed_cross_validation_takes_the_same_cells_in_any_order_and_no_others(folds, tmp_path, capsys):
+    table, out, _ = folds
     before = (out / "checkpoints" / "oof.csv").read_bytes()
     shuffled = write(table.sample(frac=1, random_state=3), tmp_path / "shuffled")
-    assert train.main(["--resume", "--data", str(shuffled), "--out", str(out), *CPU]) == 0
+    assert train.main(["--resume", "--data", str(shuffled), "--out", str(out)]) == 0
     assert (out / "checkpoints" / "oof.csv").read_bytes() == before
     first = table.index[table["crack"] + table["inactive"] == 0][0]
     fewer = write(table.drop(index=first), tmp_path / "fewer")
-    assert train.main(["--resume", "--data", str(fewer), "--out", str(out), *CPU]) == 2
+    assert train.main(["--resume", "--data", str(fewer), "--out", str(out)]) == 2
     assert f"{table['cell'][first]} was in the" in capsys.readouterr().err
 
 
@@ -233,20 +242,17 @@ def test_an_exported_file_has_the_record_of_its_checkpoint(exported, best):
     assert len(record["train"]) + len(record["val"]) + len(read_checkpoint(best)["split"]["test"]) == 48
 
 
-def test_a_cross_validation_from_weights_that_saw_its_cells_says_so_in_capitals(best, elpv, tmp_path, capsys):
-    assert run(elpv, tmp_path, "--weights", best, "--folds", 2) == 0
-    text = capsys.readouterr().out
+def test_a_cross_validation_from_weights_that_saw_its_cells_says_so_in_capitals(folds, best, capsys):
+    _, out, text = folds
     assert text.count("CONTAMINATED  ") >= 2 and "were in the training of best.ckp" in text
-    report = json.loads((tmp_path / "checkpoints" / "report.json").read_text(encoding="utf-8"))
+    report = json.loads((out / "checkpoints" / "report.json").read_text(encoding="utf-8"))
     split = read_checkpoint(best)["split"]
     for place, name in (("training", "train"), ("validation part", "val")):
         count = len(split[name])
         assert f"{100 * count / 48:.0f} % of the test cells ({count} of 48) were in the {place} of" in report["leak"]
     assert f"LEAK: {report['leak']}" in text
-    assert (
-        train.main(["--resume", "--out", str(tmp_path), *CPU]) == 0
-    )  # it knows the cells though the weights are not read
-    assert "LEAK: " in capsys.readouterr().out
+    assert train.main(["--resume", "--out", str(out)]) == 0  # it knows the cells though the weights are not read
+    assert f"LEAK: {report['leak']}" in capsys.readouterr().out
 
 
 def test_weights_without_a_record_are_said_to_have_none(begun, elpv, tmp_path, capsys):
