@@ -12,7 +12,7 @@ import unicodedata
 import numpy as np
 import onnx
 import pytest
-from conftest import CPU, ROOT, linux, posix
+from conftest import CPU, ROOT, posix
 from PIL import Image
 
 import data
@@ -22,6 +22,7 @@ from elcells.data.levels import NEARLY_BLACK
 from elcells.files import InputError, atomic_path, reason
 from elcells.inference.engines import open_model
 from elcells.inference.origin import warning_about
+from elcells.records.work import Here
 
 PROBABILITIES = {  # of cells.onnx, taken with the version that exported it
     "cell0004": (0.33849, 0.55645),
@@ -59,13 +60,15 @@ def run(model, *more):
 
 
 def rows(path):
-    with open(path, encoding="utf-8", newline="") as file:
+    """Rows of a table, or of the cells.csv of a results folder."""
+    path = path / "cells.csv" if path.is_dir() else path
+    with open(path, encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file, delimiter=";"))
 
 
 def test_every_image_gets_its_row(exported, folder, tmp_path, capsys):
-    assert run(exported, folder, "--csv", tmp_path / "out.csv") == 0
-    table, engine = rows(tmp_path / "out.csv"), open_model(exported, "onnxruntime")
+    assert run(exported, folder, "--out", tmp_path / "out") == 0
+    table, engine = rows(tmp_path / "out"), open_model(exported, "onnxruntime")
     assert len(table) == 20 == len({r["filename"] for r in table})
     for row in table:
         p = engine(read_image(row["filename"], 64)[None, None])[0]
@@ -76,29 +79,29 @@ def test_every_image_gets_its_row(exported, folder, tmp_path, capsys):
 
 
 def test_the_checkpoint_predicts_what_its_onnx_file_does(exported, best, folder, tmp_path):
-    for model, name in ((exported, "a.csv"), (best, "b.csv")):
-        assert run(model, folder, "--csv", tmp_path / name) == 0
-    a, b = rows(tmp_path / "a.csv"), rows(tmp_path / "b.csv")
+    for model, name in ((exported, "a"), (best, "b")):
+        assert run(model, folder, "--out", tmp_path / name) == 0
+    a, b = rows(tmp_path / "a"), rows(tmp_path / "b")
     assert [r["filename"] for r in a] == [r["filename"] for r in b]
     assert [float(r["p_crack"]) for r in a] == pytest.approx([float(r["p_crack"]) for r in b], abs=2e-4)
 
 
 def test_the_output_is_a_table_that_training_reads(exported, folder, tmp_path):
-    assert run(exported, folder, "--csv", tmp_path / "out.csv") == 0
-    assert len(data.read_table(tmp_path / "out.csv", images="/")) == 20
+    assert run(exported, folder, "--out", tmp_path / "out") == 0
+    assert len(data.read_table(tmp_path / "out" / "cells.csv", images="/")) == 20
 
 
 def test_an_operating_point_changes_the_labels_but_no_probability(exported, best, folder, tmp_path, capsys):
     for model, name in ((exported, "onnx"), (best, "ckp")):
         for point in ("f1", "recall"):
-            target = tmp_path / f"{name}_{point}.csv"
-            assert run(model, folder, "--csv", target, "--operating-point", point) == 0
+            target = tmp_path / f"{name}_{point}"
+            assert run(model, folder, "--out", target, "--operating-point", point) == 0
     engine = open_model(exported, "onnxruntime")
     for point in ("f1", "recall"):
-        for row in rows(tmp_path / f"onnx_{point}.csv"):
+        for row in rows(tmp_path / f"onnx_{point}"):
             above = float(row["p_crack"]) - engine.thresholds(point)[0]
             assert int(row["crack"]) == (above >= 0) or abs(above) <= 5e-5  # the table rounds to four digits
-    points = [[r["p_crack"] for r in rows(tmp_path / f"onnx_{p}.csv")] for p in ("f1", "recall")]
+    points = [[r["p_crack"] for r in rows(tmp_path / f"onnx_{p}")] for p in ("f1", "recall")]
     assert points[0] == points[1]
     assert run(exported, folder, "--operating-point", "best") == 2
     assert "no operating point 'best', the network has f1, recall" in capsys.readouterr().err
@@ -108,12 +111,12 @@ def test_an_unreadable_image_gets_a_row_and_the_run_goes_on(exported, folder, tm
     names = sorted(p.name for p in folder.glob("*.png"))
     (folder / names[0]).write_bytes(b"")
     (folder / names[5]).write_bytes((folder / names[5]).read_bytes()[:5000])
-    assert run(exported, folder, "--csv", tmp_path / "out.csv", "--batch-size", 4) == 3
-    table = rows(tmp_path / "out.csv")
+    assert run(exported, folder, "--out", tmp_path / "out", "--batch-size", 4) == 3
+    table = rows(tmp_path / "out")
     bad = [r for r in table if r["error"]]
     assert len(table) == 20 and [os.path.basename(r["filename"]) for r in bad] == [names[0], names[5]]
     assert all(r["crack"] == r["p_crack"] == "" and "can't be read" in r["error"] for r in bad)
-    assert "2 unreadable" in capsys.readouterr().err
+    assert "2 failed" in capsys.readouterr().err
 
 
 def held(path):
@@ -125,43 +128,13 @@ def held(path):
 def test_a_nearly_black_image_is_told_of(exported, folder, tmp_path, capsys):
     cell = sorted(folder.glob("*.png"))[2]
     Image.fromarray((np.asarray(Image.open(cell)) * 0.08).astype(np.uint8)).save(folder / "<i>dead.png")
-    assert run(exported, folder, "--report", tmp_path / "out.html") == 0
-    assert "1 of them is nearly black" in capsys.readouterr().err
-    dark = [r["filename"] for r in rows(tmp_path / "out.csv") if float(r["brightness"]) < NEARLY_BLACK]
-    page = held(tmp_path / "out.html")
+    assert run(exported, folder, "--out", tmp_path / "out") == 0
+    assert "1 cell is nearly black" in capsys.readouterr().err
+    dark = [r["filename"] for r in rows(tmp_path / "out") if float(r["brightness"]) < NEARLY_BLACK]
+    page = held(tmp_path / "out" / "report.html")
     assert [os.path.basename(name) for name in dark] == ["<i>dead.png"]
     assert dict(page["counts"])["nearly black"] == 1
     assert [c["file"] for c in page["cells"] if c["dark"]] == ["<i>dead.png"]
-
-
-def test_a_resumed_output_ends_as_an_uninterrupted_one(exported, folder, tmp_path, capsys):
-    whole, part = tmp_path / "whole.csv", tmp_path / "part.csv"
-    assert run(exported, folder, "--csv", whole) == 0
-    part.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])  # ends in the middle of a row
-    shutil.copy(f"{whole}.run.json", f"{part}.run.json")
-    assert run(exported, folder, "--csv", part, "--resume") == 0
-    assert part.read_bytes() == whole.read_bytes()
-    assert run(exported, folder, "--csv", part, "--resume") == 0
-    assert part.read_bytes() == whole.read_bytes() and "nothing left to do" in capsys.readouterr().err
-
-
-def test_resume_does_not_touch_a_foreign_table(exported, folder, elpv, tmp_path, capsys):
-    before = elpv.read_bytes()
-    assert run(exported, folder, "--csv", elpv, "--resume") == 2
-    assert "data.csv.run.json, which says what made it, is missing" in capsys.readouterr().err
-    assert elpv.read_bytes() == before
-    assert run(exported, next(folder.glob("*.png")), "--csv", tmp_path / "edited.csv") == 0
-    (tmp_path / "edited.csv").write_bytes(before)
-    assert run(exported, folder, "--csv", tmp_path / "edited.csv", "--resume") == 2
-    assert "is no output of this model" in capsys.readouterr().err
-    assert (tmp_path / "edited.csv").read_bytes() == before
-
-
-def test_an_output_that_is_there_is_not_overwritten(exported, folder, tmp_path, capsys):
-    (tmp_path / "part.csv").write_text("mine", encoding="utf-8")
-    assert run(exported, folder, "--csv", tmp_path / "part.csv") == 2
-    assert "part.csv: already exists; add --resume" in capsys.readouterr().err
-    assert (tmp_path / "part.csv").read_text(encoding="utf-8") == "mine"
 
 
 def test_globs_lists_and_files(exported, folder, monkeypatch, capsys):
@@ -184,30 +157,39 @@ def test_an_onnx_model_needs_no_torch(exported, folder):
     assert result.returncode == 0, result.stderr
 
 
-def test_no_more_images_are_held_than_a_few_batches(folder):
-    paths = [str(p) for p in folder.glob("*.png")] * 20
-    taken = []
-    stream = predict.read_batches((taken.append(p) or p for p in paths), 64, False, 4)
-    ahead = []
-    for n, batch in enumerate(stream, 1):
-        assert len(batch) == 4
-        ahead.append(len(taken) - 4 * n)
-    assert n == 60 and max(ahead) == 4 * (predict.BATCHES_AHEAD - 1)
+def test_no_more_images_are_held_than_a_few_tasks():
+    held = []
+    most = 0
+
+    class Counting:
+        def prepare(self, task):
+            held.append(task)
+            return task
+
+        def finish(self, task):
+            nonlocal most
+            most = max(most, len(held))
+            held.remove(task)
+            return task
+
+    assert list(Here().results(Counting(), ([number] for number in range(60)))) == list(range(60))
+    assert most <= Here.AHEAD + 1
 
 
 def test_the_report_escapes_names(exported, folder, tmp_path):
     (folder / 'cell"><script>alert(1)<!--.png').write_bytes(next(folder.glob("*.png")).read_bytes())
     (folder / "<b>broken.png").write_bytes(b"")
-    assert run(exported, folder, "--report", tmp_path / "out.html") == 3
-    text = (tmp_path / "out.html").read_text(encoding="utf-8")
+    assert run(exported, folder, "--out", tmp_path / "out") == 3
+    report = tmp_path / "out" / "report.html"
+    text = report.read_text(encoding="utf-8")
     assert "<script>alert" not in text and "<!--" not in text
-    assert "<b>broken.png" in held(tmp_path / "out.html")["unreadable"][0]
+    assert "<b>broken.png" in held(report)["unreadable"][0]
 
 
 def test_the_report_shows_all_defective_cells_and_what_all_are(exported, folder, tmp_path):
     (folder / "broken.png").write_bytes(b"")
-    assert run(exported, folder, "--report", tmp_path / "out.html") == 3
-    page, table = held(tmp_path / "out.html"), rows(tmp_path / "out.csv")
+    assert run(exported, folder, "--out", tmp_path / "out") == 3
+    page, table = held(tmp_path / "out" / "report.html"), rows(tmp_path / "out")
     judged = [r for r in table if r["crack"]]
     positive = {os.path.relpath(r["filename"], folder) for r in judged if "1" in (r["crack"], r["inactive"])}
     shown = {c["file"] for c in page["cells"] if any(c["calls"])}
@@ -218,9 +200,9 @@ def test_the_report_shows_all_defective_cells_and_what_all_are(exported, folder,
 
 
 def test_pages_load_nothing_from_anywhere(exported, folder, tmp_path):
-    assert run(exported, folder, "--report", tmp_path / "out.html", "--review", tmp_path / "review.html") == 0
-    for name in ("out.html", "review.html"):
-        text = (tmp_path / name).read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+    assert run(exported, folder, "--out", tmp_path / "out") == 0
+    for name in ("report.html", "review.html"):
+        text = (tmp_path / "out" / name).read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "http" not in text and "//" not in re.sub(r"(?m)//.*$|data:image[^\"]*", "", text)
 
 
@@ -262,7 +244,10 @@ def test_an_engine_that_is_not_installed_is_named(exported, monkeypatch):
         (["nowhere/"], "nowhere/: no such file or folder"),
         (["tests"], "tests: no images there"),
         (["nowhere/", "--tta"], "can't be changed; export it with `python export_onnx.py --tta`"),
-        (["data.csv", "--resume"], "--resume: needs --csv"),
+        (["data.csv", "--corners", "c.csv"], "--corners: needs --grid"),
+        (["data.csv", "--grid", "10x6"], "--grid: needs --out"),
+        (["data.csv", "--grid", "10x6", "--align"], "--align: is for single cells"),
+        (["data.csv", "--workers", "0"], "--workers 0: must be at least 1"),
         (["data.csv", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
     ],
 )
@@ -275,12 +260,12 @@ def test_bad_options_get_one_sentence_and_exit_code_2(exported, capsys, monkeypa
 
 def test_the_network_that_comes_along_predicts_where_there_is_no_other(elpv, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert predict.main([str(elpv.parent / "images"), "--csv", "out.csv", "--engine", "onnxruntime", *CPU]) == 0
+    assert predict.main([str(elpv.parent / "images"), "--out", "out", "--engine", "onnxruntime", *CPU]) == 0
     err = capsys.readouterr().err
     assert "cells.onnx: efficientnet_lite0, " in err and "no onnx/best.onnx nor checkpoints/best.ckp here" in err
     assert "WARNING" not in err
     labels = {r["filename"].split("/")[-1]: r for r in rows(elpv)}
-    predicted = [(r, labels[r["filename"].split("/")[-1]]) for r in rows("out.csv")]
+    predicted = [(r, labels[r["filename"].split("/")[-1]]) for r in rows(tmp_path / "out")]
     assert len(predicted) == 48 and predict.SHIPPED.stat().st_size < 5_000_000
     for name in ("crack", "inactive"):  # most of them it was trained on; this is no measure of how good it is
         assert sum(a[name] == b[name] for a, b in predicted) >= 40
@@ -294,13 +279,13 @@ def line_about(capsys):
 def test_one_line_says_which_network_is_used(exported, best, folder, tmp_path, capsys):
     cell = next(folder.glob("*.png"))
     for model in (exported, exported.with_name("best_int8.onnx"), best):
-        assert run(model, cell, "--report", tmp_path / f"{model.name}.html", "--device", "cpu") == 0
+        assert run(model, cell, "--out", tmp_path / model.name) == 0
         line, warning = line_about(capsys)
         assert line.startswith(f"{model}: resnet, trained on 35 cells, ") and " epoch" in line
         assert re.search(r"validation F1 0\.\d\d$", line)
         assert warning.startswith("WARNING: this network was trained on fewer than 500 cells")
         assert "validation F1 below 0.7" in warning and "--model" in warning and "cells.onnx" in warning
-        assert held(tmp_path / f"{model.name}.html")["model"].startswith(line)
+        assert held(tmp_path / model.name / "report.html")["model"].startswith(model.name)
 
 
 def test_a_trial_training_is_not_taken_without_a_word(best, folder, tmp_path, monkeypatch, capsys):
@@ -342,42 +327,6 @@ def test_the_network_that_comes_along_predicts_as_ever(tmp_path):
     assert engine(images) == pytest.approx(np.array(list(PROBABILITIES.values())), abs=5e-4)
 
 
-def test_shards_share_the_images(exported, folder, tmp_path):
-    assert run(exported, folder, "--csv", tmp_path / "all.csv") == 0
-    for k in (1, 2, 3):
-        assert run(exported, folder, "--csv", tmp_path / f"{k}.csv", "--shard", f"{k}/3") == 0
-    parts = [rows(tmp_path / f"{k}.csv") for k in (1, 2, 3)]
-    whole = rows(tmp_path / "all.csv")
-    assert [parts[i % 3][i // 3] for i in range(len(whole))] == whole
-
-
-def test_a_resumed_shard_takes_the_same_images(exported, folder, tmp_path):
-    assert run(exported, folder, "--csv", tmp_path / "a.csv", "--shard", "2/3") == 0
-    whole = (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines(keepends=True)
-    (tmp_path / "b.csv").write_text("".join(whole[:3]) + whole[3][:7], encoding="utf-8")
-    shutil.copy(tmp_path / "a.csv.run.json", tmp_path / "b.csv.run.json")
-    assert run(exported, folder, "--csv", tmp_path / "b.csv", "--shard", "2/3", "--resume") == 0
-    assert (tmp_path / "b.csv").read_text(encoding="utf-8") == "".join(whole)
-
-
-@pytest.mark.parametrize("text", ["0/3", "4/3", "2", "a/b"])
-def test_a_share_that_is_none_is_refused(exported, folder, text):
-    with pytest.raises(SystemExit) as stopped:
-        run(exported, folder, "--shard", text)
-    assert stopped.value.code == 2
-
-
-@linux
-def test_a_name_that_is_not_utf8_gets_its_row_again_after_a_resume(exported, folder, tmp_path):
-    odd = os.fsencode(folder) + b"/zelle_\xfc.png"
-    with open(odd, "wb") as file:
-        file.write(next(folder.glob("*.png")).read_bytes())
-    for more in ([], ["--resume"]):
-        assert run(exported, folder, "--csv", tmp_path / "out.csv", "--report", tmp_path / "out.html", *more) == 0
-    assert (tmp_path / "out.csv").read_bytes().count(b"zelle_\xfc.png") == 1
-    assert (tmp_path / "out.html").read_text(encoding="utf-8")
-
-
 def test_a_latin_1_terminal_prints_every_name(exported, folder):
     image = folder / "zelle_\u4e2d.png"
     image.write_bytes(next(folder.glob("*.png")).read_bytes())
@@ -411,18 +360,6 @@ def test_the_newer_of_file_and_checkpoint_predicts(exported, best, folder, tmp_p
     assert predict.main([str(next(folder.glob("*.png"))), *CPU]) == 0
     err = capsys.readouterr().err
     assert err.startswith("checkpoints/best.ckp: ") and "(newer than onnx/best.onnx)" in err
-
-
-@pytest.mark.parametrize("other", ["network", "operating point", "tta"])
-def test_a_table_that_others_began_is_not_gone_on_with(best, exported, folder, tmp_path, capsys, other):
-    csv_file, models = tmp_path / "out.csv", {"network": exported}
-    more = {"network": [], "operating point": ["--operating-point", "recall"], "tta": ["--tta"]}[other]
-    command = [str(next(folder.glob("*.png"))), "--csv", str(csv_file), *CPU]
-    assert predict.main([*command, "--model", str(best)]) == 0
-    before = csv_file.read_bytes()
-    assert predict.main([*command, "--model", str(models.get(other, best)), *more, "--resume"]) == 2
-    assert f"was begun with another {other}" in capsys.readouterr().err
-    assert csv_file.read_bytes() == before
 
 
 @pytest.mark.parametrize("options", [["--engine", "onnxruntime"], ["--threads", "2"], ["--engine-precision", "auto"]])
