@@ -176,11 +176,11 @@ def test_a_resumed_cross_validation_takes_the_same_cells_in_any_order_and_no_oth
     table, out, _ = folds
     before = (out / "checkpoints" / "oof.csv").read_bytes()
     shuffled = write(table.sample(frac=1, random_state=3), tmp_path / "shuffled")
-    assert train.main(["--resume", "--data", str(shuffled), "--out", str(out)]) == 0
+    assert train.main(["--resume", "--data", str(shuffled), "--out", str(out), *CPU]) == 0
     assert (out / "checkpoints" / "oof.csv").read_bytes() == before
     first = table.index[table["crack"] + table["inactive"] == 0][0]
     fewer = write(table.drop(index=first), tmp_path / "fewer")
-    assert train.main(["--resume", "--data", str(fewer), "--out", str(out)]) == 2
+    assert train.main(["--resume", "--data", str(fewer), "--out", str(out), *CPU]) == 2
     assert f"{table['cell'][first]} was in the" in capsys.readouterr().err
 
 
@@ -251,7 +251,7 @@ def test_a_cross_validation_from_weights_that_saw_its_cells_says_so_in_capitals(
         count = len(split[name])
         assert f"{100 * count / 48:.0f} % of the test cells ({count} of 48) were in the {place} of" in report["leak"]
     assert f"LEAK: {report['leak']}" in text
-    assert train.main(["--resume", "--out", str(out)]) == 0  # it knows the cells though the weights are not read
+    assert train.main(["--resume", "--out", str(out), *CPU]) == 0  # it knows the cells without reading the weights
     assert f"LEAK: {report['leak']}" in capsys.readouterr().out
 
 
