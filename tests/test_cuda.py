@@ -72,7 +72,7 @@ def test_evaluate_gives_the_same_figures_again(trained, elpv, tmp_path):
 
 def test_predict_runs_on_the_gpu(trained, elpv, tmp_path):
     best = str(trained / "checkpoints" / "best.ckp")
-    options = ["--model", best, "--csv", str(tmp_path / "out.csv"), "--device", "cuda"]
+    options = ["--model", best, "--out", str(tmp_path / "out"), "--device", "cuda"]
     assert predict.main([str(elpv.parent / "images"), *options]) == 0
 
 

@@ -86,7 +86,7 @@ def test_folders_that_cant_be_read_are_said_and_make_the_exit_code_3(folder, exp
     assert len(found.paths) == 2
     [line] = found.lines()
     assert line.startswith("2 folders can't be read, such as ") and line.endswith("x (Permission denied).")
-    assert predict.main([".", "--model", str(exported), "--csv", "out.csv", "--device", "cpu"]) == 3
+    assert predict.main([".", "--model", str(exported), "--out", "out", "--device", "cpu"]) == 3
     assert "2 folders can't be read" in capsys.readouterr().err
 
 
@@ -212,9 +212,9 @@ def test_names_of_a_list_are_taken_as_they_are(folder, cell, monkeypatch):
 def test_a_line_that_leads_nowhere_is_told_before_anything_starts(folder, exported, monkeypatch, capsys):
     for raw in (b"a.png\n\nnowhere.png\nsub\nno/*.png\n", b"a.png\n\n-\nalso\n"):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
-        assert predict.main(["-", "--model", str(exported), "--csv", "out.csv", "--device", "cpu"]) == 2
+        assert predict.main(["-", "--model", str(exported), "--out", "out", "--device", "cpu"]) == 2
         err = capsys.readouterr().err
-        assert "list on stdin, line 3: " in err and "1 more line" in err and not (folder / "out.csv").exists()
+        assert "list on stdin, line 3: " in err and "1 more line" in err and not (folder / "out").exists()
 
 
 # ---------------------------------------------------------------- one image by two paths
@@ -308,21 +308,20 @@ def test_paths_of_windows(monkeypatch):
 # ---------------------------------------------------------------- what can't be written
 
 
-@pytest.mark.parametrize("option", ["--csv", "--report"])
-def test_a_target_that_cant_be_written_is_named(folder, exported, capsys, option):
+@pytest.mark.parametrize("target", ["file", "file/x", "file/sub/x", "taken"])
+def test_a_target_that_cant_be_written_is_named(folder, exported, capsys, target):
     (folder / "file").write_text("", encoding="utf-8")
-    (folder / "out.html").mkdir()
-    for target in ("file/x.csv", "file/sub/x.csv", *([] if option == "--csv" else ["out.html"])):
-        assert predict.main(["a.png", "--model", str(exported), "--device", "cpu", option, target]) == 2
-        line = capsys.readouterr().err.splitlines()[-1]
-        assert "can't be written" in line and target.split("/")[0] in line and "None" not in line
+    (folder / "taken" / "report.html").mkdir(parents=True)
+    assert predict.main(["a.png", "--model", str(exported), "--device", "cpu", "--out", target]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "can't be written" in line and target.split("/")[0] in line and "None" not in line
 
 
 @linux
 def test_a_file_that_proc_does_not_take_is_named(folder, exported, capsys):
-    assert predict.main(["a.png", "--model", str(exported), "--device", "cpu", "--csv", "/proc/x.csv"]) == 2
+    assert predict.main(["a.png", "--model", str(exported), "--device", "cpu", "--out", "/proc/x"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("predict.py: /proc/x.csv") and "can't be written (No such file or directory)" in line
+    assert line.startswith("predict.py: /proc/x") and "can't be written (No such file or directory)" in line
 
 
 @posix
@@ -366,7 +365,7 @@ def test_a_module_of_too_many_pixels_need_not_be_cut_into_cells(folder, monkeypa
 
 
 def test_one_of_anything_is_singular(folder, exported, capsys):
-    assert predict.main(["a.png", "--model", str(exported), "--report", "a.html", "--device", "cpu"]) == 0
+    assert predict.main(["a.png", "--model", str(exported), "--out", "out", "--device", "cpu"]) == 0
     assert "\n1 image: " in capsys.readouterr().err
     Image.new("L", (32, 32)).save("a.png")
     assert cut_module.main(["a.png", "--grid", "10x6", "--out", "cells"]) == 3

@@ -17,7 +17,7 @@ BELOW = {  # what may be imported of the project, from the lowest on
     "export_onnx": {"elcells", "data", "model"},
     "visualize_activations": {"elcells", "data", "model"},
 }
-FOLDERS = ("data", "evaluation", "inference", "training", "modules", "pages")  # of the library, from the lowest on
+FOLDERS = ("data", "evaluation", "inference", "training", "modules", "records", "pages")  # of the library, from the lowest on
 
 
 def imported(path):
@@ -70,10 +70,10 @@ def test_programs_that_need_neither_torch_nor_scikit_learn_load_neither(elpv, tm
 import sys
 import data, cut_module, predict
 cut_module.main([{str(image)!r}, "--grid", "6x10", "--out", {str(out / "cut")!r}])
-predict.main([{str(image)!r}, "--model", "cells.onnx", "--device", "cpu", "--csv", {str(out / "p.csv")!r}])
+predict.main([{str(image)!r}, "--model", "cells.onnx", "--device", "cpu", "--out", {str(out / "p")!r}])
 loaded = {{"torch", "torchvision", "sklearn"}} & set(sys.modules)
 assert not loaded, loaded
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
-    assert (out / "p.csv").exists() and (out / "cut_modules" / "modules.csv").exists()
+    assert (out / "p" / "cells.csv").exists() and (out / "cut_modules" / "modules.csv").exists()

@@ -10,9 +10,10 @@ import torch
 from conftest import linux
 from PIL import Image
 
-import predict
 from data import CellDataset
-from elcells.inference.engines import open_model
+from elcells.inference.networks import Network
+from elcells.records.requests import request_of
+from elcells.records.work import Here, Work, tasks_of
 from elcells.training.recipes import Recipe
 from model import build_model
 from trainer import Run, Trainer
@@ -33,10 +34,10 @@ def test_ten_thousand_predictions_hold_memory_and_files_flat(exported, small, tm
     for i in range(100):
         Image.fromarray(np.array(small[1][i % 48, 0])).save(tmp_path / f"{i:03}.png")
     paths = [str(tmp_path / f"{i % 100:03}.png") for i in range(10_000)]
-    engine = open_model(exported, "onnxruntime", 1)
+    work = Work(Network(str(exported), engine="onnxruntime", threads=1))
     marks = {}
-    for number, cell in enumerate(predict.judge_images(engine, engine.thresholds(), iter(paths), align=False), 1):
-        assert cell.judged
+    for number, result in enumerate(Here().results(work, tasks_of(map(request_of, paths), 16)), 1):
+        assert result.cells[0].judged
         if number in (1000, 10_000):
             marks[number] = held()
     (early, early_files), (late, late_files) = marks[1000], marks[10_000]

@@ -14,6 +14,7 @@ import data
 import predict
 from elcells.data.images import read_image, symmetries
 from elcells.inference.class_maps import onnx_class_maps
+from elcells.inference.networks import Network, open_network
 from elcells.pages import page as pages
 from elcells.pages.agreement import compare
 from elcells.pages.page import UNSURE, PageImage, doubt
@@ -34,11 +35,16 @@ def folder(elpv, tmp_path):
     return tmp_path / "in"
 
 
+def judge(model, folder, out):
+    """Judge a folder into a results folder; the exit code."""
+    return predict.main([str(folder), "--model", str(model), *CPU, "--out", str(out)])
+
+
 @pytest.fixture
 def page(exported, folder, tmp_path):
     """The review page of that folder, and its data."""
-    assert predict.main([str(folder), "--model", str(exported), *CPU, "--review", str(tmp_path / "review.html")]) == 0
-    return tmp_path / "review.html", held(tmp_path / "review.html")
+    assert judge(exported, folder, tmp_path / "out") == 0
+    return tmp_path / "out" / "review.html", held(tmp_path / "out" / "review.html")
 
 
 def held(path):
@@ -65,34 +71,22 @@ def test_what_a_browser_does_not_show_right_is_put_into_the_page(page):
     assert inside.pop("deep.png") and not any(inside.values())
 
 
-def test_embedded_images_need_no_files(exported, folder, tmp_path):
-    target = tmp_path / "embedded.html"
-    assert predict.main([str(folder), "--model", str(exported), *CPU, "--review", str(target), "--embed"]) == 0
-    assert all(c["src"].startswith("data:") for c in held(target)["cells"])
-
-
-@pytest.mark.parametrize("page", ["--report", "--review"])
-def test_a_page_decodes_each_image_once(exported, folder, tmp_path, monkeypatch, page):
+@pytest.mark.parametrize("page, other", [("report", "review"), ("review", "report")])
+def test_a_page_decodes_each_image_once(exported, folder, tmp_path, monkeypatch, page, other):
     """Class maps, thumbnail and what is put into the page come from one reading."""
     read = []
     as_gray = pages.as_gray
     monkeypatch.setattr(pages, "as_gray", lambda path: read.append(path) or as_gray(path))
-    given = [str(folder), "--model", str(exported), *CPU, "--csv", str(tmp_path / "c.csv")]
-    assert predict.main([*given, page, str(tmp_path / "page.html")]) == 0
-    shown = held(tmp_path / "page.html")["cells"]
+    monkeypatch.setattr(predict, f"write_{other}", lambda record, engine: 0)
+    assert judge(exported, folder, tmp_path / "out") == 0
+    shown = held(tmp_path / "out" / f"{page}.html")["cells"]
     assert all(c["maps"] for c in shown) and len(read) == len(set(read)) == len(shown)
 
 
-def test_nothing_to_review_gets_one_sentence(exported, tmp_path, capsys):
+def test_where_nothing_was_judged_there_is_no_review_page(exported, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"x")
-    given = [str(tmp_path / "broken.png"), "--model", str(exported), *CPU, "--review", str(tmp_path / "r.html")]
-    assert predict.main(given) == 2
-    assert "nothing to review" in capsys.readouterr().err and not (tmp_path / "r.html").exists()
-
-
-def test_embed_alone_is_refused(exported, folder, capsys):
-    assert predict.main([str(folder), "--model", str(exported), *CPU, "--embed"]) == 2
-    assert "--review" in capsys.readouterr().err
+    assert judge(exported, tmp_path / "broken.png", tmp_path / "out") == 3
+    assert (tmp_path / "out" / "report.html").exists() and not (tmp_path / "out" / "review.html").exists()
 
 
 def test_the_eight_symmetries_are_eight_images():
@@ -111,7 +105,7 @@ def test_class_maps_are_high_where_the_network_sees_a_defect(elpv):
 
 def test_class_maps_of_a_checkpoint_are_those_of_its_onnx_file(best, exported, elpv):
     path = data.read_table(elpv)["path"][0]
-    engine = predict.open_network(best)
+    engine = open_network(Network(str(best), device="cpu"))
     images = read_image(path, engine.image_size)[None, None]
     assert np.allclose(onnx_class_maps(exported)(images), engine.class_maps(images), rtol=1e-3, atol=1e-3)
 
@@ -314,8 +308,8 @@ def test_five_thousand_cells_are_labelled_without_lag(tmp_path, browser):
 
 def test_the_report_filters_sorts_and_enlarges(exported, folder, tmp_path, browser):
     (folder / "<b>broken.png").write_bytes(b"x")
-    target = tmp_path / "report.html"
-    assert predict.main([str(folder), "--model", str(exported), *CPU, "--report", str(target)]) == 3
+    target = tmp_path / "out" / "report.html"
+    assert judge(exported, folder, tmp_path / "out") == 3
     shown = held(target)
     tab = browser.new_page()
     errors = []
