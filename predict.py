@@ -31,7 +31,7 @@ from elcells.records.exports import write_tables
 from elcells.records.record import RunInfo, writing
 from elcells.records.requests import request_of
 from elcells.records.summary import lines_about
-from elcells.records.work import Work, tasks_of, tidy, with_lenses, workers
+from elcells.records.work import Work, forget_gone, tasks_of, tidy, with_lenses, workers
 
 
 def say(*lines):
@@ -95,7 +95,8 @@ def requests_of(args):
     grid = grid_size(args.grid) if args.grid else None
     corners = corners_of_images(args.corners, found.paths) if args.corners else {}
     requests = [request_of(name, grid, corners.get(name), args.align) for name in found.paths]
-    return requests, found
+    requests = {(request.path, request.page): request for request in requests}  # x.tif#page=1 may be all of x.tif
+    return list(requests.values()), found
 
 
 def network_of(args):
@@ -155,17 +156,19 @@ def print_rows(requests, network, who):
 
 def fill_record(record, requests, network, who):
     """Judge the images that a record does not have as they are now, and take up the results."""
+    forget_gone(record, requests)
     todo = [request for request in requests if not record.is_done(request)]
     done = len(requests) - len(todo)
     if done:
         say(f"{counted(done, 'image')} of {len(requests)} judged before.")
     todo = with_lenses(record, requests, [record.with_corners(request) for request in todo], who)
+    record.expect(todo)
     unit = "module" if requests[0].grid else "image"
     tally = Tally(open_network(network), unit)
     tasks = tasks_of(todo, network.batch_size)
     with tqdm(total=len(requests), initial=done, unit=unit, leave=False) as bar:
         for result in who.results(Work(network, str(record.folder)), tasks):
-            tidy(record.folder, result)
+            tidy(record, result)
             record.add(result)
             tally.add(result)
             bar.update()

@@ -40,6 +40,14 @@ def pages_of(path):
     return [f"{path}#page={number + 1}" for number in chosen]
 
 
+def is_only_page(path, number):
+    """Whether a file's page of this number, counted from 0, is its only image."""
+    try:
+        return page_table(path)[0] == (number,)
+    except Exception:  # as above
+        return False
+
+
 def page_table(path):
     """(numbers of the pages that are images, counted from 0; offset of each page's entry, or None for a raw stack)."""
     status = os.stat(path)

@@ -17,13 +17,14 @@ import elcells
 from elcells.files import ANY_NAME, InputError, printable
 from elcells.inference.cells import CellResult, Place
 from elcells.modules.cutting import CORNERS
-from elcells.records.requests import module_name, text
+from elcells.records.requests import ImageResult, module_name, text
 
 FILE = "results.sqlite"
 LOCK = ".results.lock"
 CUT, OVERLAYS = "cut", "overlays"  # folders of the modules' cells, and of the modules with their verdicts
-JUDGED, FAILED = "judged", "failed"  # status of an image
+JUDGED, FAILED, WAITING = "judged", "failed", "waiting"  # status of an image
 VERSION = 1  # of the tables below
+APPLICATION = int.from_bytes(b"ELce", "big")  # SQLite's application_id, which tells a record from other databases
 
 TABLES = """
 CREATE TABLE runs (
@@ -155,9 +156,9 @@ class Record:
         return self.connection.execute(f"SELECT count(*) FROM images WHERE {condition}").fetchone()[0]
 
     def is_complete(self):
-        """Whether every image could be judged and every module is sure."""
+        """Whether every image that any run was asked for could be judged, and every module is sure."""
         unsure = self.connection.execute("SELECT count(*) FROM modules WHERE NOT sure").fetchone()[0]
-        return not unsure and not self.count(f"status = '{FAILED}'")
+        return not unsure and not self.count(f"status != '{JUDGED}'")
 
     # ---------------------------------------------------------------- work
 
@@ -169,7 +170,7 @@ class Record:
     def is_done(self, request):
         """Whether a Request's image was judged as it is now and as it is asked for."""
         row = self.known(request)
-        if row is None or row["status"] == FAILED:
+        if row is None or row["status"] != JUDGED:
             return False
         asked = [request.bytes, request.modified, request.grid_text, int(request.align)]
         done = [row[name] for name in ("bytes", "modified", "grid", "align")]
@@ -184,16 +185,43 @@ class Record:
         return replace(request, corners=tuple(json.loads(row["corners"])))
 
     def lens(self, folder, size, grid, find):
-        """The bend of the lens for images of a size (width, height) in a folder; find() finds it the first time."""
+        """The bend of the lens for images of a size (width, height) in a folder, or None.
+
+        find() finds it the first time; None where there is too little to find it.
+        """
         key = (text(folder), *size, grid)
         query = "SELECT bend FROM lenses WHERE folder = CAST(? AS TEXT) AND width = ? AND height = ? AND grid = ?"
         row = self.connection.execute(query, key).fetchone()
+        if row is None and find is None:
+            return None
         if row is None:
             bend = find()
             with self.connection:
                 self.connection.execute("INSERT INTO lenses VALUES (CAST(? AS TEXT), ?, ?, ?, ?)", (*key, bend))
             return bend
         return row["bend"]
+
+    def expect(self, requests):
+        """Note in one transaction that Requests wait to be judged, before any of their files is written.
+
+        Should the run be killed, their earlier results no longer count, and the record knows what is missing.
+        """
+        with self.connection:
+            for request in requests:
+                row = self.known(request)
+                waiting = {"corners": json.dumps(request.corners), "status": WAITING}
+                if row is None:
+                    waiting |= {"error": f"{printable(request.name)}: not judged yet", "judged": None}
+                    self.insert("images", self.image_row(ImageResult(request)) | waiting)
+                elif row["status"] == FAILED:
+                    self.update_image(row["id"], {"corners": waiting["corners"]})
+                else:
+                    self.update_image(row["id"], waiting)
+
+    def forget(self, image):
+        """Remove an image, by its id, with its module and cells."""
+        with self.connection:
+            self.connection.execute("DELETE FROM images WHERE id = ?", (image,))
 
     def add(self, result):
         """Take up an ImageResult in one transaction; its files must be complete. An older result is replaced."""
@@ -249,7 +277,7 @@ class Record:
         ).lastrowid
 
     def update_image(self, image, values):
-        """Replace the row of an image."""
+        """Change columns of an image's row."""
         values = {name: value for name, value in values.items() if name not in ("path", "page")}
         changes = ", ".join(f"{quoted(name)} = ?" for name in values)
         self.connection.execute(f"UPDATE images SET {changes} WHERE id = ?", [*values.values(), image])
@@ -288,7 +316,9 @@ def module_row(result):
     """A row of `modules` for an ImageResult."""
     module = result.module
     names = ("columns", "rows", "score", "lead", "why", "cell_pixels", "bend")
-    row = {name: getattr(module, name) for name in names} | {"name": module_name(result.request)}
+    row = {name: getattr(module, name) for name in names} | {
+        "name": module_name(result.request.path, result.request.page)
+    }
     corners = [round(float(value), 1) for value in module.corners]
     return row | {"sure": int(module.sure)} | dict(zip(CORNERS, corners))
 
@@ -310,6 +340,8 @@ def writing(folder, info):
     except Timeout:
         raise InputError(f"{folder}: another run is writing there; wait for it, or give another --out") from None
     try:
+        for leftover in (*folder.glob(".tmp*"), *(folder / OVERLAYS).glob(".tmp*")):  # of a run that was killed
+            leftover.unlink(missing_ok=True)
         with contextlib.closing(open_file(folder, info.classes)) as connection:
             record = Record(folder, connection)
             record.begin(info)
@@ -322,29 +354,32 @@ def writing(folder, info):
 def open_file(folder, classes):
     """A connection for writing to a folder's record, whose tables are made where they are missing."""
     path = folder / FILE
-    connection = None
-    try:
-        connection = connect(path, timeout=0)
-        # A write-ahead log needs one fsync an image, and in exclusive mode no shared memory: it works on file servers.
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            make_tables(connection, classes)
-        elif version != VERSION:
-            raise InputError(f"{path}: is no record of this version; give another --out")
-    except sqlite3.DatabaseError as error:
-        raise InputError(f"{path}: can't be used as a record ({error}); give another --out") from None
-    return connection
+    with contextlib.ExitStack() as stack:
+        try:
+            connection = stack.enter_context(contextlib.closing(connect(path, timeout=0)))
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            marks = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+            if marks == [0, 0] and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                make_tables(connection, classes)
+            elif marks != [APPLICATION, VERSION]:
+                raise InputError(f"{path}: is no record of this version; give another --out")
+            # A write-ahead log needs one write an image, and in exclusive mode no shared memory: it works on file
+            # servers.
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA foreign_keys = ON")
+        except sqlite3.DatabaseError as error:
+            raise InputError(f"{path}: can't be used as a record ({error}); give another --out") from None
+        stack.pop_all()  # nothing is wrong with it
+        return connection
 
 
 def make_tables(connection, classes):
     """Make the tables of a new record."""
     columns = [quoted(name) + " INTEGER" for name in classes] + [quoted(f"p_{name}") + " REAL" for name in classes]
     tables = TABLES.format(corners=", ".join(f"{name} REAL" for name in CORNERS), classes=", ".join(columns))
-    connection.executescript(f"BEGIN; {tables} PRAGMA user_version = {VERSION}; COMMIT;")
+    marks = f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION};"
+    connection.executescript(f"BEGIN; {tables} {marks} COMMIT;")
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from elcells.data.finding import file_of
+from elcells.data.tiff import is_only_page
 from elcells.files import ANY_NAME, printable
 from elcells.modules.cutting import CutModule
 
@@ -17,9 +18,9 @@ from elcells.modules.cutting import CutModule
 class Request:
     """An image to be judged, and how.
 
-    name: as open_image takes it. path: the file's real path. page: from 1, 0 where the name has none. bytes, modified:
-    size and time (ns) of the file. grid: (columns, rows) of a whole module, or None. corners: eight numbers or ().
-    align: whether a cell is turned upright. bend: the lens, or None.
+    name: as open_image takes it. path: the file's real path. page: from 1, 0 for the only image of a file.
+    bytes, modified: size and time (ns) of the file. grid: (columns, rows) of a whole module, or None.
+    corners: eight numbers or (). align: whether a cell is turned upright. bend: the lens, or None.
     """
 
     name: str
@@ -55,9 +56,9 @@ def text(name):
 
 def request_of(name, grid=None, corners=None, align=False):
     """The Request for an image as find_images names it. corners: (4, 2), or None."""
-    file, page = file_of(name)
+    file, number = file_of(name)
     real = os.path.realpath(file)
-    page = 0 if page is None else page + 1
+    page = 0 if number is None or is_only_page(file, number) else number + 1
     corners = () if corners is None else tuple(np.ravel(corners).tolist())
     try:
         status = os.stat(real)
@@ -67,10 +68,12 @@ def request_of(name, grid=None, corners=None, align=False):
     return Request(name, real, page, size, time, grid, corners, align)
 
 
-def module_name(request):
-    """A name for the files of a module: that of its file, and what tells it from files of the same name elsewhere."""
-    path = Path(request.path)
-    stem = re.sub(r"[^\w.-]+", "_", printable(path.stem))
-    page = f"_page{request.page}" if request.page else ""
-    key = text(f"{request.path}#{request.page}")
-    return f"{stem}{page}_{hashlib.sha256(key).hexdigest()[:8]}"
+def module_name(path, page):
+    """A name for the files of a module: that of its file, and what tells it from files of the same name elsewhere.
+
+    path, page: of its Request.
+    """
+    stem = re.sub(r"[^\w.-]+", "_", printable(Path(path).stem))
+    number = f"_page{page}" if page else ""
+    key = text(f"{path}#{page}")
+    return f"{stem}{number}_{hashlib.sha256(key).hexdigest()[:8]}"

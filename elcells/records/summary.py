@@ -1,7 +1,7 @@
 """What the user should look at in a record."""
 
 from elcells.files import counted
-from elcells.records.record import FAILED
+from elcells.records.record import FAILED, WAITING
 
 FINE_CRACKS = 150  # pixels of a cell; fine cracks are missed with fewer
 MOST_LINES = 20  # about single images
@@ -14,6 +14,8 @@ def lines_about(record):
     for row in modules:
         if not row["sure"]:
             lines.append(f"{row['path']}: not sure ({row['why']}); look at its image, or give --corners")
+    if waiting := record.count(f"status = '{WAITING}'"):
+        lines.insert(0, f"{counted(waiting, 'image')} of a run that was stopped not judged yet; give them again.")
     if len(lines) > MOST_LINES:
         lines[MOST_LINES:] = [f"… and {len(lines) - MOST_LINES} more; report.html has them all."]
     small = [row["cell_pixels"] for row in modules if row["cell_pixels"] < FINE_CRACKS]

@@ -16,7 +16,7 @@ from elcells.modules.cutting import CutModule
 from elcells.modules.judging import cells_of_module, draw_results
 from elcells.modules.lens import FEWEST, lens_of
 from elcells.modules.parallel import cut_and_save
-from elcells.records.record import CUT, OVERLAYS
+from elcells.records.record import CUT, JUDGED, OVERLAYS
 from elcells.records.requests import ImageResult, Request, module_name
 
 
@@ -54,7 +54,7 @@ class Work:
 
     def prepared_module(self, request, size):
         """A module cut, and its cells saved in the folder."""
-        name = module_name(request)
+        name = module_name(request.path, request.page)
         folder = Path(self.folder) / CUT
         corners = np_corners(request.corners)
         _, module = cut_and_save(name, folder, request.name, *request.grid, corners, request.bend)
@@ -71,7 +71,7 @@ class Work:
             cells = tuple(next(judged) for _ in image.cells)
             module = None
             if image.module is not None and not image.error:
-                path = Path(self.folder) / OVERLAYS / f"{module_name(image.request)}.png"
+                path = Path(self.folder) / OVERLAYS / f"{module_name(image.request.path, image.request.page)}.png"
                 draw_results(image.module, path, cells, engine.classes)
                 module = image.module.without_images()
             results.append(ImageResult(image.request, image.error, image.notes, cells, module))
@@ -173,31 +173,64 @@ def with_lenses(record, requests, todo, who):
     another. requests: all of the run.
     """
     groups = {}
+    folders = {os.path.dirname(request.path) for request in todo if request.grid}
     for request in requests:
-        if request.grid:
-            groups.setdefault((os.path.dirname(request.path), size_of(request.name), request.grid), []).append(request)
+        folder = os.path.dirname(request.path)
+        if folder in folders:
+            groups.setdefault((folder, size_of(request.name), request.grid), []).append(request)
     bends = {}
     for (folder, size, grid), members in groups.items():
-        if len(members) < FEWEST or not any(member in todo for member in members):
-            continue
         names = [member.name for member in members]
         find = lambda names=names, grid=grid: lens_of(names, *grid, who.map)  # noqa: E731
-        bend = record.lens(folder, size, "x".join(map(str, grid)), find)
-        bends.update(dict.fromkeys(members, bend))
-    return [replace(request, bend=bends.get(request)) for request in todo]
+        bend = record.lens(folder, size, "x".join(map(str, grid)), find if len(members) >= FEWEST else None)
+        bends.update({(member.path, member.page): bend for member in members})
+    return [replace(request, bend=bends.get((request.path, request.page))) for request in todo]
 
 
-def tidy(folder, result):
-    """Remove files of an earlier result of the same module that the new one does not have."""
-    if not result.request.grid:
-        return
-    name = module_name(result.request)
-    cut = Path(folder) / CUT / name
-    if result.error:
-        shutil.rmtree(cut, ignore_errors=True)
-        (Path(folder) / OVERLAYS / f"{name}.png").unlink(missing_ok=True)
-        return
-    wanted = {Path(cell.filename).name for cell in result.cells}
-    for path in cut.iterdir():
-        if path.name not in wanted:
-            path.unlink(missing_ok=True)
+def forget_gone(record, requests):
+    """Remove from a record what its images were and can't be again, so that nothing waits for them.
+
+    These are pages that a changed file has no more, and files that are gone and were never judged.
+    """
+    asked = {}
+    for request in requests:
+        asked.setdefault(request.path, {})[request.page] = request
+    for row in list(record.images()):
+        pages = asked.get(row["path"])
+        if pages is None:
+            gone = row["status"] != JUDGED and is_gone(row["path"])
+        elif row["page"] in pages:
+            gone = False
+        else:
+            request = next(iter(pages.values()))
+            changed = (row["bytes"], row["modified"]) != (request.bytes, request.modified)
+            gone = changed or bool(row["page"]) != bool(request.page)
+        if gone:
+            remove_files(record.folder, module_name(row["path"], row["page"]))
+            record.forget(row["id"])
+
+
+def is_gone(path):
+    """Whether a file is gone, though its folder is there."""
+    return not os.path.lexists(path) and os.path.isdir(os.path.dirname(path))
+
+
+def remove_files(folder, name):
+    """Remove the files of a module, by its name."""
+    shutil.rmtree(folder / CUT / name, ignore_errors=True)
+    (folder / OVERLAYS / f"{name}.png").unlink(missing_ok=True)
+
+
+def tidy(record, result):
+    """Remove files of an earlier result of the same image that the new one does not have."""
+    request = result.request
+    row = record.known(request)
+    name = module_name(request.path, request.page)
+    cut = record.folder / CUT / name
+    if result.module is not None and not result.error:
+        wanted = {Path(cell.filename).name for cell in result.cells}
+        for path in cut.iterdir():
+            if path.name not in wanted:
+                path.unlink(missing_ok=True)
+    elif request.grid or row["grid"]:
+        remove_files(record.folder, name)
