@@ -163,5 +163,6 @@ def print_any_name():
 
 
 def printable(name):
-    """A file name as text that any library can draw or write, with ? for bytes that are not UTF-8."""
-    return str(name).encode("utf-8", "replace").decode("utf-8")
+    """A file name as text that any library can draw or write, with ? for bytes that are not UTF-8 and control codes."""
+    text = str(name).encode("utf-8", "replace").decode("utf-8")
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "?", text)

@@ -1,77 +1,204 @@
-"""The same work on a Dask cluster: workers open the network once, take tasks, write files and return results."""
+"""The same work on a Dask cluster (doc/cluster.md): workers open the network once, take tasks, and write files."""
 
 import contextlib
-import itertools
+import functools
+import logging
 import os
+import pickle
+import sys
+import threading
+import warnings
+from collections import deque
 from dataclasses import replace
 
+from elcells.data.finding import file_of
 from elcells.files import InputError, reason
 from elcells.inference.engines import needed
+from elcells.inference.networks import open_network
 
-TASKS_A_WORKER = 4  # under way, so that no worker waits
-RETRIES = 3  # of a task whose worker died
-CONNECT_SECONDS = 20
+AHEAD = 4  # tasks for each thread of the workers, so that none waits
+COUNT_AGAIN = 32  # tasks after which the workers are counted again: more may have come
+CONNECT_SECONDS = 15
+SHARED = "all workers need the same file system (doc/cluster.md)"
+AGAIN = "the same command again goes on where it stopped"
+ALONE = threading.Lock()  # of a worker's threads: an Engine takes one batch at a time
 
 
 class Cluster:
-    """Workers of a Dask cluster. client: distributed.Client. threads: of each worker's arithmetic, None for its own."""
+    """Workers of a Dask cluster. client: distributed.Client."""
 
-    def __init__(self, client, threads=None):
+    def __init__(self, client):
         self.client = client
-        self.threads = threads
 
     def results(self, work, tasks):
-        """Yield the ImageResults of tasks (lists of Requests), as they are done.
+        """Yield the ImageResults of tasks (lists of Requests), in order.
 
-        Raises InputError where a worker can't read a file that is here, or dies again and again.
+        Raises InputError where a worker can't see what this process sees, fails, or dies again and again.
         """
-        distributed = needed("distributed")
-        if self.threads:
-            work = replace(work, network=replace(work.network, threads=self.threads))
-        left = iter(tasks)
-        most = TASKS_A_WORKER * max(1, len(self.client.scheduler_info()["workers"]))
-        under_way = distributed.as_completed()
-        for task in itertools.islice(left, most):
-            under_way.add(self.client.submit(work, task, retries=RETRIES, pure=False))
-        for future in under_way:
-            try:
-                results = future.result()
-            except distributed.KilledWorker as error:
-                raise InputError(f"the cluster's workers died again and again ({reason(error)})") from None
-            for result in results:
-                check_readable(result)
-                yield result
-            future.release()
-            for task in itertools.islice(left, 1):
-                under_way.add(self.client.submit(work, task, retries=RETRIES, pure=False))
+        folder = os.path.abspath(work.folder) if work.folder else ""
+        network = replace(work.network, path=os.path.abspath(work.network.path))
+        judge = functools.partial(judge_there, replace(work, network=network, folder=folder), network.sha256())
+        tasks = deque(tasks)
+        there = ([replace(request, name=absolute(request.name)) for request in task] for task in list(tasks))
+        for results in self.map(judge, there, lambda task: [(request.path, request.bytes) for request in task]):
+            for result, request in zip(results, tasks.popleft()):
+                yield as_given(result, request)
 
-    def map(self, function, items):
-        """Results of a function, in order."""
-        return self.client.gather(self.client.map(function, list(items), pure=False))
+    def map(self, function, items, files_of_item=lambda name: [(str(file_of(name)[0]), None)]):
+        """Yield the results of a function for items, in order.
+
+        files_of_item(item): the files that it reads, pairs of a path and its size in bytes or None.
+        """
+        waiting = deque()
+        for number, item in enumerate(items):
+            if number % COUNT_AGAIN == 0:
+                most = AHEAD * max(1, sum(self.client.nthreads().values()))
+            files = files_of_item(item)
+            packed = pickle.dumps((there, (function, item, files)))
+            waiting.append((self.client.submit(unpacker(), packed, pure=False), files))
+            if len(waiting) > most:
+                yield taken(*waiting.popleft())
+        while waiting:
+            yield taken(*waiting.popleft())
 
 
-def check_readable(result):
-    """Raise InputError where a worker did not find a file that this process sees."""
-    if "no such file" in result.error and os.path.exists(result.request.path):
-        raise InputError(
-            f"{result.request.path}: a worker of the cluster can't see it; all workers need the same file system"
+def absolute(name):
+    """The absolute name of an image; unlike that of os.path.abspath it keeps what links and .. mean."""
+    return os.path.join(os.getcwd(), name)
+
+
+def as_given(result, request):
+    """An ImageResult with the name that the user gave, where the worker had the absolute one."""
+    name = result.request.name
+    cells = result.cells
+    if result.module is None:
+        cells = tuple(
+            replace(cell, filename=request.name, error=cell.error.replace(name, request.name)) for cell in cells
         )
+    return replace(result, request=request, error=result.error.replace(name, request.name), cells=cells)
+
+
+def taken(future, files):
+    """The result of a Future; raises InputError where there is none, or where its worker did not see the files."""
+    distributed = needed("distributed")
+    try:
+        result, unseen = pickle.loads(future.result())
+    except InputError:
+        raise
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"a worker of the cluster has no package {error.name}; start the workers in the project's folder or with "
+            "it in PYTHONPATH, and install the same packages there"
+        ) from None
+    except distributed.KilledWorker:
+        raise InputError(
+            f"{files[0][0]}: a worker of the cluster died each time it came to this image or the "
+            f"{len(files) - 1} after it; see its log, or leave them out"
+        ) from None
+    except distributed.client.FutureCancelledError as error:
+        raise InputError(f"the cluster is gone ({reason(error)}); {AGAIN}") from None
+    except OSError as error:
+        if error.filename is not None or error.errno is not None:  # something can't be written
+            raise
+        raise InputError(f"the cluster can't be reached ({reason(error)}); {AGAIN}") from None
+    except Exception as error:  # of whatever kind, it happened on a worker
+        raise InputError(f"a worker of the cluster failed: {type(error).__name__} ({reason(error)})") from None
+    for path, size in unseen:
+        if sees(path, size):
+            raise InputError(f"{path}: a worker of the cluster can't read it, or sees another file; {SHARED}")
+    return result
+
+
+# ---------------------------------------------------------------- on a worker
+
+
+def unpacker():
+    """A function that takes pickled (function, arguments) and pickles the result.
+
+    It travels by value, as functions in functions do: workers without this project then say so, and the scheduler needs
+    no part of it.
+    """
+
+    def unpacked(packed):
+        import pickle
+
+        function, arguments = pickle.loads(packed)
+        return pickle.dumps(function(*arguments))
+
+    return unpacked
+
+
+def there(function, item, files):
+    """function(item), and those of the files that this process does not see."""
+    unseen = [(path, size) for path, size in files if not sees(path, size)]
+    return function(item), unseen
+
+
+def sees(path, size):
+    """Whether this process can read a file, which has so many bytes (None: any number)."""
+    try:
+        return os.access(path, os.R_OK) and size in (None, os.stat(path).st_size)
+    except OSError:
+        return False
+
+
+def judge_there(work, sha256, requests):
+    """The ImageResults (list) of Requests, from one of several threads that share the network."""
+    if work.folder and not os.path.isdir(work.folder):
+        raise InputError(f"{work.folder}: a worker of the cluster can't see this folder; {SHARED}")
+    with ALONE:
+        network = usable(work.network, sha256)
+        size = open_network(network).image_size
+    work = replace(work, network=network)
+    prepared = [work.prepared(request, size) for request in requests]
+    with ALONE:
+        return work.finish(prepared)
+
+
+@functools.lru_cache(maxsize=2)
+def usable(network, sha256):
+    """A Network for this worker's number of threads; raises InputError where it is not the file that was meant."""
+    try:
+        same = network.sha256() == sha256
+    except OSError as error:
+        raise InputError(
+            f"{network.path}: a worker of the cluster can't read it ({error.strerror}); {SHARED}"
+        ) from None
+    if not same:
+        raise InputError(f"{network.path}: is another file on a worker of the cluster; {SHARED}")
+    threads = needed("distributed").get_worker().state.nthreads
+    if not network.path.lower().endswith(".onnx"):
+        needed("torch").set_num_threads(threads)
+        return network
+    return network if network.threads else replace(network, threads=threads)
+
+
+# ---------------------------------------------------------------- connecting
 
 
 @contextlib.contextmanager
 def cluster(count, address=None):
     """The context with a Cluster: that at an address, or `count` processes of this machine."""
     distributed = needed("distributed")
+    for name in ("distributed", "asyncio", "tornado"):  # what the user should know is raised
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     with contextlib.ExitStack() as stack:
-        threads = None
         if address is None:
             threads = max(1, (os.cpu_count() or 1) // count)
-            local = distributed.LocalCluster(
-                n_workers=count, threads_per_worker=1, dashboard_address=None, memory_limit=0, silence_logs=50
-            )
-            address = stack.enter_context(local)
-        try:
-            client = stack.enter_context(distributed.Client(address, timeout=CONNECT_SECONDS))
-        except (OSError, ValueError) as error:
-            raise InputError(f"--dask {address}: no cluster there ({reason(error)})") from None
-        yield Cluster(client, threads)
+            options = {"dashboard_address": None, "memory_limit": 0, "silence_logs": logging.CRITICAL + 1}
+            local = distributed.LocalCluster(n_workers=count, threads_per_worker=threads, **options)
+            address = stack.enter_context(local).scheduler_address
+        yield Cluster(stack.enter_context(connected(address)))
+
+
+def connected(address):
+    """The distributed.Client of the scheduler at an address; raises InputError where there is none."""
+    distributed = needed("distributed")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # other versions of packages
+            client = distributed.Client(address, timeout=CONNECT_SECONDS)
+    except Exception as error:  # what is no address, or answers in another way, fails in many
+        raise InputError(f"--dask {address}: no Dask scheduler answers there ({reason(error)})") from None
+    if not client.nthreads():
+        print(f"{address}: has no workers yet; waiting for them.", file=sys.stderr)
+    return client

@@ -58,7 +58,7 @@ SELECT images.path, images.page, modules.name, modules.sure, cells.* FROM cells 
 LEFT JOIN modules ON modules.image = cells.image ORDER BY images.path, images.page, cells.row, cells."column"
 """
 ALL_MODULES = """
-SELECT images.path, images.page, images.status, images.error, images.notes, modules.*
+SELECT images.path, images.page, images.grid, images.status, images.error, images.notes, modules.*
 FROM images LEFT JOIN modules ON modules.image = images.id WHERE images.grid != '' ORDER BY images.path, images.page
 """
 
@@ -347,6 +347,8 @@ def writing(folder, info):
             record.begin(info)
             yield record
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"{folder / FILE}: can't be written ({error}); the same command goes on") from None
     finally:
         lock.release()
 
