@@ -1,34 +1,46 @@
-"""Tables that are derived from a record: cells.csv, modules.csv and results.xlsx.
+"""Tables that are derived from a record: cells.csv, modules.csv and results.xlsx (doc/record.md).
 
 The CSV files are UTF-8 with a byte order mark and separated by `;`, so that spreadsheets open them as they are. Text
 that such a program would take for a formula gets a quote in front.
 """
 
 import csv
+import datetime
 
-from elcells.files import ANY_NAME, atomic_path, printable
+from elcells.files import atomic_path, printable
+from elcells.inference.engines import needed
 from elcells.modules.cutting import CORNERS
 from elcells.records.record import image_name
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of a formula (OWASP, "CSV Injection")
+# First characters of a formula, also as wide as Chinese ones (OWASP, "CSV Injection")
+FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 BLACK_COLUMN = "nearly_black"  # a count of cells
 RUN_FIELDS = "id started finished network sha256 trained operating_point thresholds symmetries engine precision".split()
+SHEET_ROWS = 2**20 - 1  # below the header; a spreadsheet has no more
+TEXT_COLUMNS = "filename image name module why error started finished network sha256 trained engine".split()
+WIDE, NARROW = 40, 11  # characters, of columns of text and of numbers
 
 
 def safe(value):
     """A value as a spreadsheet may show it: text that it would take for a formula with a quote in front."""
-    if isinstance(value, str) and value.startswith(FORMULA):
-        return f"'{value}"
-    return "" if value is None else value
+    if not isinstance(value, str):
+        return "" if value is None else value
+    value = value.replace("\r", "\n")  # before Python 3.13 csv does not quote it
+    return f"'{value}" if value.startswith(FORMULA) else value
 
 
 def write_csv(path, fields, rows):
-    """Write rows (lists) below their field names."""
+    """Write rows (lists) below their field names; bytes of names that are not UTF-8 become \\udcXX."""
     with atomic_path(path) as temporary:
-        with open(temporary, "w", encoding="utf-8-sig", errors=ANY_NAME, newline="") as file:
+        with open(temporary, "w", encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
             writer = csv.writer(file, delimiter=";", lineterminator="\n")
-            writer.writerow(fields)
+            writer.writerow([safe(name) for name in fields])
             writer.writerows([safe(value) for value in row] for row in rows)
+
+
+def one_line(text):
+    """Text without line breaks."""
+    return " ".join(text.split())
 
 
 # ---------------------------------------------------------------- cells
@@ -61,7 +73,7 @@ def cell_rows(record, number=lambda value, decimals: None if value is None else 
         place = [row["name"], row["row"], row["column"]] if row["file"] else ["", None, None]
         calls = [row[c] for c in classes]
         brightness = number(row["brightness"], 3)
-        yield [row["file"] or image, *calls, *probabilities, image, *place, brightness, row["error"]]
+        yield [row["file"] or image, *calls, *probabilities, image, *place, brightness, one_line(row["error"])]
 
 
 # ---------------------------------------------------------------- modules
@@ -87,7 +99,7 @@ def module_rows(record):
         if row["image"] is None:
             columns, rows = row["grid"].split("x")
             empty = [None] * (7 + len(CORNERS) + len(record.classes) + 1)
-            yield [image_name(row), "", int(columns), int(rows), *empty, row["error"]]
+            yield [image_name(row), "", int(columns), int(rows), *empty, one_line(row["error"])]
             continue
         geometry = [row[name] for name in module_fields(())[1:10]]
         geometry[3:5] = [None if value is None else round(value, 4) for value in geometry[3:5]]
@@ -104,23 +116,54 @@ def write_tables(record):
     write_csv(record.folder / "cells.csv", cell_fields(classes), cell_rows(record))
     if record.count("grid != ''"):
         write_csv(record.folder / "modules.csv", module_fields(classes), module_rows(record))
+    else:
+        (record.folder / "modules.csv").unlink(missing_ok=True)
     write_workbook(record)
 
 
 def write_workbook(record):
-    """Write results.xlsx, with real numbers, a row at a time."""
-    from openpyxl import Workbook
-
-    workbook = Workbook(write_only=True)
+    """Write results.xlsx, with real numbers, a row at a time. The same record gives the same bytes."""
+    xlsxwriter = needed("xlsxwriter")
     sheets = {
-        "cells": (cell_fields(record.classes), cell_rows(record, lambda value, decimals: value)),
         "modules": (module_fields(record.classes), module_rows(record)),
-        "runs": (RUN_FIELDS, (list(row) for row in record.runs(RUN_FIELDS))),
+        "cells": (cell_fields(record.classes), cell_rows(record, lambda value, decimals: value)),
+        "runs": (RUN_FIELDS, record.runs(RUN_FIELDS)),
     }
-    for name, (fields, rows) in sheets.items():
-        sheet = workbook.create_sheet(name)
-        sheet.append(fields)
-        for row in rows:
-            sheet.append([safe(printable(value)) if isinstance(value, str) else value for value in row])
+    [begun], *_ = record.runs(["started"])
     with atomic_path(record.folder / "results.xlsx") as temporary:
-        workbook.save(temporary)
+        workbook = xlsxwriter.Workbook(str(temporary), {"constant_memory": True})
+        workbook.set_properties({"created": datetime.datetime.fromisoformat(begun).astimezone(datetime.UTC)})
+        for name, (fields, rows) in sheets.items():
+            add_sheets(workbook, name, fields, rows)
+        workbook.get_worksheet_by_name("modules" if record.count("grid != ''") else "cells").activate()
+        try:
+            workbook.close()
+        except xlsxwriter.exceptions.FileCreateError as error:
+            raise error.args[0] from None  # the OSError
+
+
+def add_sheets(workbook, name, fields, rows):
+    """Add a sheet with rows to a workbook; further ones, "name 2" …, where one can't hold them."""
+    sheet = new_sheet(workbook, name, fields)
+    for place, row in enumerate(rows):
+        if place and place % SHEET_ROWS == 0:
+            sheet = new_sheet(workbook, f"{name} {place // SHEET_ROWS + 1}", fields)
+        line = place % SHEET_ROWS + 1
+        for column, value in enumerate(row):
+            if isinstance(value, str):
+                if value:
+                    sheet.write_string(line, column, printable(value))
+            elif value is not None:
+                sheet.write_number(line, column, value)
+
+
+def new_sheet(workbook, name, fields):
+    """An empty sheet below a header that stays in sight."""
+    sheet = workbook.add_worksheet(name)
+    sheet.freeze_panes(1, 0)
+    bold = workbook.add_format({"bold": True})
+    for column, field in enumerate(fields):
+        width = WIDE if field in TEXT_COLUMNS else max(NARROW, len(field) + 2)
+        sheet.set_column(column, column, width)
+        sheet.write_string(0, column, printable(field), bold)
+    return sheet
