@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from elcells.data.finding import SUFFIXES, find_images
 from elcells.files import InputError, command, counted
-from elcells.modules.cutting import grid_size, read_corners
+from elcells.modules.cutting import corners_of_images, grid_size
 from elcells.modules.overlay import NO_DEFECT, TOO_DARK_VERDICT, draw_module
 from elcells.modules.parallel import BLACK_COLUMN, ModulesTable, cut_modules, folders_of, module_names, warnings_of
 
@@ -36,7 +36,6 @@ def main(argv=None):
     or some folders can't be read."""
     args = options().parse_args(argv)
     columns, rows = grid_size(args.grid)
-    corners = read_corners(args.corners) if args.corners else {}
     found = find_images(args.inputs)
     for line in found.lines():
         print(line, file=sys.stderr)
@@ -46,6 +45,7 @@ def main(argv=None):
     table_path = modules_folder / "modules.csv"
     if table_path.exists():
         raise InputError(f"{table_path}: already exists; give another --out")
+    corners = corners_of_images(args.corners, found.paths) if args.corners else {}
     images = list(zip(found.paths, module_names(found.paths)))
     with ModulesTable(table_path, [BLACK_COLUMN]) as table:
         cut = cut_modules(images, cells_folder, columns, rows, corners)

@@ -127,12 +127,12 @@ def cut_and_save(name, folder, *arguments):
 def cut_modules(images, folder, columns, rows, corners):
     """Cut modules in several processes, a few ahead of the caller; yields (name, CutModule) in order.
 
-    images: list of (path, name). corners: from read_corners. The lens of the images of each size is found first, from
+    images: list of (path, name). corners: {path: (4, 2)} of some. The lens of the images of each size is found first, from
     some of them. One or two images need no other process. Memory does not grow with their number.
     """
     if len(images) <= 2:
         for path, name in images:
-            yield cut_and_save(name, folder, path, columns, rows, corners.get(Path(path).name))
+            yield cut_and_save(name, folder, path, columns, rows, corners.get(path))
         return
     processes = max(2, (os.cpu_count() or 2) // 2)
     context = multiprocessing.get_context("spawn")  # the network's threads do not survive a fork
@@ -141,7 +141,7 @@ def cut_modules(images, folder, columns, rows, corners):
         try:
             lenses = lenses_of([path for path, _ in images], columns, rows, pool.map)
             for path, name in images:
-                arguments = (path, columns, rows, corners.get(Path(path).name), lenses[path])
+                arguments = (path, columns, rows, corners.get(path), lenses[path])
                 waiting.append(pool.submit(cut_and_save, name, folder, *arguments))
                 if len(waiting) > processes + 1:
                     yield waiting.popleft().result()

@@ -98,7 +98,7 @@ def module_rows(record):
     for row in record.modules():
         if row["image"] is None:
             columns, rows = row["grid"].split("x")
-            empty = [None] * (7 + len(CORNERS) + len(record.classes) + 1)
+            empty = [None] * (len(module_fields(record.classes)) - 5)
             yield [image_name(row), "", int(columns), int(rows), *empty, one_line(row["error"])]
             continue
         geometry = [row[name] for name in module_fields(())[1:10]]
