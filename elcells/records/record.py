@@ -346,7 +346,7 @@ def writing(folder, info):
             record = Record(folder, connection)
             record.begin(info)
             yield record
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.execute("PRAGMA journal_mode = DELETE")  # can be read in a folder that can't be written
     except sqlite3.DatabaseError as error:
         raise InputError(f"{folder / FILE}: can't be written ({error}); the same command goes on") from None
     finally:
@@ -392,6 +392,7 @@ def reading(folder):
         raise InputError(f"{folder}: no {FILE} there; make one with `python predict.py IMAGES --out {folder}`")
     try:
         with contextlib.closing(connect(path, timeout=1)) as connection:
+            connection.execute("PRAGMA query_only = ON")
             record = Record(folder, connection)
             record.classes = record.info["classes"]
             yield record
