@@ -292,6 +292,8 @@ class Record:
                     f"{self.folder}: was begun with another {what}; go on with that ({first['network']}), or give "
                     "another --out"
                 )
+        # A write-ahead log needs one write an image, and in exclusive mode no shared memory: it works on file servers.
+        self.connection.execute("PRAGMA journal_mode = WAL")
         self.classes = info.classes
         with self.connection:
             self.run = self.insert("runs", row | {"started": now(), "version": elcells.__version__})
@@ -365,9 +367,6 @@ def open_file(folder, classes):
                 make_tables(connection, classes)
             elif marks != [APPLICATION, VERSION]:
                 raise InputError(f"{path}: is no record of this version; give another --out")
-            # A write-ahead log needs one write an image, and in exclusive mode no shared memory: it works on file
-            # servers.
-            connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA foreign_keys = ON")
         except sqlite3.DatabaseError as error:
