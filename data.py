@@ -191,17 +191,20 @@ def _without_suffix(name):
     return name.removesuffix(suffix) if suffix.lower() in SUFFIXES else name
 
 
-def summary(table, classes=CLASSES):
-    """The contents of a table as text: cells by combination of labels; by source, type and module if it has them."""
+def summary(table, classes=CLASSES, by=None):
+    """The contents of a table as text: cells by combination of labels; by source and type if it has them, and by the
+    column `by`. Raises InputError where there is no such column."""
     cells = table.drop_duplicates("cell")
     labels = combination(cells, classes)
     lines = [f"{len(cells)} cells, {len(table)} images"]
     for name, count in labels.value_counts(sort=False).sort_index().items():
         lines.append(f"  {name}: {count}")
-    columns = [name for name in ("source", "type", "module") if name in cells]
+    if by and by not in cells:
+        raise InputError(f"--by {by}: the table has no such column, it has {', '.join(table.columns)}")
+    columns = [name for name in ("source", "type") if name in cells]
     if cells["source"].nunique() == 1:
         columns.remove("source")
-    for column in columns:
+    for column in dict.fromkeys([*columns, *([by] if by else [])]):
         counts = pd.crosstab(cells[column].to_numpy(), labels.to_numpy())
         counts = counts.loc[sorted(counts.index, key=in_order)]
         counts.insert(0, "cells", counts.sum(axis=1))
@@ -386,6 +389,7 @@ def options():
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_table_options(parser, several=True)
+    parser.add_argument("--by", metavar="COLUMN", help="count cells by this column too, such as module")
     parser.add_argument("--variants", metavar="DIR", help="write the six variants of every cell as files into DIR")
     text = "compare two people's tables of the same cells, and write a page of the cells in dispute"
     parser.add_argument("--agree", nargs=2, metavar="CSV", help=text)
@@ -411,7 +415,7 @@ def main(argv=None):
         return
     table = read_tables(args.data, args.classes, args.images)
     fill_images(table, print)
-    print(summary(table, args.classes))
+    print(summary(table, args.classes, args.by))
     load_sources(table, tell=print)
     if args.variants:
         print(f"\n{write_variants(table, args.variants)} images and data.csv in {args.variants}")

@@ -6,7 +6,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from elcells.data.finding import file_of
+from elcells.data.finding import file_of, may_be_file
 from elcells.data.levels import camera_of_image, scaled
 from elcells.data.stored import read_stored, size_of_file
 from elcells.data.suspicions import LIKE_MODULE, looks_like_module, suspicions
@@ -49,6 +49,8 @@ def open_image(path):
             )
 
     with read_errors(path):
+        if not may_be_file(file):
+            raise InputError(f"{path}: is no file that can be read as an image")
         if is_tiff(file):
             return read_page(file, page, check_size)
         return read_stored(file, check_size)

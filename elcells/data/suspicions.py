@@ -24,7 +24,7 @@ INVERTED = "look inverted (bright lines on dark cells): invert them, else the re
 # All ELPV cells but one have dark lines that are stronger than their bright ones, most by a factor of eight.
 INVERTED_FACTOR = 1.4  # by which bright lines are stronger than dark ones
 INVERTED_LINES = 0.08  # least strength of bright lines, in parts of the image's range
-LINES_SIDE = 256  # pixels of the longer side at which lines are measured
+LINES_SIDE = 128  # pixels of the longer side at which lines are measured
 LINES = 4  # strongest ones
 
 
@@ -77,10 +77,11 @@ def looks_inverted(gray):
 
 
 def line_profile(levels):
-    """How much brighter each column of an image is than its surroundings, in the median of the rows; without edges."""
-    lines = levels - ndimage.median_filter(levels, (1, 21))
-    margin = max(3, levels.shape[1] // 25)
-    return np.median(lines, 0)[margin:-margin]
+    """How much brighter each column of an image is, in the median of its rows, than those beside it; without edges."""
+    profile = np.median(levels, 0)
+    lines = profile - ndimage.median_filter(profile, 9)
+    margin = max(3, len(profile) // 25)
+    return lines[margin:-margin]
 
 
 def looks_like_module(gray):

@@ -5,8 +5,6 @@ import csv
 import io
 from pathlib import Path
 
-import pandas as pd
-
 from elcells.files import InputError
 
 CLASSES = ("crack", "inactive")  # label columns, in the order of a network's outputs
@@ -30,6 +28,8 @@ def read_rows(path, wanted):
     Raises InputError, naming the line, for a file that can't be read, another separator, missing or repeated columns,
     rows that are too long, or no rows.
     """
+    import pandas as pd  # takes a third of a second, which programs without tables need not wait
+
     path = Path(path)
     lines = _split_lines(path)
     columns = lines.pop(1, [])

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
 from elcells.files import InputError
@@ -18,6 +17,8 @@ def fit_temperature(labels, probabilities):
 
     labels (0/1) and uncalibrated probabilities: (N,). Returns a float in 0.2..5; 1 where all labels are the same.
     """
+    from scipy.optimize import minimize_scalar  # programs that only predict need not load it
+
     y = np.asarray(labels, np.float64)
     z = logit(np.asarray(probabilities, np.float64).clip(1e-7, 1 - 1e-7))
     if not 0 < y.mean() < 1:
