@@ -23,7 +23,7 @@ from tqdm import tqdm
 from elcells.data.cache import load_sources
 from elcells.data.finding import SUFFIXES, as_stored, file_of
 from elcells.data.images import THREADS, image_to_save
-from elcells.data.records import part_of_checkpoint  # noqa: F401 (scripts use it as data.part_of_checkpoint)
+from elcells.data.recorded_split import part_of_checkpoint  # noqa: F401 (scripts use it as data.part_of_checkpoint)
 from elcells.data.splits import (  # noqa: F401 (scripts use them as data.split_parts, ...)
     SPLIT_SEED,
     TRANSPOSES,

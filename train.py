@@ -27,7 +27,7 @@ from data import CellDataset
 from elcells.data.cache import load_sources
 from elcells.data.images import IMAGE_SIZE
 from elcells.data.leaks import contamination, leak_lines, make_record, with_hashes
-from elcells.data.records import difference_of_splits, record_split
+from elcells.data.recorded_split import difference_of_splits, record_split
 from elcells.data.tables import CLASSES
 from elcells.devices import keep_freed_memory, pick_device, pick_precision
 from elcells.distributed import barrier, processes, rank, world

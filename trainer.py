@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from elcells.data.records import difference_of_splits
+from elcells.data.recorded_split import difference_of_splits
 from elcells.devices import autocast, channels_last, send
 from elcells.distributed import barrier, quiet, rank, share_buffers, sum_over_processes, synchronise_norms, world
 from elcells.evaluation.calibration import Calibration

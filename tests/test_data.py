@@ -15,7 +15,7 @@ from elcells.data import images as images_module
 from elcells.data import splits as splits_module
 from elcells.data.cache import load_images
 from elcells.data.images import read_image
-from elcells.data.records import record_split
+from elcells.data.recorded_split import record_split
 from elcells.data.splits import VARIANTS, expand_variants, group_keys, split_cells
 from elcells.files import InputError
 from elcells.training.augmentation import augment, draw_changes, draw_light, uneven_light

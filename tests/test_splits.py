@@ -16,7 +16,7 @@ import export_onnx
 import train
 from benchmarks import foreign
 from elcells.data.leaks import image_hashes, with_hashes
-from elcells.data.records import difference_of_splits, record_split
+from elcells.data.recorded_split import difference_of_splits, record_split
 from elcells.data.splits import expand_variants, split_cells
 from elcells.inference.engines import read_onnx
 from elcells.training.checkpoints import read_checkpoint
