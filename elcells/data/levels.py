@@ -110,31 +110,30 @@ def camera_of_image(path, stored, read):
     Beside it are the images of its folder, or the other pages of its file. They count if they are of the same type,
     and where several are of the same size, only these. read: function from a path to a StoredImage.
     """
-    place, names = images_beside(path)
+    file, _ = file_of(path)
+    place = str(file) if len(pages_of(file)) > 1 else str(file.parent)
     height, width = stored.pixels.shape[:2]
     count = int(np.clip(SAMPLED_PIXELS // (height * width), FEWEST, SAMPLES))
     with _sampling:
-        samples = _sampled(place, os.stat(place).st_mtime_ns, tuple(names), count, read)
+        samples = _sampled(place, os.stat(place).st_mtime_ns, count, read)
     same_type = [(shape, found) for kind, shape, found in samples if kind == stored.pixels.dtype]
     same_size = [found for shape, found in same_type if shape == stored.pixels.shape]
     ranges = same_size if len(same_size) > 1 else [found for _, found in same_type]
     return camera_of(ranges or [range_of(stored.gray())])
 
 
-def images_beside(path):
-    """(folder or file, names of its images) in which an image lies, itself included."""
-    file, _ = file_of(path)
-    pages = pages_of(str(file))
-    if len(pages) > 1:
-        return str(file), pages
-    folder = file.parent
-    names = sorted(name for name in os.listdir(folder) if Path(name).suffix.lower() in SUFFIXES)
-    return str(folder), [str(folder / name) for name in names if not is_system_name(name)]
+def images_in(place):
+    """Names of the images in a folder, or in a TIFF of several pages."""
+    if os.path.isfile(place):
+        return pages_of(place)
+    names = sorted(name for name in os.listdir(place) if Path(name).suffix.lower() in SUFFIXES)
+    return [os.path.join(place, name) for name in names if not is_system_name(name)]
 
 
 @functools.lru_cache(maxsize=64)
-def _sampled(place, modified, names, count, read):
-    """(type, shape, Range) of at most `count` deep images, evenly spread over the names, of a place of this time."""
+def _sampled(place, modified, count, read):
+    """(type, shape, Range) of at most `count` deep images, evenly spread over a folder or file of this time."""
+    names = images_in(place)
     chosen = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
     samples = []
     for number in chosen:
