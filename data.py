@@ -86,7 +86,8 @@ def _labels(path, column):
     """A column of text (Series, indexed by line) as 0/1 labels (Series of int)."""
     labels = pd.to_numeric(column, errors="coerce")
     if line := _first_line(~labels.isin([0, 1])):
-        raise InputError(f"{path}, line {line}: {column.name} is {column[line]!r}, expected 0 or 1")
+        way_out = "" if column[line] else "; label the cell or remove the row"  # one of predict.py, not judged
+        raise InputError(f"{path}, line {line}: {column.name} is {column[line]!r}, expected 0 or 1{way_out}")
     return labels.astype(int)
 
 
@@ -399,7 +400,7 @@ def options():
 
 def compare_people(paths, classes, images, page):
     """Print how far two tables agree, and write a page of the cells in dispute."""
-    from elcells.pages.agreement import report_agreement  # needs scikit-learn
+    from elcells.pages.agreement import report_agreement
 
     first, second = (read_table(path, classes, images) for path in paths)
     root = os.path.abspath(images or Path(paths[0]).parent)

@@ -2,8 +2,6 @@
 
 import os
 
-from sklearn.metrics import cohen_kappa_score, f1_score
-
 from elcells.files import InputError, counted
 from elcells.pages.page import PageImage
 from elcells.pages.review import ReviewCell, write_page
@@ -37,14 +35,15 @@ def compare(a, b, classes):
     for name in classes:
         in_a = pairs[f"{name}_a"] == 1
         in_b = pairs[f"{name}_b"] == 1
-        varied = in_a.nunique() > 1 or in_b.nunique() > 1
-        figures[name] = {
-            "kappa": float(cohen_kappa_score(in_a, in_b)) if varied else None,
-            "f1": float(f1_score(in_a, in_b, zero_division=0)) if varied else None,
-            "both": int((in_a & in_b).sum()),
-            "only_a": int((in_a & ~in_b).sum()),
-            "only_b": int((in_b & ~in_a).sum()),
-        }
+        both = int((in_a & in_b).sum())
+        only_a = int((in_a & ~in_b).sum())
+        only_b = int((in_b & ~in_a).sum())
+        figures[name] = {"kappa": None, "f1": None, "both": both, "only_a": only_a, "only_b": only_b}
+        if in_a.nunique() > 1 or in_b.nunique() > 1:
+            neither = len(pairs) - both - only_a - only_b
+            by_chance = (both + only_a) * (only_a + neither) + (both + only_b) * (only_b + neither)
+            figures[name]["kappa"] = 2 * (both * neither - only_a * only_b) / by_chance
+            figures[name]["f1"] = 2 * both / (2 * both + only_a + only_b)
     return pairs, figures
 
 
