@@ -1,5 +1,6 @@
 """The same work on a Dask cluster (doc/cluster.md): workers open the network once, take tasks, and write files."""
 
+import asyncio
 import contextlib
 import functools
 import logging
@@ -195,10 +196,23 @@ def connected(address):
     """The distributed.Client of the scheduler at an address; raises InputError where there is none."""
     distributed = needed("distributed")
     try:
-        with warnings.catch_warnings(action="ignore"):  # other versions of packages
-            client = distributed.Client(address, timeout=CONNECT_SECONDS)
-    except Exception as error:  # what is no address, or answers in another way, fails in many
-        raise InputError(f"--dask {address}: no Dask scheduler answers there ({reason(error)})") from None
+        kind = asyncio.run(kind_of_server(address))
+    except TimeoutError:  # of asyncio: what answers there speaks another language
+        kind = "no answer"
+    except Exception as error:  # what is no address, or nothing, fails in many ways
+        kind = reason(error)
+    if kind != "Scheduler":
+        raise InputError(f"--dask {address}: is no Dask scheduler ({kind})")
+    with warnings.catch_warnings(action="ignore"):  # other versions of packages
+        client = distributed.Client(address, timeout=CONNECT_SECONDS)
     if not client.nthreads():
         print(f"{address}: has no workers yet; waiting for them.", file=sys.stderr)
     return client
+
+
+async def kind_of_server(address):
+    """What the server at an address says that it is: Scheduler, Worker, Nanny."""
+    distributed = needed("distributed")
+    async with asyncio.timeout(CONNECT_SECONDS), distributed.rpc(address, timeout=CONNECT_SECONDS - 1) as server:
+        identity = await server.identity()
+        return identity["type"]
