@@ -127,8 +127,8 @@ def cut_and_save(name, folder, *arguments):
 def cut_modules(images, folder, columns, rows, corners):
     """Cut modules in several processes, a few ahead of the caller; yields (name, CutModule) in order.
 
-    images: list of (path, name). corners: {path: (4, 2)} of some. The lens of the images of each size is found first, from
-    some of them. One or two images need no other process. Memory does not grow with their number.
+    images: list of (path, name). corners: {path: (4, 2)} of some. The lens of the images of each size is found first,
+    from some of them. One or two images need no other process. Memory does not grow with their number.
     """
     if len(images) <= 2:
         for path, name in images:
