@@ -14,6 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 MAX_REASON = 400  # characters of another library's message that are shown
+RECORD = "results.sqlite"  # of a results folder
+CUT, OVERLAYS = "cut", "overlays"  # its folders of the modules' cells, and of the modules with their verdicts
 ANY_NAME = "surrogateescape"  # error handler that keeps file names that are not UTF-8 and writes them back unchanged
 
 

@@ -20,10 +20,10 @@ from killed_run import Steps, run_and_die, stop
 from PIL import Image
 
 import predict
-from elcells.files import InputError
+from elcells.files import RECORD, InputError
 from elcells.inference.networks import Network
 from elcells.records import work
-from elcells.records.record import FAILED, FILE, JUDGED, WAITING, reading, writing
+from elcells.records.record import FAILED, JUDGED, WAITING, reading, writing
 
 SIDE = 64  # pixels of a cell
 GRID = ["--grid", "4x4"]
@@ -123,7 +123,7 @@ def names(out):
 def results(out):
     """What a results folder holds but for the record, the workbook and the pages: {path: bytes}."""
     files = {path.relative_to(out).as_posix(): path for path in sorted(out.rglob("*")) if path.is_file()}
-    apart = (FILE, ".results.lock", "results.xlsx", "report.html", "review.html")
+    apart = (RECORD, ".results.lock", "results.xlsx", "report.html", "review.html")
     return {name: path.read_bytes() for name, path in files.items() if name not in apart}
 
 
@@ -333,10 +333,10 @@ def test_what_changes_no_result_may_change(info, tmp_path, change):
 
 def test_another_network_is_refused_in_one_sentence(lines, run, exported, tmp_path, capsys):
     assert run(lines[0]) == 0
-    before = results(tmp_path / "out") | {FILE: (tmp_path / "out" / FILE).read_bytes()}
+    before = results(tmp_path / "out") | {RECORD: (tmp_path / "out" / RECORD).read_bytes()}
     assert run(lines[1], model=exported.with_name("best_int8.onnx")) == 2
     assert "was begun with another network; go on with that (best.onnx)" in capsys.readouterr().err
-    assert results(tmp_path / "out") | {FILE: (tmp_path / "out" / FILE).read_bytes()} == before
+    assert results(tmp_path / "out") | {RECORD: (tmp_path / "out" / RECORD).read_bytes()} == before
 
 
 def test_a_second_run_is_kept_out(lines, run, info, tmp_path, capsys):
@@ -371,11 +371,11 @@ FOREIGN = [
 @pytest.mark.parametrize("make", FOREIGN)
 def test_a_foreign_file_is_not_touched(lines, run, tmp_path, capsys, make):
     (tmp_path / "out").mkdir()
-    make(tmp_path / "out" / FILE)
-    before = (tmp_path / "out" / FILE).read_bytes()
+    make(tmp_path / "out" / RECORD)
+    before = (tmp_path / "out" / RECORD).read_bytes()
     assert run(lines[0]) == 2
-    assert f"{FILE}: " in capsys.readouterr().err.splitlines()[-1]
-    assert results(tmp_path / "out") == {} and (tmp_path / "out" / FILE).read_bytes() == before
+    assert f"{RECORD}: " in capsys.readouterr().err.splitlines()[-1]
+    assert results(tmp_path / "out") == {} and (tmp_path / "out" / RECORD).read_bytes() == before
 
 
 # ---------------------------------------------------------------- corners and lenses

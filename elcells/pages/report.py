@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image
 
 from elcells.data.images import size_of
-from elcells.files import InputError, counted, printable
+from elcells.files import OVERLAYS, InputError, counted, printable
 from elcells.modules.cutting import CORNERS
 from elcells.modules.grid import Grid
 from elcells.modules.overlay import LEGEND_HEIGHT, NO_DEFECT, TOO_DARK_VERDICT
 from elcells.pages.page import UNSURE, PageImage, doubt, fill, images_with_maps, jpeg
 from elcells.records.exports import counts_of_modules
-from elcells.records.record import OVERLAYS, image_name
+from elcells.records.record import image_name
 
 REPORT_CELLS = 1000  # the surest defects that the report shows
 REPORT_UNSURE = 200  # cells without a defect, nearest to the thresholds, that it shows

@@ -14,14 +14,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 import elcells
-from elcells.files import ANY_NAME, InputError, printable
+from elcells.files import ANY_NAME, OVERLAYS, RECORD, InputError, printable
 from elcells.inference.cells import CellResult, Place
 from elcells.modules.cutting import CORNERS
 from elcells.records.requests import ImageResult, module_name, text
 
-FILE = "results.sqlite"
 LOCK = ".results.lock"
-CUT, OVERLAYS = "cut", "overlays"  # folders of the modules' cells, and of the modules with their verdicts
 JUDGED, FAILED, WAITING = "judged", "failed", "waiting"  # status of an image
 VERSION = 1  # of the tables below
 APPLICATION = int.from_bytes(b"ELce", "big")  # SQLite's application_id, which tells a record from other databases
@@ -350,14 +348,14 @@ def writing(folder, info):
             yield record
             connection.execute("PRAGMA journal_mode = DELETE")  # can be read in a folder that can't be written
     except sqlite3.DatabaseError as error:
-        raise InputError(f"{folder / FILE}: can't be written ({error}); the same command goes on") from None
+        raise InputError(f"{folder / RECORD}: can't be written ({error}); the same command goes on") from None
     finally:
         lock.release()
 
 
 def open_file(folder, classes):
     """A connection for writing to a folder's record, whose tables are made where they are missing."""
-    path = folder / FILE
+    path = folder / RECORD
     with contextlib.ExitStack() as stack:
         try:
             connection = stack.enter_context(contextlib.closing(connect(path, timeout=0)))
@@ -386,9 +384,9 @@ def make_tables(connection, classes):
 @contextlib.contextmanager
 def reading(folder):
     """The context with the Record of a results folder, for reading. Raises InputError where there is none."""
-    path = Path(folder) / FILE
+    path = Path(folder) / RECORD
     if not path.is_file():
-        raise InputError(f"{folder}: no {FILE} there; make one with `python predict.py IMAGES --out {folder}`")
+        raise InputError(f"{folder}: no {RECORD} there; make one with `python predict.py IMAGES --out {folder}`")
     try:
         with contextlib.closing(connect(path, timeout=1)) as connection:
             connection.execute("PRAGMA query_only = ON")

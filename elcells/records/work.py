@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from elcells.data.images import THREADS, examine, size_of
-from elcells.files import InputError, reason
+from elcells.files import CUT, OVERLAYS, InputError, reason
 from elcells.inference.cells import CellResult, judge
 from elcells.inference.networks import Network, open_network
 from elcells.modules.align import align_cell
@@ -16,7 +16,7 @@ from elcells.modules.cutting import CutModule
 from elcells.modules.judging import cells_of_module, draw_results
 from elcells.modules.lens import FEWEST, lens_of
 from elcells.modules.parallel import cut_and_save
-from elcells.records.record import CUT, JUDGED, OVERLAYS
+from elcells.records.record import JUDGED
 from elcells.records.requests import ImageResult, Request, module_name
 
 
