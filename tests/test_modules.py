@@ -49,8 +49,13 @@ def folder(composed, tmp_path):
 
 
 def rows_of(path):
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file, delimiter=";"))
+
+
+def judge(images, grid, model, out, *more):
+    """Judge modules into a results folder; the exit code."""
+    return predict.main([str(images), "--grid", grid, "--model", str(model), *CPU, "--out", str(out), *more])
 
 
 def data_of_page(path):
@@ -108,54 +113,38 @@ def test_half_cells_keep_their_shape(composed, tmp_path):
 
 def test_modules_in_verdicts_out(folder, exported, tmp_path):
     images, true = folder
-    options = [str(images), "--grid", size_text(true), "--model", str(exported), *CPU]
-    assert predict.main([*options, "--csv", str(tmp_path / "c.csv"), "--report", str(tmp_path / "c.html")]) == 0
-    rows, (module,) = rows_of(tmp_path / "c.csv"), rows_of(tmp_path / "c_modules" / "modules.csv")
+    out = tmp_path / "out"
+    assert judge(images, size_text(true), exported, out) == 0
+    rows, (module,) = rows_of(out / "cells.csv"), rows_of(out / "modules.csv")
     assert len(rows) == 60 and {(r["row"], r["column"]) for r in rows} == {
         (str(r + 1), str(c + 1)) for r in range(true.grid[1]) for c in range(true.grid[0])
     }
-    assert {r["module"] for r in rows} == {"m1"} and {r["sure"] for r in rows} == {"1"} == {module["sure"]}
+    assert {r["module"] for r in rows} == {module["name"]} and module["sure"] == "1"
+    assert {r["image"] for r in rows} == {module["filename"]} == {str(images / "m1.png")}
     for row in rows:
-        with Image.open(row["filename"]) as cell:
+        with Image.open(out / row["filename"]) as cell:
             assert cell.mode == "L" and cell.width == cell.height <= 100
     assert sum(r["crack"] == "1" for r in rows) == int(module["crack"])
-    with Image.open(tmp_path / "c_modules" / "m1.png") as shown:
+    with Image.open(out / "overlays" / f"{module['name']}.png") as shown:
         assert shown.mode == "RGB" and len(shown.getcolors(10**6)) > 256
-    shown = data_of_page(tmp_path / "c.html")["modules"]
-    assert len(shown[0]["cells"]) == 60 and shown[0]["cells"][0]["src"] == "c/m1/r01_c01.png"
+    shown = data_of_page(out / "report.html")["modules"]
+    assert len(shown[0]["cells"]) == 60 and shown[0]["cells"][0]["src"] == f"cut/{module['name']}/r01_c01.png"
 
 
 def test_black_cells_are_named_and_not_judged(cells, exported, tmp_path):
     seed = next(s for s in range(50) if 0 < compose(cells, s, "medium", 40)[1].dark.sum() < 6)
     image, true = compose(cells, seed, "medium", 80)
     Image.fromarray(image).save(tmp_path / "m.png")
-    options = [str(tmp_path / "m.png"), "--grid", size_text(true), "--model", str(exported), *CPU]
-    predict.main([*options, "--csv", str(tmp_path / "c.csv")])
-    black = [r for r in rows_of(tmp_path / "c.csv") if r["error"]]
+    judge(tmp_path / "m.png", size_text(true), exported, tmp_path / "out")
+    black = [r for r in rows_of(tmp_path / "out" / "cells.csv") if r["error"]]
     assert 0 < len(black) <= true.dark.sum()
     assert all(r["crack"] == r["p_crack"] == "" and "nearly black" in r["error"] for r in black)
 
 
 def test_few_pixels_a_cell_are_warned_about(folder, exported, tmp_path, capsys):
     images, true = folder
-    options = [str(images), "--grid", size_text(true), "--model", str(exported), *CPU]
-    predict.main([*options, "--csv", str(tmp_path / "c.csv")])
+    judge(images, size_text(true), exported, tmp_path / "out")
     assert "fine cracks will be missed" in capsys.readouterr().err
-
-
-def test_resuming_judges_no_cell_twice(folder, exported, tmp_path):
-    images, true = folder
-    options = [str(images), "--grid", size_text(true), "--model", str(exported), *CPU, "--csv", str(tmp_path / "c.csv")]
-    assert predict.main(options) == 0
-    table = tmp_path / "c.csv"
-    whole = table.read_text(encoding="utf-8").splitlines()
-    table.write_text("\n".join(whole[:20]) + "\n" + whole[20][:9], encoding="utf-8")  # killed in the middle of a row
-    header = (tmp_path / "c_modules" / "modules.csv").read_text(encoding="utf-8").splitlines()[0]
-    (tmp_path / "c_modules" / "modules.csv").write_text(header + "\n", encoding="utf-8")
-    assert predict.main([*options, "--resume"]) == 0
-    assert table.read_text(encoding="utf-8").splitlines() == whole
-    assert len(rows_of(tmp_path / "c_modules" / "modules.csv")) == 1
-    assert predict.main([*options, "--resume", "--grid", "3x4"]) == 2
 
 
 def test_cut_module_uses_several_processes(composed, tmp_path, capsys):
@@ -190,21 +179,19 @@ def test_an_image_of_no_module_gives_no_verdicts(what, elpv, exported, tmp_path,
         first = sorted((elpv.parent / "images").glob("*.png"))[0]
         pixels = np.asarray(Image.open(first)) if what == "cell" else NO_MODULES[what].astype(np.uint8)
         Image.fromarray(pixels).save(path)
-    options = [str(path), "--grid", "10x6", "--model", str(exported), *CPU, "--csv", str(tmp_path / "c.csv")]
-    assert predict.main(options) == 3
-    assert rows_of(tmp_path / "c.csv") == [] and str(path) in capsys.readouterr().err
-    if what == "black":
-        assert predict.main([*options[:7], "--report", str(tmp_path / "d.html")]) == 3
-        assert data_of_page(tmp_path / "d.html")["failed"]
+    out = tmp_path / "out"
+    assert judge(path, "10x6", exported, out) == 3
+    assert rows_of(out / "cells.csv") == [] and str(path) in capsys.readouterr().err
+    [module] = rows_of(out / "modules.csv")
+    assert module["error"] and module["score"] == "" and data_of_page(out / "report.html")["failed"]
 
 
 @pytest.mark.parametrize("change", [(-1, 0), (0, 1), (2, 0)])
 def test_a_wrong_grid_is_not_sure(folder, change, exported, tmp_path, capsys):
     images, true = folder
     wrong = f"{true.grid[0] + change[0]}x{true.grid[1] + change[1]}"
-    options = [str(images), "--grid", wrong, "--model", str(exported), *CPU, "--csv", str(tmp_path / "c.csv")]
-    assert predict.main(options) == 3
-    assert {r["sure"] for r in rows_of(tmp_path / "c.csv")} <= {"0"}
+    assert judge(images, wrong, exported, tmp_path / "out") == 3
+    assert {r["sure"] for r in rows_of(tmp_path / "out" / "modules.csv")} <= {"0", ""}
 
 
 def test_a_dead_border_string_is_flagged(composed, tmp_path):
@@ -232,8 +219,8 @@ def test_rough_corners_find_a_module_that_the_image_alone_does_not_show(composed
     header = "filename;x1;y1;x2;y2;x3;y3;x4;y4\n"
     row = "m.png;" + ";".join(f"{v:.1f}" for v in rough.ravel()) + "\n"
     (tmp_path / "k.csv").write_text(header + row, encoding="utf-8")
-    corners = read_corners(tmp_path / "k.csv")
-    module = cut_image(tmp_path / "m.png", *true.grid, corners["m.png"])
+    [(_, name, corners)] = read_corners(tmp_path / "k.csv")
+    module = cut_image(tmp_path / name, *true.grid, corners)
     assert worst(module, true) < 0.25
     options = [str(tmp_path / "m.png"), "--grid", size_text(true), "--out", str(tmp_path / "o")]
     assert cut_module.main([*options, "--corners", str(tmp_path / "k.csv")]) in (0, 3)
@@ -256,12 +243,12 @@ def test_a_grid_is_columns_x_rows(text, tmp_path, capsys):
 
 def test_grid_needs_an_output_file(exported, capsys):
     assert predict.main(["x", "--grid", "10x6", "--model", str(exported), *CPU]) == 2
-    assert "--grid: needs --csv" in capsys.readouterr().err
+    assert "--grid: needs --out" in capsys.readouterr().err
 
 
 def test_a_module_without_grid_is_reported_and_its_grid_guessed(folder, exported, tmp_path, capsys):
     images, true = folder
-    assert predict.main([str(images), "--model", str(exported), *CPU, "--csv", str(tmp_path / "c.csv")]) == 0
+    assert predict.main([str(images), "--model", str(exported), *CPU]) == 0
     err = capsys.readouterr().err
     assert "1 image look like whole modules" in err and f"--grid {size_text(true)}" in err
 
@@ -312,10 +299,12 @@ def test_a_turned_cell_is_made_upright(elpv):
     assert moved >= 6
 
 
-def test_align_is_stored_and_checked_on_resume(elpv, exported, tmp_path, capsys):
+def test_a_cell_that_is_to_be_aligned_is_judged_again(elpv, tmp_path):
     first = sorted((elpv.parent / "images").glob("*.png"))[0]
     Image.open(first).rotate(5, Image.Resampling.BILINEAR).save(tmp_path / "t.png")
-    options = [str(tmp_path / "t.png"), "--model", str(exported), *CPU, "--csv", str(tmp_path / "c.csv")]
-    assert predict.main([*options, "--align"]) == 0
-    assert json.loads((tmp_path / "c.csv.run.json").read_text(encoding="utf-8"))["align"] is True
-    assert predict.main([*options, "--resume"]) == 2 and "another align" in capsys.readouterr().err
+    options = [str(tmp_path / "t.png"), "--model", str(predict.SHIPPED), *CPU, "--out", str(tmp_path / "out")]
+    tables = []
+    for more in ([], ["--align"], ["--align"], []):
+        assert predict.main([*options, *more]) == 0
+        tables.append((tmp_path / "out" / "cells.csv").read_bytes())
+    assert tables[1] == tables[2] != tables[0] == tables[3]
