@@ -176,6 +176,53 @@ def test_a_glob_without_images_is_no_silence(folder):
             find_images([given])
 
 
+# ---------------------------------------------------------------- outputs
+
+
+@pytest.fixture
+def outputs(folder, cell):
+    """Beside a.png and sub/b.png: the files of a record and of cut_module.py, and one that is being written."""
+    names = [
+        "out/cut/m1_0123abcd/r01_c01.png",
+        "out/overlays/m1_0123abcd.png",
+        "cells/x/m1/r01_c01.png",
+        "cells_modules/x/m1.png",
+        ".tmp71_a.png",
+    ]
+    for name in (*names, "out/results.sqlite"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(cell)
+    return [name for name in names if not name.startswith("cells/")]
+
+
+def test_outputs_are_no_inputs(outputs, monkeypatch):
+    ours = ["a.png", "cells/x/m1/r01_c01.png", "sub/b.png"]
+    for given in (".", "**/*.png", "*"):
+        found = find_images([given])
+        assert sorted(os.path.normpath(path).replace(os.sep, "/") for path in found.paths) == ours
+        assert "3 outputs of earlier runs are left out, such as " in found.lines()[0]
+    assert listed(monkeypatch, "\n".join([*ours, *outputs]).encode()) == ours
+    for name in (*outputs, "out/cut/m1_0123abcd", "./out/cut/../cut/m1_0123abcd"):
+        with pytest.raises(InputError, match="was written by an earlier run and is no input"):
+            find_images([name])
+    assert names("out", "out/cut", "out/overlays", "cells_modules", "out/*/*") == []
+
+
+@posix
+def test_links_to_outputs_are_no_inputs(outputs):
+    os.symlink("out/overlays", "sub/link")
+    os.symlink("../out/overlays/m1_0123abcd.png", "sub/link.png")
+    assert names("sub", "sub/*") == ["sub/b.png"]
+
+
+def test_folders_of_the_user_are_inputs_whatever_they_are_called(folder, cell):
+    mine = ["cut/line_1/c.png", "overlays/d.png", "x/cut/m1_0123abcd/r01_c01.png", "field_modules/e.png"]
+    for name in (*mine, "results.sqlite", "field/e.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(cell)
+    assert sorted(names(".")) == sorted(f"./{name}" for name in (*mine, "a.png", "sub/b.png"))
+
+
 # ---------------------------------------------------------------- lists
 
 

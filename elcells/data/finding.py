@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from elcells.data.outputs import is_output
 from elcells.data.tiff import pages_of
 from elcells.files import ANY_NAME, InputError, counted
 
@@ -78,18 +79,23 @@ class Found:
     other_names: paths that are other names of such files (links).
     not_read: {path: type} of files of types that are not read.
     unreadable: (absolute path, text for the user) of each folder that can't be read, for each time that it was tried.
+    outputs: real paths of files and folders that a run of ours wrote.
     """
 
     paths: list = field(default_factory=list)
     other_names: set = field(default_factory=set)
     not_read: dict = field(default_factory=dict)
     unreadable: list = field(default_factory=list)
+    outputs: set = field(default_factory=set)
     seen: dict = field(default_factory=dict)  # identity of an image -> its absolute path
 
     def add_file(self, path):
-        """Add the images of a file, each page of a TIFF, unless they are there."""
+        """Add the images of a file, each page of a TIFF, unless they are there; one of ours is left out."""
+        file, _ = file_of(path)
+        if self.leaves_out(file):
+            return
         absolute = os.path.abspath(path)
-        file = identity(file_of(path)[0])
+        file = identity(file)
         for page in pages_of(path):
             key = file, file_of(page)[1]
             if key not in self.seen:
@@ -97,6 +103,14 @@ class Found:
                 self.paths.append(page)
             elif self.seen[key] != absolute:
                 self.other_names.add(absolute)
+
+    def leaves_out(self, path):
+        """Whether a file or folder was written by an earlier run, which is noted."""
+        real = os.path.realpath(path)
+        if not is_output(real):
+            return False
+        self.outputs.add(real)
+        return True
 
     def add_match(self, path):
         """Add a file that was met in a folder or matches a glob; one that is no image is counted."""
@@ -124,6 +138,7 @@ class Found:
                 continue
             entered.add(real)
             folders[:] = sorted(name for name in folders if not is_system_name(name))
+            folders[:] = [name for name in folders if not self.leaves_out(os.path.join(root, name))]
             yield root, sorted(name for name in files if not is_system_name(name))
 
     def add_unreadable(self, error):
@@ -175,6 +190,9 @@ class Found:
             folders = dict(self.unreadable)
             colon = ", such as" if len(folders) > 1 else ":"
             lines.append(f"{counted(len(folders), 'folder')} can't be read{colon} {next(iter(folders.values()))}.")
+        if self.outputs:
+            outputs = counted(len(self.outputs), "output of an earlier run is", "outputs of earlier runs are")
+            lines.append(f"{outputs} left out, such as {min(self.outputs)}.")
         if self.other_names:
             paths = counted(len(self.other_names), "path is another name", "paths are other names")
             lines.append(f"{paths} (links) of images that are there already; each image counts once.")
@@ -193,12 +211,15 @@ def find_images(inputs):
     """Find the images of folders (searched recursively, by suffix), globs, files, and "-" (a list on stdin).
 
     Each image is found once, a folder's in order of name; each page of a TIFF counts as an image.
-    Returns a Found. Raises InputError for an input that leads nowhere, and for a list that has such lines.
+    Returns a Found. Raises InputError for an input that leads nowhere or is an output, and for a list that has lines
+    that lead nowhere; outputs in lists, folders and globs are left out.
     """
     found = Found()
     for name in inputs:
         if name == "-":
             add_list(found, sys.stdin.buffer.read())
+        elif is_output(os.path.realpath(file_of(name)[0])):
+            raise InputError(f"{name}: was written by an earlier run and is no input; give the images it was made from")
         else:
             add_input(found, name)
     return found
