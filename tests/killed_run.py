@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import threading
 from unittest import mock
 
@@ -50,12 +49,15 @@ def stop():
     raise KeyboardInterrupt
 
 
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
+def run_and_die(arguments, kind, step=None, seconds=None):
+    """Run predict.py with a list of arguments; this process is killed at a step, or after some seconds.
 
+    kind: of the signal.
+    """
 
-def run_and_die(arguments, step=None, seconds=None):
-    """Run predict.py with a list of arguments; this process is killed at a step, or after some seconds."""
+    def kill():
+        os.kill(os.getpid(), kind)
+
     if seconds is not None:
         timer = threading.Timer(seconds, kill)
         timer.daemon = True
