@@ -6,11 +6,13 @@ import functools
 import logging
 import os
 import pickle
+import signal
 import sys
 import threading
 import warnings
 from collections import deque
 from dataclasses import replace
+from multiprocessing import resource_tracker
 
 from elcells.data.finding import file_of
 from elcells.files import InputError, reason
@@ -96,8 +98,8 @@ def taken(future, files):
             f"{files[0][0]}: a worker of the cluster died each time it came to this image or the "
             f"{len(files) - 1} after it; see its log, or leave them out"
         ) from None
-    except distributed.client.FutureCancelledError as error:
-        raise InputError(f"the cluster is gone ({reason(error)}); {AGAIN}") from None
+    except distributed.client.FutureCancelledError:
+        raise InputError(f"the cluster's scheduler is gone; {AGAIN}") from None
     except OSError as error:
         if error.filename is not None or error.errno is not None:  # something can't be written
             raise
@@ -181,15 +183,31 @@ def usable(network, sha256):
 def cluster(count, address=None):
     """The context with a Cluster: that at an address, or `count` processes of this machine."""
     distributed = needed("distributed")
-    for name in ("distributed", "asyncio", "tornado"):  # what the user should know is raised
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    for name in ("asyncio", "tornado", *logging.root.manager.loggerDict):  # what the user should know is raised
+        if name.startswith(("asyncio", "distributed", "tornado")):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     with contextlib.ExitStack() as stack:
         if address is None:
             threads = max(1, (os.cpu_count() or 1) // count)
-            options = {"dashboard_address": None, "memory_limit": 0, "silence_logs": logging.CRITICAL + 1}
-            local = distributed.LocalCluster(n_workers=count, threads_per_worker=threads, **options)
+            options = {"dashboard_address": "127.0.0.1:0", "memory_limit": 0, "silence_logs": logging.CRITICAL + 1}
+            with interrupts_wait():
+                local = distributed.LocalCluster(n_workers=count, threads_per_worker=threads, **options)
             address = stack.enter_context(local).scheduler_address
         yield Cluster(stack.enter_context(connected(address)))
+
+
+@contextlib.contextmanager
+def interrupts_wait():
+    """The context in which Ctrl-C waits. Processes that are started there, or from its threads, never get it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # it lets signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def connected(address):
