@@ -77,8 +77,10 @@ def as_list(images):
     if isinstance(images, str | os.PathLike):
         try:
             found = find_images([os.fspath(images)])
-        except InputError:  # its row says so
-            return [images]
+        except InputError:
+            if os.path.exists(images):  # an output of ours, a pipe
+                raise
+            return [images]  # its row says so
         return [*found.paths, *(folder for folder, _ in found.unreadable)]
     if isinstance(images, np.ndarray) and images.ndim == 2:
         images = [images]
