@@ -135,6 +135,13 @@ def test_the_same_record_gives_the_same_bytes(out):
     assert [(out / name).read_bytes() for name in names] == before
 
 
+def test_the_workbook_is_as_old_as_its_record(out):
+    with writing(out, INFO) as record:
+        record.connection.execute("UPDATE runs SET started = '2020-01-02T03:04:05+01:00' WHERE id = 1")
+        write_tables(record)
+    assert openpyxl.load_workbook(out / "results.xlsx").properties.created.isoformat() == "2020-01-02T02:04:05"
+
+
 def test_a_sheet_that_is_full_goes_on_in_another(out, monkeypatch):
     monkeypatch.setattr(exports, "SHEET_ROWS", 4)
     with reading(out) as record:
