@@ -516,6 +516,14 @@ def test_a_table_that_cant_be_finished_stays_as_it_was(lines, run, tmp_path, mon
     assert results(tmp_path / "out") == before
 
 
+def test_half_written_files_of_a_killed_run_vanish(lines, run, tmp_path):
+    half = [tmp_path / "out" / ".tmp1_cells.csv", tmp_path / "out" / "overlays" / ".tmp1_m0.png"]
+    for path in half:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    assert run(lines[0]) == 0 and not any(path.exists() for path in half)
+
+
 # ---------------------------------------------------------------- kills
 
 
