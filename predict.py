@@ -161,7 +161,7 @@ def fill_record(record, requests, network, who):
     done = len(requests) - len(todo)
     if done:
         say(f"{counted(done, 'image')} of {len(requests)} judged before.")
-    todo = with_lenses(record, requests, [record.with_corners(request) for request in todo], who)
+    todo = with_lenses(record.lens, requests, [record.with_corners(request) for request in todo], who)
     record.expect(todo)
     unit = "module" if requests[0].grid else "image"
     tally = Tally(open_network(network), unit)

@@ -91,7 +91,7 @@ def cut_all(trials, pool):
 
 
 def with_known_lens(trials, rows):
-    """The trials again, with the median lens of the first sure modules of their level, as cut_modules has it."""
+    """The trials again, with the median lens of the first sure modules of their level, as cut_module.py has it."""
     first = rows[rows["sure"] == 1].groupby("level").head(LENS_IMAGES)
     bends = first.groupby("level")["bend"].median()
     return [replace(trial, known_lens=bends.get(trial.level)) for trial in trials]

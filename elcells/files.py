@@ -74,26 +74,35 @@ def atomic_path(path):
 
 
 @contextlib.contextmanager
-def sole_writer(out):
-    """Lock the folder `out` (Path) against other runs, and remove half-written files that a killed run left there.
+def locked(path, message):
+    """The context in which this process alone holds the lock file at `path`; raises InputError(message) where it can't.
 
-    The operating system releases the lock when a process dies. Raises InputError if another run holds it.
+    The operating system releases the lock when a process dies.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".train.lock")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise InputError(
-            f"{out}: another `python train.py` is at work in this folder; wait for it, or give another --out"
-        ) from None
+        raise InputError(message) from None
     try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def sole_writer(out):
+    """Lock the folder `out` (Path) against other runs, and remove half-written files that a killed run left there.
+
+    Raises InputError if another run holds it.
+    """
+    busy = f"{out}: another `python train.py` is at work in this folder; wait for it, or give another --out"
+    with locked(out / ".train.lock", busy):
         for folder in ("checkpoints", "plots"):
             for leftover in (out / folder).rglob(".tmp*"):
                 leftover.unlink(missing_ok=True)
         yield
-    finally:
-        lock.release()
 
 
 def move_aside(out):

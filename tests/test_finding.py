@@ -18,7 +18,7 @@ import predict
 from elcells.data.cache import load_images
 from elcells.data.finding import find_images
 from elcells.files import InputError, atomic_path, file_error, folder_of_all, relative
-from elcells.modules.parallel import module_names
+from elcells.modules.saving import module_names
 from elcells.pages.page import PageImage
 from elcells.pages.review import ReviewCell, write_page
 
@@ -239,12 +239,13 @@ TWO = ["a.png", "sub/b.png"]
         "a.png\nsub/b.png\n".encode("utf-16-le"),
         b"\n \"a.png\"\n\n'sub/b.png' \n\n",
         b"a.png\0sub/b.png\0",
+        b".\0./a.png\0./sub\0./sub/b.png\0",
         b"*.png\nsub\n",
         b"a.png\n./a.png\nsu?/*\n",
     ],
 )
 def test_a_list_is_read_as_it_comes(folder, monkeypatch, raw):
-    assert listed(monkeypatch, raw) == TWO
+    assert [name.removeprefix("./") for name in listed(monkeypatch, raw)] == TWO
 
 
 @linux
@@ -254,6 +255,17 @@ def test_names_of_a_list_are_taken_as_they_are(folder, cell, monkeypatch):
         with open(os.fsencode(folder) + b"/" + name, "wb") as file:
             file.write(cell)
     assert [os.fsencode(name) for name in listed(monkeypatch, b"\n".join(odd))] == odd
+
+
+@posix
+def test_names_that_end_with_null_bytes_can_contain_newlines(folder, cell, monkeypatch):
+    (folder / "new\nline.png").write_bytes(cell)
+    assert listed(monkeypatch, b"./new\nline.png\0a.png\0") == ["./new\nline.png", "a.png"]
+
+
+def test_an_empty_name_is_not_the_current_folder(folder):
+    with pytest.raises(InputError, match="empty name"):
+        find_images([""])
 
 
 def test_a_line_that_leads_nowhere_is_told_before_anything_starts(folder, exported, monkeypatch, capsys):
@@ -283,6 +295,8 @@ def test_pages_given_by_name_and_file_count_once(folder, cell):
     pages = [Image.open(io.BytesIO(cell)), Image.open(io.BytesIO(cell))]
     pages[0].save("two.tif", save_all=True, append_images=pages[1:])
     assert names("two.tif#page=2", "two.tif", "./two.tif") == ["two.tif#page=2", "two.tif#page=1"]
+    pages[0].save("one.tif")
+    assert names("one.tif#page=1", "one.tif") == ["one.tif"]
 
 
 def test_another_case_of_a_name_is_the_same_file_where_the_file_system_takes_it(folder, monkeypatch):
@@ -396,7 +410,6 @@ def test_cutting_says_what_it_leaves_out(folder, monkeypatch, capsys):
     (folder / "b.npy").write_bytes(b"\0" * 64)
     (folder / "sub" / "x").mkdir()
     locked(monkeypatch, "x")
-    monkeypatch.setattr("cut_module.warnings_of", lambda modules: ([], True))  # as if all were sure
     assert cut_module.main([".", "--grid", "10x6", "--out", "cells"]) == 3
     err = capsys.readouterr().err
     assert "1 file of a type that is not read: 1 .npy" in err and "1 folder can't be read: " in err

@@ -11,14 +11,16 @@ from PIL import Image
 import cut_module
 import predict
 from benchmarks.composed_modules import ElpvCells, compose
+from elcells.data.finding import find_images
 from elcells.data.images import examine
 from elcells.data.suspicions import LIKE_MODULE
-from elcells.files import InputError
+from elcells.files import InputError, locked
 from elcells.modules.align import align_cell
-from elcells.modules.cutting import CutModule, cut_image, doubts, grid_size, read_corners
+from elcells.modules.cutting import cut_image, doubts, grid_size, read_corners
 from elcells.modules.grid import Grid
 from elcells.modules.lens import lens_of
-from elcells.modules.parallel import MOST_LINES, module_names, warnings_of
+from elcells.modules.saving import module_names
+from elcells.records.summary import MOST_LINES, lines_of
 
 MODULES = ("26", "42")
 
@@ -147,19 +149,50 @@ def test_few_pixels_a_cell_are_warned_about(folder, exported, tmp_path, capsys):
     assert "fine cracks will be missed" in capsys.readouterr().err
 
 
-def test_cut_module_uses_several_processes(composed, tmp_path, capsys):
-    (tmp_path / "in" / "a").mkdir(parents=True)
-    for k, name in enumerate(("m1.png", "a/m1.png", "m2.png")):
-        image, true = composed((1, 2, 4)[k], "easy", 50)
+@pytest.fixture
+def three(composed, tmp_path):
+    """A folder of three modules of 6x10 cells, two of one name; returns it."""
+    for seed, name in ((1, "m1.png"), (2, "a/m1.png"), (4, "m2.png")):
+        image, true = composed(seed, "easy", 50)
         if true.grid != (6, 10):
             image = np.rot90(image)
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.ascontiguousarray(image)).save(tmp_path / "in" / name)
-    options = [str(tmp_path / "in"), "--grid", "6x10", "--out", str(tmp_path / "out")]
+    return tmp_path / "in"
+
+
+def test_cut_module_cuts_into_a_folder_for_each_module(three, tmp_path, capsys):
+    options = [str(three), "--grid", "6x10", "--out", str(tmp_path / "out")]
     assert cut_module.main(options) == 0
     assert len(list((tmp_path / "out" / "a" / "m1").glob("r??_c??.png"))) == 60
-    assert [r["name"] for r in rows_of(tmp_path / "out_modules" / "modules.csv")] == ["m1", "m2", "a/m1"]
+    modules = rows_of(tmp_path / "out_modules" / "modules.csv")
+    assert [r["name"] for r in modules] == ["m1", "m2", "a/m1"] and {r["nearly_black"] for r in modules} == {"0"}
+    assert [r["filename"] for r in modules] == [str((three / f"{r['name']}.png").resolve()) for r in modules]
     assert (tmp_path / "out_modules" / "a" / "m1.png").exists()
     assert cut_module.main(options) == 2 and "already exists" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no input"):
+        find_images([str(tmp_path / "out_modules" / "a" / "m1.png")])
+
+
+def test_cutting_that_was_stopped_begins_anew_and_mixes_nothing(three, tmp_path, monkeypatch, capsys):
+    out = ["--out", str(tmp_path / "out")]
+    (tmp_path / "out" / "m1").mkdir(parents=True)
+    for name in ("r11_c07.png", ".tmp7_r01_c01.png"):
+        (tmp_path / "out" / "m1" / name).touch()
+    taken = cut_module.row_of
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cut_module, "row_of", stop)
+    assert cut_module.main([str(three / "m1.png"), "--grid", "6x9", *out]) == 130
+    monkeypatch.setattr(cut_module, "row_of", taken)
+    assert cut_module.main([str(three / "m1.png"), "--grid", "6x10", *out]) == 0
+    assert len(rows_of(tmp_path / "out_modules" / "modules.csv")) == 1
+    assert len(list((tmp_path / "out" / "m1").iterdir())) == 60
+    with locked(tmp_path / "out_modules" / ".modules.lock", ""):
+        assert cut_module.main([str(three), "--grid", "6x10", *out]) == 2
+    assert "another run is writing there" in capsys.readouterr().err
 
 
 NO_MODULES = {
@@ -270,10 +303,10 @@ def test_module_names_are_unique():
 
 
 def test_many_doubtful_modules_are_summarised_in_a_few_lines():
-    modules = [CutModule("m.png", 10, 6, why="dark", cell_pixels=200)] * 50
-    lines, sure = warnings_of(modules)
-    assert not sure and len(lines) == MOST_LINES + 1 and f"{50 - MOST_LINES} more" in lines[-1]
-    assert len(warnings_of(modules[:MOST_LINES])[0]) == MOST_LINES
+    modules = [{"path": "m.png", "sure": 0, "why": "dark", "cell_pixels": 200}] * 50
+    lines = lines_of([], modules, "modules.csv")
+    assert len(lines) == MOST_LINES + 1 and f"{50 - MOST_LINES} more; modules.csv has them all" in lines[-1]
+    assert len(lines_of([], modules[:MOST_LINES], "modules.csv")) == MOST_LINES
 
 
 def test_the_lens_of_one_camera_is_a_median(cells, tmp_path):

@@ -1,23 +1,11 @@
-"""Whole modules judged cell by cell: cut by other processes, while the network works."""
-
-from dataclasses import dataclass
+"""Cells of whole modules as the network takes them, and modules with their verdicts."""
 
 from PIL import Image
-from tqdm import tqdm
 
 from elcells.data.images import to_square
-from elcells.inference.cells import TOO_DARK, CellResult, Place, judge
+from elcells.inference.cells import TOO_DARK, CellResult, Place
 from elcells.modules.overlay import TOO_DARK_VERDICT, draw_module, verdict
-from elcells.modules.parallel import cell_name, cut_modules
-
-
-@dataclass(frozen=True)
-class ModuleLayout:
-    """What images of whole modules show: columns x rows of cells, and rough corners of some (`read_corners`)."""
-
-    columns: int
-    rows: int
-    corners: dict
+from elcells.modules.saving import cell_name
 
 
 def cells_of_module(module, name, folder, size):
@@ -30,19 +18,6 @@ def cells_of_module(module, name, folder, size):
         result = CellResult(path, brightness=cell.mean() / 255, error=TOO_DARK if black else "", place=place)
         cells.append((None if black else to_square(Image.fromarray(cell), size), result))
     return cells
-
-
-def judge_modules(engine, thresholds, named, folder, layout):
-    """Yield (name, CutModule, CellResults of its cells) of whole modules, while other processes cut the next.
-
-    named: list of (path, name). folder: of the cells' files.
-    """
-    with tqdm(total=len(named) * layout.columns * layout.rows, unit="cell", leave=False) as bar:
-        for name, module in cut_modules(named, folder, layout.columns, layout.rows, layout.corners):
-            cells = cells_of_module(module, name, folder, engine.image_size)
-            results = judge(engine, thresholds, cells)
-            bar.update(len(results))
-            yield name, module, results
 
 
 def draw_results(module, path, results, classes):

@@ -4,7 +4,6 @@ from functools import partial
 
 import numpy as np
 
-from elcells.data.images import size_of
 from elcells.modules.cutting import cut_image
 
 LENS_IMAGES = 15  # of one size, from which the lens is found
@@ -31,14 +30,3 @@ def lens_of(paths, columns, rows, run):
     if len(bends) < FEWEST or np.subtract(*np.quantile(bends, [0.8, 0.2])) > AGREEING:
         return None
     return float(np.median(bends))
-
-
-def lenses_of(paths, columns, rows, run):
-    """The lens for each image, from all those of its size: dict of path -> bend or None."""
-    of_size = {}
-    for path in paths:
-        of_size.setdefault(size_of(path), []).append(path)
-    lenses = {}
-    for same_size in of_size.values():
-        lenses.update(dict.fromkeys(same_size, lens_of(same_size, columns, rows, run)))
-    return lenses

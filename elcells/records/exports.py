@@ -101,10 +101,15 @@ def module_rows(record):
             empty = [None] * (len(module_fields(record.classes)) - 5)
             yield [image_name(row), "", int(columns), int(rows), *empty, one_line(row["error"])]
             continue
-        geometry = [row[name] for name in module_fields(())[1:10]]
-        geometry[3:5] = [None if value is None else round(value, 4) for value in geometry[3:5]]
-        geometry[8] = None if geometry[8] is None else round(geometry[8], 4)
-        yield [image_name(row), *geometry, *(row[name] for name in CORNERS), *counts[row["image"]], ""]
+        yield [image_name(row), *module_values(row), *counts[row["image"]], ""]
+
+
+def module_values(row):
+    """What modules.csv says about a module's grid, from `name` to `y4`; row: as in the table `modules`."""
+    geometry = [row[name] for name in module_fields(())[1:10]]
+    for place in (3, 4, 8):
+        geometry[place] = None if geometry[place] is None else round(geometry[place], 4)
+    return [*geometry, *(row[name] for name in CORNERS)]
 
 
 # ---------------------------------------------------------------- all

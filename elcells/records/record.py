@@ -11,10 +11,8 @@ import sqlite3
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 import elcells
-from elcells.files import ANY_NAME, OVERLAYS, RECORD, InputError, printable
+from elcells.files import ANY_NAME, OVERLAYS, RECORD, InputError, locked, printable
 from elcells.inference.cells import CellResult, Place
 from elcells.modules.cutting import CORNERS
 from elcells.records.requests import ImageResult, module_name, text
@@ -333,24 +331,18 @@ def writing(folder, info):
     Raises InputError while another run writes it, for a file that is no record, and as Record.begin does.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{folder}: another run is writing there; wait for it, or give another --out") from None
-    try:
+    busy = f"{folder}: another run is writing there; wait for it, or give another --out"
+    with locked(folder / LOCK, busy):
         for leftover in (*folder.glob(".tmp*"), *(folder / OVERLAYS).glob(".tmp*")):  # of a run that was killed
             leftover.unlink(missing_ok=True)
-        with contextlib.closing(open_file(folder, info.classes)) as connection:
-            record = Record(folder, connection)
-            record.begin(info)
-            yield record
-            connection.execute("PRAGMA journal_mode = DELETE")  # can be read in a folder that can't be written
-    except sqlite3.DatabaseError as error:
-        raise InputError(f"{folder / RECORD}: can't be written ({error}); the same command goes on") from None
-    finally:
-        lock.release()
+        try:
+            with contextlib.closing(open_file(folder, info.classes)) as connection:
+                record = Record(folder, connection)
+                record.begin(info)
+                yield record
+                connection.execute("PRAGMA journal_mode = DELETE")  # can be read in a folder that can't be written
+        except sqlite3.DatabaseError as error:
+            raise InputError(f"{folder / RECORD}: can't be written ({error}); the same command goes on") from None
 
 
 def open_file(folder, classes):
@@ -391,6 +383,8 @@ def reading(folder):
         with contextlib.closing(connect(path, timeout=1)) as connection:
             connection.execute("PRAGMA query_only = ON")
             record = Record(folder, connection)
+            if not connection.execute("SELECT count(*) FROM runs").fetchone()[0]:  # a run was killed as it began
+                raise InputError(f"{folder}: no results there yet; run `python predict.py IMAGES --out {folder}` again")
             record.classes = record.info["classes"]
             yield record
     except sqlite3.DatabaseError as error:

@@ -9,15 +9,20 @@ MOST_LINES = 20  # about single images
 
 def lines_about(record):
     """Lines about images that failed, modules that are not sure, and small cells; of the whole record."""
-    lines = [row["error"] for row in record.images() if row["status"] == FAILED]
-    modules = [row for row in record.modules() if row["image"] is not None]
-    for row in modules:
-        if not row["sure"]:
-            lines.append(f"{row['path']}: not sure ({row['why']}); look at its image, or give --corners")
+    errors = [row["error"] for row in record.images() if row["status"] == FAILED]
     if waiting := record.count(f"status = '{WAITING}'"):
-        lines.insert(0, f"{counted(waiting, 'image')} of a run that was stopped not judged yet; give them again.")
+        errors.insert(0, f"{counted(waiting, 'image')} of a run that was stopped not judged yet; give them again.")
+    modules = [row for row in record.modules() if row["image"] is not None]
+    return lines_of(errors, modules, "report.html")
+
+
+def lines_of(errors, modules, where):
+    """The same from lines about images and rows of the table `modules` with their paths. where: all of them are."""
+    doubtful = [row for row in modules if not row["sure"]]
+    lines = [f"{row['path']}: not sure ({row['why']}); look at its image, or give --corners" for row in doubtful]
+    lines = errors + lines
     if len(lines) > MOST_LINES:
-        lines[MOST_LINES:] = [f"… and {len(lines) - MOST_LINES} more; report.html has them all."]
+        lines[MOST_LINES:] = [f"… and {len(lines) - MOST_LINES} more; {where} has them all."]
     small = [row["cell_pixels"] for row in modules if row["cell_pixels"] < FINE_CRACKS]
     if small:
         few = f"{len(small)} of {counted(len(modules), 'module')}"

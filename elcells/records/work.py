@@ -15,7 +15,7 @@ from elcells.modules.align import align_cell
 from elcells.modules.cutting import CutModule
 from elcells.modules.judging import cells_of_module, draw_results
 from elcells.modules.lens import FEWEST, lens_of
-from elcells.modules.parallel import cut_and_save
+from elcells.modules.saving import cut_and_save
 from elcells.records.record import JUDGED
 from elcells.records.requests import ImageResult, Request, module_name
 
@@ -57,7 +57,7 @@ class Work:
         name = module_name(request.path, request.page)
         folder = Path(self.folder) / CUT
         corners = np_corners(request.corners)
-        _, module = cut_and_save(name, folder, request.name, *request.grid, corners, request.bend)
+        module = cut_and_save(name, folder, request.name, *request.grid, corners, request.bend)
         cells = cells_of_module(module, name, CUT, size)
         return Prepared(request, tuple(cells), module.error, module.notes, module)
 
@@ -136,7 +136,7 @@ class Here:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def map(self, function, items):
+    def map(self, function, items, files_of_item=None):
         """Results of a function, in order."""
         return map(function, items)
 
@@ -166,11 +166,11 @@ def tasks_of(requests, batch_size):
 # ---------------------------------------------------------------- modules
 
 
-def with_lenses(record, requests, todo, who):
+def with_lenses(lens, requests, todo, who):
     """Requests of modules that are to do, with the lens of the camera of their folder.
 
-    The lens is found once for all images of a size in a folder, and kept in the record, so that no later run finds
-    another. requests: all of the run.
+    The lens is found once for all images of a size in a folder. requests: all of the run. lens: as Record.lens, which
+    keeps it, so that no later run finds another.
     """
     groups = {}
     folders = {os.path.dirname(request.path) for request in todo if request.grid}
@@ -180,9 +180,9 @@ def with_lenses(record, requests, todo, who):
             groups.setdefault((folder, size_of(request.name), request.grid), []).append(request)
     bends = {}
     for (folder, size, grid), members in groups.items():
-        names = [member.name for member in members]
+        names = [os.path.join(os.getcwd(), member.name) for member in members]  # a worker's folder may be another
         find = lambda names=names, grid=grid: lens_of(names, *grid, who.map)  # noqa: E731
-        bend = record.lens(folder, size, "x".join(map(str, grid)), find if len(members) >= FEWEST else None)
+        bend = lens(folder, size, "x".join(map(str, grid)), find if len(members) >= FEWEST else None)
         bends.update({(member.path, member.page): bend for member in members})
     return [replace(request, bend=bends.get((request.path, request.page))) for request in todo]
 
@@ -222,15 +222,9 @@ def remove_files(folder, name):
 
 
 def tidy(record, result):
-    """Remove files of an earlier result of the same image that the new one does not have."""
+    """Remove the files of a module that an image was, where its new result has none."""
     request = result.request
     row = record.known(request)
-    name = module_name(request.path, request.page)
-    cut = record.folder / CUT / name
-    if result.module is not None and not result.error:
-        wanted = {Path(cell.filename).name for cell in result.cells}
-        for path in cut.iterdir():
-            if path.name not in wanted:
-                path.unlink(missing_ok=True)
-    elif request.grid or row["grid"]:
-        remove_files(record.folder, name)
+    is_module = request.grid and not result.error
+    if not is_module and (request.grid or row["grid"]):
+        remove_files(record.folder, module_name(request.path, request.page))
