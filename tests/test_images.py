@@ -1,5 +1,8 @@
 """Camera files are read correctly, and assumptions about them are reported; on a real ELPV cell."""
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
 import imagecodecs
 import numpy as np
 import pytest
@@ -44,6 +47,31 @@ def test_the_depth_that_a_tiff_gives_is_used(gray, tmp_path):
     dim = gray.astype(np.uint16) << 2  # 10 bits would hold it
     tifffile.imwrite(tmp_path / "a.tif", dim, extratags=[(281, "H", 1, 4095, True)])
     assert examine(tmp_path / "a.tif", 300)[1][0] == "use 12 of 16 bits"
+
+
+@pytest.mark.parametrize("largest", [65535, 255 * 16])
+def test_the_full_scale_or_an_images_maximum_is_no_depth(gray, tmp_path, largest):
+    tifffile.imwrite(tmp_path / "a.tif", gray.astype(np.uint16) << 4, extratags=[(281, "H", 1, largest, True)])
+    pixels, notes = examine(tmp_path / "a.tif", 300)
+    assert close(pixels, gray) and notes == ["use 12 of 16 bits"]
+
+
+def test_a_dark_8_bit_tiff_that_gives_its_maximum_stays_dark(gray, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", gray // 4, extratags=[(281, "H", 1, 63 - 1, True)])
+    assert np.array_equal(examine(tmp_path / "a.tif", 300)[0], gray // 4)
+
+
+def test_a_white_is_zero_tiff_of_4_bits_becomes_a_positive(gray, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", 15 - (gray >> 4), photometric="miniswhite", bitspersample=4)
+    assert abs(examine(tmp_path / "a.tif", 300)[0] - (gray >> 4) * 17.0).max() <= 1
+
+
+def test_threads_that_read_leave_the_filters_of_warnings_alone(gray, tmp_path):
+    Image.fromarray(gray).save(tmp_path / "a.png")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(open_image, [tmp_path / "a.png"] * 400))
+    assert warnings.filters == before
 
 
 def test_a_white_is_zero_tiff_becomes_a_positive(gray, tmp_path):
@@ -129,6 +157,9 @@ def test_a_missing_page_is_named(gray, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.stack([gray, gray]), photometric="minisblack")
     with pytest.raises(InputError, match=r"has 2 pages, no page 7"):
         open_image(f"{tmp_path / 'a.tif'}#page=7")
+    Image.fromarray(gray).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="only TIFF files have pages"):
+        open_image(f"{tmp_path / 'a.png'}#page=2")
 
 
 def test_predict_reports_what_it_assumed(gray, exported, tmp_path, capsys):
@@ -240,6 +271,7 @@ def deep(gray):
     return gray * np.uint16(257)
 
 
+GRAYS = np.tile(np.arange(256, dtype=np.uint16), (3, 1))
 PLANAR = {"photometric": "rgb", "planarconfig": "separate"}
 SAME = {  # files of a gray cell that are read as it is
     "RGB of 12 in 16 bits": lambda p, g: tiff(p, np.stack([g.astype(np.uint16) << 4] * 3, -1), photometric="rgb"),
@@ -253,6 +285,8 @@ SAME = {  # files of a gray cell that are read as it is
     "white is zero": lambda p, g: tiff(p, 255 - g, photometric="miniswhite"),
     "LZW": lambda p, g: pillow(p, Image.fromarray(g), ".tif", compression="tiff_lzw"),
     "palette": lambda p, g: pillow(p, Image.fromarray(g).convert("P"), ".png"),
+    "palette of a TIFF": lambda p, g: tiff(p, g, photometric="palette", colormap=GRAYS * np.uint16(257)),
+    "palette of a TIFF, in 8 bits": lambda p, g: tiff(p, g, photometric="palette", colormap=GRAYS),
     "RGBA, opaque": lambda p, g: pillow(p, Image.fromarray(g).convert("RGBA"), ".png"),
     "RGBA, alpha zero everywhere": lambda p, g: pillow(p, Image.fromarray(np.dstack([g, g, g, 0 * g])), ".png"),
     "turned": lambda p, g: tiff(p, np.rot90(g), extratags=[(274, "H", 1, 6, True)]),
@@ -283,6 +317,7 @@ REFUSED = {  # files of which no gray is known, and a word of the sentence
     "Lab": (lambda p, g: pillow(p, Image.merge("LAB", [Image.fromarray(g)] * 3), ".tif"), "CIELAB"),
     "floating point": (lambda p, g: tiff(p, g.astype(np.float32)), "float32"),
     "64 bits": (lambda p, g: tiff(p, g.astype(np.uint64)), "uint64"),
+    "YCbCr": (lambda p, g: tiff(p, np.dstack([g] * 3), photometric="ycbcr"), "YCBCR"),
     "five channels": (
         lambda p, g: tiff(p, np.dstack([g] * 5), photometric="minisblack", planarconfig="contig"),
         "5 channels",

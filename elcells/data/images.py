@@ -49,6 +49,8 @@ def open_image(path):
             )
 
     with read_errors(path):
+        if page is not None and not is_tiff(file):
+            raise InputError(f"{path}: only TIFF files have pages; give {file}")
         if not may_be_file(file):
             raise InputError(f"{path}: is no file that can be read as an image")
         if is_tiff(file):

@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 Image.MAX_IMAGE_PIXELS = None  # switches off Pillow's own limit, which differs from ours
+# About metadata that Pillow does not understand. Not by `catch_warnings`, which threads can't use at the same time.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 ORIENTATION = 0x0112  # tag of Exif
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_DEPTH, PNG_COLOUR = 24, 25  # places of bytes in a PNG file
@@ -75,22 +77,20 @@ def read_stored(path, check_size):
 
     check_size: function of width and height that raises an error for an image that is too large.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about metadata that it does not understand
-        with Image.open(path) as image:
-            check_size(*image.size)
-            image.load()
-            orientation = image.getexif().get(ORIENTATION, 1)
-            if image.format == "PNG" and (deep := deep_png(path)) is not None:
-                return split_alpha(upright(deep, orientation))
-            if image.mode == "F":
-                raise ValueError("floating-point pixels have no known scale; save it with 8 or 16 bits")
-            if image.mode.startswith("I"):
-                pixels = upright(np.asarray(image), orientation)
-                if image.format == "PPM":  # Pillow has scaled it to 16 bits
-                    return StoredImage(pixels.astype(np.uint16), bits=16)
-                return StoredImage(pixels)
-            return split_alpha(np.asarray(ImageOps.exif_transpose(as_rgb(image))))
+    with Image.open(path) as image:
+        check_size(*image.size)
+        image.load()
+        orientation = image.getexif().get(ORIENTATION, 1)
+        if image.format == "PNG" and (deep := deep_png(path)) is not None:
+            return split_alpha(upright(deep, orientation))
+        if image.mode == "F":
+            raise ValueError("floating-point pixels have no known scale; save it with 8 or 16 bits")
+        if image.mode.startswith("I"):
+            pixels = upright(np.asarray(image), orientation)
+            if image.format == "PPM":  # Pillow has scaled it to 16 bits
+                return StoredImage(pixels.astype(np.uint16), bits=16)
+            return StoredImage(pixels)
+        return split_alpha(np.asarray(ImageOps.exif_transpose(as_rgb(image))))
 
 
 def size_of_file(path):
@@ -123,7 +123,8 @@ def split_alpha(pixels):
 
 def deep_png(path):
     """A PNG of 16 bits a channel and several channels as uint16 (H, W, C), which Pillow cuts to 8 bits; else None."""
-    start = Path(path).read_bytes()[: PNG_COLOUR + 1]
+    with open(path, "rb") as file:
+        start = file.read(PNG_COLOUR + 1)
     if not start.startswith(PNG_START) or start[PNG_DEPTH] != 16 or start[PNG_COLOUR] == 0:
         return None
     import imagecodecs  # rarely needed

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import math
 import os
 from pathlib import Path
@@ -17,7 +18,9 @@ PREVIEW = 0.3  # of the largest page's area: smaller pages are previews
 REDUCED, MASK = 1, 4  # bits of the tag NewSubfileType
 ALPHA = ("ASSOCALPHA", "UNASSALPHA")
 COLOURS = {"MINISBLACK": 1, "MINISWHITE": 1, "PALETTE": 1, "RGB": 3, "YCBCR": 3}  # that can become gray: channels
+JPEG = (6, 7, 33007)  # compressions whose YCbCr becomes RGB as it is read
 WIDEST = 32  # bits per sample
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file stands in its InputError
 
 
 def is_tiff(path):
@@ -124,8 +127,8 @@ def raw_image(file, number):
 
 def stored_page(path, page, pixels):
     """What a page's tags say about its pixels, as a StoredImage."""
-    kind = page.photometric.name
-    if kind not in COLOURS:
+    kind = getattr(page.photometric, "name", "unknown")
+    if kind not in COLOURS or (kind == "YCBCR" and page.compression not in JPEG):
         raise InputError(f"{path}: {kind} colours have no known gray; save it as gray or RGB")
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8) * 255
@@ -135,7 +138,8 @@ def stored_page(path, page, pixels):
         raise InputError(f"{path}: a page of axes {page.axes} is no flat image; save each image as a page")
     if page.axes == "SYX":
         pixels = np.moveaxis(pixels, 0, -1)
-    if kind == "MINISWHITE" and pixels.dtype == np.uint8:
+    bits = used_bits(page, pixels)
+    if kind == "MINISWHITE" and pixels.dtype == np.uint8 and bits in (0, 8):
         pixels = 255 - pixels
         kind = "MINISBLACK"
     channels = COLOURS[kind]
@@ -148,19 +152,22 @@ def stored_page(path, page, pixels):
             alpha = pixels[..., channels]
         pixels = pixels[..., :channels]
         pixels = pixels[..., 0] if channels == 1 else pixels
-    bits = used_bits(page, pixels)
     if kind == "PALETTE":
         pixels = np.moveaxis(page.colormap, 0, -1)[pixels]
-        bits = 16
+        bits = 16 if page.colormap.max() > 255 else 8  # some programs write 8 bits
     orientation = page.tags.valueof("Orientation", 1)
     return StoredImage(upright(pixels, orientation), upright(alpha, orientation), bits, kind == "MINISWHITE")
 
 
 def used_bits(page, pixels):
-    """Bits per sample that a page says are used, 0 where it says nothing."""
-    largest = page.tags.valueof("MaxSampleValue", 0)
-    largest = int(np.max(largest))
-    if largest > 0:
-        return largest.bit_length()
+    """Bits per sample that a page says are used, 0 where it says nothing.
+
+    Some programs write this image's own maximum as MaxSampleValue, or the file's full scale whatever the camera uses:
+    both say nothing about the camera.
+    """
     stored = pixels.dtype.itemsize * 8
+    largest = int(np.max(page.tags.valueof("MaxSampleValue", 0)))
+    bits = largest.bit_length()
+    if 0 < bits < stored and largest == 2**bits - 1:
+        return bits
     return page.bitspersample if 1 < page.bitspersample < stored else 0
