@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from elcells.data.outputs import is_output
-from elcells.data.tiff import pages_of
+from elcells.data.tiff import is_only_page, pages_of
 from elcells.files import ANY_NAME, InputError, counted
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm"}
@@ -91,9 +91,11 @@ class Found:
 
     def add_file(self, path):
         """Add the images of a file, each page of a TIFF, unless they are there; one of ours is left out."""
-        file, _ = file_of(path)
+        file, number = file_of(path)
         if self.leaves_out(file):
             return
+        if number is not None and is_only_page(file, number):
+            path = str(file)
         absolute = os.path.abspath(path)
         file = identity(file)
         for page in pages_of(path):
@@ -227,6 +229,8 @@ def find_images(inputs):
 
 def add_input(found, name):
     """Add to a Found what one input, or line of a list, stands for; raises InputError where it leads nowhere."""
+    if not name:  # an empty variable of a shell
+        raise InputError("'': is an empty name; give an image file, or a folder of them")
     if not os.path.exists(name) and os.path.exists(stored := as_stored(Path(name))):
         name = str(stored)
     file, _ = file_of(name)
@@ -277,10 +281,12 @@ def lines_of(raw):
     """Lines of a list, bytes in UTF-8 or UTF-16, which end with a newline or a null byte (`find -print0`)."""
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = raw.decode("utf-16", "replace")
-    elif raw[1:2] == b"\0":
+    elif raw[1:2] == b"\0" and raw[3:4] in (b"\0", b""):  # not a name of one character such as "."
         text = raw.decode("utf-16-le", "replace")
     else:
-        text = raw.removeprefix(codecs.BOM_UTF8).decode("utf-8", ANY_NAME).replace("\0", "\n")
+        text = raw.removeprefix(codecs.BOM_UTF8).decode("utf-8", ANY_NAME)
+    if "\0" in text:  # so that names can contain newlines
+        return text.split("\0")
     return [line.removesuffix("\r") for line in text.split("\n")]
 
 
