@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -189,6 +190,15 @@ def test_a_resumed_cross_validation_takes_the_same_cells_in_any_order_and_no_oth
 
 def hashes_of(table):
     return set(image_hashes(table["path"]))
+
+
+def test_a_file_of_many_pages_is_read_once_for_its_hashes(tmp_path, monkeypatch):
+    file = tmp_path / "a.tif"
+    file.write_bytes(b"pages")
+    reads = []
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or b"pages")
+    assert len(set(image_hashes([f"{file}#page={number}" for number in range(1, 101)]))) == 100
+    assert reads == [file]
 
 
 def test_a_cell_is_known_under_another_name_in_another_folder(elpv, tmp_path):

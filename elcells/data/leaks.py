@@ -22,15 +22,17 @@ PLACES = {TRAINED: "training", VALIDATED: "validation part"}
 
 def image_hashes(paths):
     """The hash of each image (list of str), of its file and of its page."""
-
-    def hash_of(path):
-        file, page = file_of(path)
-        return hashlib.sha256(Path(file).read_bytes() + (b"%d" % page if page else b"")).hexdigest()[:DIGITS]
-
-    unique = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor(THREADS) as pool:
-        known = dict(zip(unique, pool.map(hash_of, unique)))
-    return [known[path] for path in paths]
+    places = [file_of(path) for path in paths]
+    files = list({file for file, _ in places})
+    with ThreadPoolExecutor(THREADS) as pool:  # a file of many pages is read once
+        hash_of_file = dict(zip(files, pool.map(lambda file: hashlib.sha256(file.read_bytes()), files)))
+    hashes = []
+    for file, page in places:
+        image_hash = hash_of_file[file].copy()
+        if page:
+            image_hash.update(b"%d" % page)
+        hashes.append(image_hash.hexdigest()[:DIGITS])
+    return hashes
 
 
 def with_hashes(table, record=None):
