@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import unicodedata
@@ -335,6 +336,21 @@ def four(elpv, tmp_path):
 def test_the_cache_is_mapped_read_only(four):
     first, _ = load_images(four, 64)
     assert first.shape == (4, 1, 64, 64) and isinstance(first, np.memmap) and not first.flags.writeable
+
+
+def test_images_are_in_memory_where_the_disk_is_full(four, tmp_path, monkeypatch):
+    """Writing to a mapped file on a full disk would kill the process."""
+    expected, index = load_images(four, 64)
+    expected = expected[index]
+    for path in tmp_path.glob(".cache_*"):
+        path.unlink()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    images, index = load_images(four, 64)
+    assert np.array_equal(images[index], expected) and not list(tmp_path.glob(".*cache_*"))
 
 
 def test_the_cache_is_written_once(four, tmp_path):

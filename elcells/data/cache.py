@@ -1,6 +1,7 @@
 """The images of a table as one array, decoded once and cached on disk."""
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -154,6 +155,18 @@ def _decode(folder, names, size):
             raise
 
 
+def _reserve(path):
+    """Take a file's whole size on the disk; OSError where it is full: writing to the mapped file would kill us then."""
+    if not hasattr(os, "posix_fallocate"):  # Windows takes it by itself
+        return
+    with open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # others are file systems that can't
+
+
 def _write_cache(folder, size, shape, fill):
     """Write a folder's cache and remove the previous one; fill(array) fills the array and returns the entries.
 
@@ -163,6 +176,7 @@ def _write_cache(folder, size, shape, fill):
     array_path = folder / f".cache_{size}_{os.getpid()}_{time.time_ns()}.npy"
     with atomic_path(array_path) as temporary:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        _reserve(temporary)
         entries = fill(array)
         array.flush()
         del array
