@@ -226,6 +226,8 @@ def check_options(args):
     for name in ("batch_size", "workers"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    if args.dask and args.workers > 1:
+        raise InputError("--workers: is for processes of this machine; --dask has its cluster's workers")
     if args.corners and not args.grid:
         raise InputError("--corners: needs --grid")
     if args.align and args.grid:

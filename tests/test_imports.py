@@ -71,7 +71,7 @@ import sys
 import data, cut_module, predict
 cut_module.main([{str(image)!r}, "--grid", "6x10", "--out", {str(out / "cut")!r}])
 predict.main([{str(image)!r}, "--model", "cells.onnx", "--device", "cpu", "--out", {str(out / "p")!r}])
-loaded = {{"torch", "torchvision", "sklearn"}} & set(sys.modules)
+loaded = {{"torch", "torchvision", "sklearn", "dask", "distributed"}} & set(sys.modules)
 assert not loaded, loaded
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")

@@ -16,7 +16,7 @@ from multiprocessing import resource_tracker
 
 from elcells.data.finding import file_of
 from elcells.files import InputError, reason
-from elcells.inference.engines import needed
+from elcells.inference.engines import is_onnx, needed
 from elcells.inference.networks import open_network
 
 AHEAD = 4  # tasks for each thread of the workers, so that none waits
@@ -170,7 +170,7 @@ def usable(network, sha256):
     if not same:
         raise InputError(f"{network.path}: is another file on a worker of the cluster; {SHARED}")
     threads = needed("distributed").get_worker().state.nthreads
-    if not network.path.lower().endswith(".onnx"):
+    if not is_onnx(network.path):
         needed("torch").set_num_threads(threads)
         return network
     return network if network.threads else replace(network, threads=threads)
