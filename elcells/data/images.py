@@ -11,7 +11,7 @@ from elcells.data.levels import camera_of_image, scaled
 from elcells.data.stored import read_stored, size_of_file
 from elcells.data.suspicions import LIKE_MODULE, looks_like_module, suspicions
 from elcells.data.tiff import is_tiff, read_page, size_of_page
-from elcells.files import InputError, reason
+from elcells.files import InputError, counted, reason
 
 IMAGE_SIZE = 300  # side in pixels
 THREADS = max(2, os.cpu_count() or 2)  # for decoding and encoding images; zlib runs outside Python's lock
@@ -137,7 +137,7 @@ def _is_square(gray):
 
 def as_lines(notes):
     """Lines such as "40 images use 12 of 16 bits." from a Counter of what `examine` assumed."""
-    return [f"{count} {'image' if count == 1 else 'images'} {note}." for note, count in sorted(notes.items())]
+    return [f"{counted(count, 'image')} {note}." for note, count in sorted(notes.items())]
 
 
 def symmetries(images):

@@ -21,7 +21,7 @@ def _names(table, by):
 
 
 def difference_of_splits(before, now):
-    """What is other in a split than in the recorded one, a clause that names a cell; "" if nothing is, or unknown."""
+    """How a split differs from the recorded one, a clause that names a cell; "" if it does not, or without a record."""
     if not before or not now:
         return ""
     old = _places(before)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from elcells.data.leaks import ANY, TRAINED
 from elcells.data.tables import CLASSES
-from elcells.files import InputError
+from elcells.files import InputError, counted
 
 # scikit-learn is imported where it is used: programs that only read images import this file too.
 
@@ -126,9 +126,8 @@ def split_cells(table, test_size=0.1, by="cell", classes=CLASSES, kept=ANY):
     if one_sided:
         name, value = one_sided
         count = group_keys(table, by)[table[name] == value].nunique()
-        groups = f"{count} {by}" if count == 1 else f"{count} {by}s"
         raise InputError(
-            f"{name}={value}: {groups} with this label can't stand on both sides of the split; "
+            f"{name}={value}: {counted(count, by)} with this label can't stand on both sides of the split; "
             "add more such cells or leave the label out of --classes"
         )
     return table[~in_test].reset_index(drop=True), table[in_test].reset_index(drop=True)

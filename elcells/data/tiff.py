@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+from PIL import Image
 
 from elcells.data.stored import StoredImage, upright
-from elcells.files import InputError
+from elcells.files import InputError, counted
 
 SUFFIXES = (".tif", ".tiff")
 PREVIEW = 0.3  # of the largest page's area: smaller pages are previews
 REDUCED, MASK = 1, 4  # bits of the tag NewSubfileType
 ALPHA = ("ASSOCALPHA", "UNASSALPHA")
-COLOURS = {"MINISBLACK": 1, "MINISWHITE": 1, "PALETTE": 1, "RGB": 3, "YCBCR": 3}  # that can become gray: channels
+# Colours that can become gray, and their channels.
+COLOURS = {"MINISBLACK": 1, "MINISWHITE": 1, "PALETTE": 1, "RGB": 3, "YCBCR": 3, "SEPARATED": 4}
 JPEG = (6, 7, 33007)  # compressions whose YCbCr becomes RGB as it is read
 WIDEST = 32  # bits per sample
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file stands in its InputError
@@ -107,7 +109,7 @@ def opened_page(path, number):
     number = chosen[0] if number is None else number
     count = len(chosen) if offsets is None else len(offsets)
     if not 0 <= number < count:
-        raise InputError(f"{path}: has {count} {'page' if count == 1 else 'pages'}, no page {number + 1}")
+        raise InputError(f"{path}: has {counted(count, 'page')}, no page {number + 1}")
     with tifffile.TiffFile(path) as file:
         if offsets is None:
             yield file, file.pages[0], number, True
@@ -138,6 +140,12 @@ def stored_page(path, page, pixels):
         raise InputError(f"{path}: a page of axes {page.axes} is no flat image; save each image as a page")
     if page.axes == "SYX":
         pixels = np.moveaxis(pixels, 0, -1)
+    if kind == "SEPARATED":
+        if pixels.shape[2:] != (4,) or pixels.dtype != np.uint8:
+            raise InputError(f"{path}: inks that are not CMYK of 8 bits have no known gray; save it as gray or RGB")
+        height, width, _ = pixels.shape
+        pixels = np.asarray(Image.frombytes("CMYK", (width, height), pixels.tobytes()).convert("RGB"))
+        kind = "RGB"
     bits = used_bits(page, pixels)
     if kind == "MINISWHITE" and pixels.dtype == np.uint8 and bits in (0, 8):
         pixels = 255 - pixels
