@@ -24,14 +24,14 @@ from elcells.data.images import read_image
 from elcells.data.tables import CLASSES
 from elcells.evaluation.metrics import metrics_table
 from elcells.files import InputError, command
-from predict import SHIPPED, open_network
+from elcells.inference.networks import SHIPPED, Network, open_network
 
 COLUMNS = "own cells draw judged n seconds f1_crack f1_inactive f1 ap_crack ap_inactive ap".split()
 
 
 def judge_network(path, table):
     """F1 at the thresholds and average precision of a network's file on a table's cells, a dict of COLUMNS."""
-    engine = open_network(path)
+    engine = open_network(Network(str(path)))
     images = np.stack([read_image(p, engine.image_size) for p in table["path"]])[:, None]
     labels = table[list(CLASSES)].to_numpy()
     figures = metrics_table(labels, engine(images), engine.thresholds(), CLASSES)

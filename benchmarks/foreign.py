@@ -25,9 +25,9 @@ from elcells.evaluation.metrics import bootstrap_mean_f1, interval_groups, metri
 from elcells.evaluation.plots import plot_errors
 from elcells.evaluation.results import number
 from elcells.files import atomic_path, command
+from elcells.inference.networks import SHIPPED, Network, open_network
 from elcells.pages.page import UNSURE, doubt
 from elcells.training.weights import cells_in_training
-from predict import SHIPPED, open_network
 
 LINES = "crack lines"  # this and the next are parts in which every cell has a crack
 CROSSES = "crosses only"
@@ -124,7 +124,7 @@ def report_network(path, cells_table, folder, tta, orientations, errors):
     folder: of the table's file names, or None. orientations: also `in_orientations`. errors: file for a plot of the
     surest errors, or None.
     """
-    engine = open_network(path, tta)
+    engine = open_network(Network(str(path), tta))
     classes = engine.classes
     thresholds = engine.thresholds()
     table = data.read_table(cells_table, classes, folder)
