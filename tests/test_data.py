@@ -385,6 +385,14 @@ def test_all_tables_of_a_folder_share_one_cache(four, tmp_path, monkeypatch):
     assert sorted(p.suffix for p in tmp_path.glob(".cache_*")) == [".json", ".npy"]
 
 
+def test_images_that_were_decoded_by_another_version_are_decoded_anew(four, tmp_path, monkeypatch):
+    load_images(four, 64)
+    monkeypatch.setattr(cache_module, "DECODING", cache_module.DECODING + 1)
+    monkeypatch.setattr(cache_module, "examine", lambda path, size: (np.full((size, size), 7, np.uint8), []))
+    images, _ = load_images(four, 64)
+    assert (images == 7).all()
+
+
 def test_a_deleted_image_is_dropped_from_the_cache(four, tmp_path):
     load_images(four, 64)
     four["path"][0].unlink()
@@ -402,7 +410,7 @@ def test_caches_of_two_sizes_lie_side_by_side(four, tmp_path):
     assert sorted(p.name for p in tmp_path.glob(".cache_*.json")) == [".cache_32.json", ".cache_64.json"]
 
 
-@pytest.mark.parametrize("damage", ["", "{}", '{"array": "no.npy", "images": {}}', "[1]"])
+@pytest.mark.parametrize("damage", ["", "{}", '{"decoding": 2, "array": "no.npy", "images": {}}', "[1]"])
 def test_a_damaged_cache_is_written_anew(four, tmp_path, damage):
     first, index = load_images(four, 64)
     expected = np.array(first[index])

@@ -16,6 +16,8 @@ from elcells.data.finding import file_of
 from elcells.data.images import IMAGE_SIZE, THREADS, as_lines, examine
 from elcells.files import InputError, atomic_path, folder_of_all
 
+DECODING = 2  # of what is made of an image; caches of another one are decoded anew
+
 
 def load_images(table, size=IMAGE_SIZE, tell=None):
     """All images of a table as one array, decoded once and cached on disk in the deepest folder that holds them all.
@@ -107,6 +109,8 @@ def _read_cache(folder, size):
     for _ in range(2):  # another process may replace the cache between the two reads
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             cache = json.loads((folder / f".cache_{size}.json").read_text(encoding="utf-8"))
+            if cache["decoding"] != DECODING:
+                break
             images = np.load(folder / cache["array"], mmap_mode="r")
             entries = cache["images"]
             places = [entry["place"] for entry in entries.values() if "stamp" in entry and "notes" in entry]
@@ -181,7 +185,8 @@ def _write_cache(folder, size, shape, fill):
         array.flush()
         del array
     with atomic_path(folder / f".cache_{size}.json") as temporary:
-        temporary.write_text(json.dumps({"array": array_path.name, "images": entries}), encoding="utf-8")
+        cache = {"decoding": DECODING, "array": array_path.name, "images": entries}
+        temporary.write_text(json.dumps(cache), encoding="utf-8")
     images = np.load(array_path, mmap_mode="r")
     for outdated in folder.glob(f".cache_{size}_*"):
         if outdated != array_path:
