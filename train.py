@@ -34,6 +34,7 @@ from elcells.distributed import barrier, processes, rank, world
 from elcells.evaluation.evaluate import add_predictions
 from elcells.evaluation.results import describe_run, prediction_columns, write_predictions, write_results
 from elcells.files import InputError, atomic_path, command, move_aside, reason, sole_writer
+from elcells.inference.engines import is_onnx
 from elcells.settings import add_option, given_options, resumed_settings
 from elcells.training.checkpoints import read_checkpoint
 from elcells.training.jobs import Job
@@ -391,7 +392,7 @@ def new_trainer(session, parts, folder, initial_weights):
     model = build_model(job.model, job.classes, job.width, job.image_size, session.recipe.normalise_brightness)
     if initial_weights:
         load_initial_weights(model, job.weights)
-        if job.weights.endswith(".onnx"):
+        if is_onnx(job.weights):
             restore_norms(model, train_set)
     notes = {
         "job": asdict(job),

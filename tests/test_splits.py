@@ -21,6 +21,7 @@ from elcells.data.recorded_split import difference_of_splits, record_split
 from elcells.data.splits import expand_variants, split_cells
 from elcells.inference.engines import read_onnx
 from elcells.training.checkpoints import read_checkpoint
+from elcells.training.weights import cells_in_training, describe_network_file
 from model import load_model
 
 
@@ -190,6 +191,17 @@ def test_a_resumed_cross_validation_takes_the_same_cells_in_any_order_and_no_oth
 
 def hashes_of(table):
     return set(image_hashes(table["path"]))
+
+
+def test_an_onnx_file_may_have_a_suffix_in_capitals(exported, tmp_path):
+    shutil.copy(exported, tmp_path / "CELLS.ONNX")
+    assert describe_network_file(tmp_path / "CELLS.ONNX") == describe_network_file(exported)
+    assert cells_in_training(tmp_path / "CELLS.ONNX") == cells_in_training(exported) is not None
+
+
+@pytest.mark.parametrize("record", [None, [], {}, {"train": []}, {"train": None, "val": None}])
+def test_a_garbled_record_of_cells_is_none(elpv, record):
+    assert not with_hashes(data.read_table(elpv).head(2), record)["seen"].any()
 
 
 def test_a_file_of_many_pages_is_read_once_for_its_hashes(tmp_path, monkeypatch):

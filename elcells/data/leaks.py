@@ -38,9 +38,10 @@ def image_hashes(paths):
 def with_hashes(table, record=None):
     """A table with the columns `hash` and `seen`: the key of the record's list that has the row's cell, or ""."""
     table = table.assign(hash=image_hashes(table["path"]), seen="")
+    if valid_record(record) is None:
+        return table
     for name in (VALIDATED, TRAINED):
-        hashes = (record or {}).get(name, [])
-        cells = table["cell"][table["hash"].isin(hashes)]
+        cells = table["cell"][table["hash"].isin(record[name])]
         table.loc[table["cell"].isin(cells), "seen"] = name
     return table
 

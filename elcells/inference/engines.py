@@ -50,6 +50,11 @@ class Engine:
         return np.asarray(choose_thresholds(self.operating_points, point), np.float32)
 
 
+def is_onnx(path):
+    """Whether a file is called like an ONNX file; any other network is a checkpoint."""
+    return Path(path).suffix.lower() == ".onnx"
+
+
 def in_batches(images, size):
     """Images (N, ...) as a list of arrays of `size` images, the last of which may have fewer."""
     return [images[start : start + size] for start in range(0, len(images), size)]

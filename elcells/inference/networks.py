@@ -7,7 +7,7 @@ from pathlib import Path
 
 from elcells.files import InputError
 from elcells.inference.class_maps import onnx_class_maps, weighted
-from elcells.inference.engines import Engine, needed, open_model
+from elcells.inference.engines import Engine, is_onnx, needed, open_model
 from elcells.inference.origin import TRAINING
 
 SHIPPED = Path(__file__).resolve().parents[2] / "cells.onnx"
@@ -53,7 +53,7 @@ def open_network(network):
     options = {name: getattr(network, name) for name in ("engine", "precision", "threads")}
     options = {name: value for name, value in options.items() if value is not None}
     path = Path(network.path)
-    if path.suffix.lower() != ".onnx":
+    if not is_onnx(path):
         if options:
             raise InputError(f"{path}: PyTorch runs a checkpoint; engine, its precision and threads are for ONNX files")
         engine = open_checkpoint(path, network.tta, network.device)
@@ -66,7 +66,7 @@ def open_network(network):
 
 def with_class_maps(engine, network):
     """An Engine that makes class maps too, where its network can."""
-    if engine.class_maps or Path(network.path).suffix.lower() != ".onnx":
+    if engine.class_maps or not is_onnx(network.path):
         return engine
     return replace(engine, class_maps=onnx_class_maps(network.path, network.threads or 0))
 

