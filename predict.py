@@ -155,8 +155,8 @@ def print_rows(requests, network, who):
 
 
 def fill_record(record, requests, network, who):
-    """Judge the images that a record does not have as they are now, and take up the results."""
-    forget_gone(record, requests)
+    """Judge the images that a record does not have as they are now, and take up the results; returns whether any."""
+    forgotten = forget_gone(record, requests)
     todo = [request for request in requests if not record.is_done(request)]
     done = len(requests) - len(todo)
     if done:
@@ -172,8 +172,8 @@ def fill_record(record, requests, network, who):
             record.add(result)
             tally.add(result)
             bar.update()
-    record.end()
     say(*tally.lines())
+    return bool(forgotten or todo)
 
 
 def derive(record, network):
@@ -249,8 +249,10 @@ def main(argv=None):
             complete = print_rows(requests, network, who)
         else:
             with writing(args.out, info_of(network)) as record:
-                fill_record(record, requests, network, who)
-                derive(record, network)
+                changed = fill_record(record, requests, network, who)
+                if changed or not record.is_derived():
+                    derive(record, network)
+                record.end()
                 say(*lines_about(record))
                 complete = record.is_complete()
     return 0 if complete and not found.unreadable else 3

@@ -17,7 +17,8 @@ BELOW = {  # what may be imported of the project, from the lowest on
     "export_onnx": {"elcells", "data", "model"},
     "visualize_activations": {"elcells", "data", "model"},
 }
-FOLDERS = ("data", "evaluation", "inference", "training", "modules", "records", "pages")  # of the library, from the lowest on
+# of the library, from the lowest on
+FOLDERS = ("data", "evaluation", "inference", "training", "modules", "records", "pages")
 
 
 def imported(path):

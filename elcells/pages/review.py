@@ -12,7 +12,8 @@ from elcells.files import InputError, folder_of_all, relative
 from elcells.pages.page import UNSURE, PageImage, doubt, fill, images_with_maps
 
 MOST = 5000  # cells of a page
-TURNED = 200  # cells, the next nearest to the thresholds, whose eight symmetries are compared
+TURNED = 200  # cells at most, the next nearest to the thresholds, whose eight symmetries are compared
+TURNED_SHARE = 40  # of the judged cells one in so many at most: these take a fifth of the time of judging all
 SAMPLE = 100  # sure cells, drawn at random
 NEAR = "close to a threshold"
 DIFFER = "judged differently when turned or mirrored"
@@ -50,7 +51,8 @@ def choose(cells, engine, thresholds):
     near = [k for k in order if doubts[k] < UNSURE][:MOST]
     others = [k for k in order if doubts[k] >= UNSURE]
     images = [PageImage(cell.filename) for cell in cells]
-    bar = tqdm(others[:TURNED], "symmetries", unit="cell", leave=False, disable=None)
+    turned = min(TURNED, max(1, len(cells) // TURNED_SHARE))
+    bar = tqdm(others[:turned], "symmetries", unit="cell", leave=False, disable=None)
     differ = [k for k in bar if depends_on_orientation(images[k], engine, thresholds)]
     sample = np.random.default_rng(0).permutation(np.setdiff1d(others, differ))[:SAMPLE]
     chosen = [(cells[k], NEAR, images[k]) for k in near]

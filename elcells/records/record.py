@@ -294,8 +294,15 @@ class Record:
         with self.connection:
             self.run = self.insert("runs", row | {"started": now(), "version": elcells.__version__})
 
+    def is_derived(self):
+        """Whether the run before this one wrote all that is derived from the record, and it is still there."""
+        query = "SELECT finished FROM runs WHERE id < ? ORDER BY id DESC LIMIT 1"
+        before = self.connection.execute(query, (self.run,)).fetchone()
+        derived = ["cells.csv", "results.xlsx", "report.html", *(["modules.csv"] if self.count("grid != ''") else [])]
+        return bool(before and before["finished"]) and all((self.folder / name).exists() for name in derived)
+
     def end(self):
-        """Note that the run has done all that it was asked for."""
+        """Note that the run has done all that it was asked for, and that everything is derived from its results."""
         with self.connection:
             self.connection.execute("UPDATE runs SET finished = ? WHERE id = ?", (now(), self.run))
 

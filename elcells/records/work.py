@@ -191,7 +191,9 @@ def forget_gone(record, requests):
     """Remove from a record what its images were and can't be again, so that nothing waits for them.
 
     These are pages that a changed file has no more, and files that are gone and were never judged.
+    Returns their number.
     """
+    forgotten = 0
     asked = {}
     for request in requests:
         asked.setdefault(request.path, {})[request.page] = request
@@ -208,6 +210,8 @@ def forget_gone(record, requests):
         if gone:
             remove_files(record.folder, module_name(row["path"], row["page"]))
             record.forget(row["id"])
+            forgotten += 1
+    return forgotten
 
 
 def is_gone(path):
