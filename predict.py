@@ -28,7 +28,8 @@ from elcells.modules.cutting import corners_of_images, grid_size, guess_grid
 from elcells.pages.report import write_report
 from elcells.pages.review import write_review
 from elcells.records.exports import write_tables
-from elcells.records.record import RunInfo, writing
+from elcells.records.opening import writing
+from elcells.records.record import RunInfo
 from elcells.records.requests import request_of
 from elcells.records.summary import lines_about
 from elcells.records.work import Work, forget_gone, tasks_of, tidy, with_lenses, workers

@@ -19,7 +19,8 @@ from elcells.files import InputError
 from elcells.inference.networks import Network
 from elcells.records import cluster as on_cluster
 from elcells.records.cluster import AHEAD, Cluster, judge_there, usable
-from elcells.records.record import Record, reading
+from elcells.records.opening import reading
+from elcells.records.record import Record
 from elcells.records.requests import request_of
 from elcells.records.work import Work
 

@@ -23,7 +23,8 @@ from elcells.inference.cells import TOO_DARK, CellResult, Place
 from elcells.modules.cutting import CutModule, read_corners
 from elcells.records import exports
 from elcells.records.exports import write_tables
-from elcells.records.record import RunInfo, reading, writing
+from elcells.records.opening import reading, writing
+from elcells.records.record import RunInfo
 from elcells.records.requests import ImageResult, Request
 
 INFO = RunInfo("n.onnx", "00", "n.onnx", ("crack", "inactive"), "f1", (0.5, 0.4), False, "float32", "onnxruntime")

@@ -23,7 +23,8 @@ import predict
 from elcells.files import RECORD, InputError
 from elcells.inference.networks import Network
 from elcells.records import work
-from elcells.records.record import FAILED, JUDGED, WAITING, reading, writing
+from elcells.records.opening import reading, writing
+from elcells.records.record import FAILED, JUDGED, WAITING
 
 SIDE = 64  # pixels of a cell
 GRID = ["--grid", "4x4"]

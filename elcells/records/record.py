@@ -4,51 +4,18 @@ An image is known by its real path and the page in its file, a cell by its image
 it was judged as it is on the disk now; what failed or changed is judged again.
 """
 
-import contextlib
 import datetime
 import json
-import sqlite3
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import elcells
-from elcells.files import ANY_NAME, OVERLAYS, RECORD, InputError, locked, printable
+from elcells.files import InputError, printable
 from elcells.inference.cells import CellResult, Place
 from elcells.modules.cutting import CORNERS
 from elcells.records.requests import ImageResult, module_name, text
 
-LOCK = ".results.lock"
 JUDGED, FAILED, WAITING = "judged", "failed", "waiting"  # status of an image
-VERSION = 1  # of the tables below
-APPLICATION = int.from_bytes(b"ELce", "big")  # SQLite's application_id, which tells a record from other databases
-
-TABLES = """
-CREATE TABLE runs (
-    id INTEGER PRIMARY KEY, started TEXT, finished TEXT, network TEXT, sha256 TEXT, trained TEXT, classes TEXT,
-    operating_point TEXT, thresholds TEXT, symmetries INTEGER, engine TEXT, precision TEXT,
-    version TEXT
-);
-CREATE TABLE images (
-    id INTEGER PRIMARY KEY, path TEXT NOT NULL, page INTEGER NOT NULL, bytes INTEGER, modified INTEGER,
-    grid TEXT NOT NULL, corners TEXT NOT NULL, align INTEGER NOT NULL, status TEXT NOT NULL, error TEXT NOT NULL,
-    notes TEXT NOT NULL, run INTEGER REFERENCES runs, judged TEXT, UNIQUE (path, page)
-);
-CREATE TABLE modules (
-    image INTEGER PRIMARY KEY REFERENCES images ON DELETE CASCADE, name TEXT UNIQUE, columns INTEGER, rows INTEGER,
-    score REAL, lead REAL, sure INTEGER, why TEXT, cell_pixels INTEGER, bend REAL, {corners}
-);
-CREATE TABLE cells (
-    image INTEGER REFERENCES images ON DELETE CASCADE, row INTEGER, "column" INTEGER, file TEXT, brightness REAL,
-    error TEXT, {classes}, PRIMARY KEY (image, row, "column")
-) WITHOUT ROWID;
-CREATE TABLE labels (
-    image INTEGER REFERENCES images ON DELETE CASCADE, row INTEGER, "column" INTEGER, class TEXT, label INTEGER,
-    who TEXT, time TEXT, PRIMARY KEY (image, row, "column", class, who)
-) WITHOUT ROWID;
-CREATE TABLE lenses (
-    folder TEXT, width INTEGER, height INTEGER, grid TEXT, bend REAL, PRIMARY KEY (folder, width, height, grid)
-) WITHOUT ROWID;
-"""
 ALL_CELLS = """
 SELECT images.path, images.page, modules.name, modules.sure, cells.* FROM cells JOIN images ON images.id = cells.image
 LEFT JOIN modules ON modules.image = cells.image ORDER BY images.path, images.page, cells.row, cells."column"
@@ -90,14 +57,6 @@ FIXED = {  # columns of runs that can't change: what the user would call them
 
 def now():
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def connect(path, **options):
-    """A connection to a record's file; names that are no UTF-8 come back as they were given."""
-    connection = sqlite3.connect(path, **options)
-    connection.row_factory = sqlite3.Row
-    connection.text_factory = lambda raw: raw.decode("utf-8", ANY_NAME)
-    return connection
 
 
 class Record:
@@ -326,73 +285,3 @@ def module_row(result):
     }
     corners = [round(float(value), 1) for value in module.corners]
     return row | {"sure": int(module.sure)} | dict(zip(CORNERS, corners))
-
-
-# ---------------------------------------------------------------- opening
-
-
-@contextlib.contextmanager
-def writing(folder, info):
-    """The context with the Record of a results folder, made where there is none, for a run as RunInfo says.
-
-    Raises InputError while another run writes it, for a file that is no record, and as Record.begin does.
-    """
-    folder = Path(folder)
-    busy = f"{folder}: another run is writing there; wait for it, or give another --out"
-    with locked(folder / LOCK, busy):
-        for leftover in (*folder.glob(".tmp*"), *(folder / OVERLAYS).glob(".tmp*")):  # of a run that was killed
-            leftover.unlink(missing_ok=True)
-        try:
-            with contextlib.closing(open_file(folder, info.classes)) as connection:
-                record = Record(folder, connection)
-                record.begin(info)
-                yield record
-                connection.execute("PRAGMA journal_mode = DELETE")  # can be read in a folder that can't be written
-        except sqlite3.DatabaseError as error:
-            raise InputError(f"{folder / RECORD}: can't be written ({error}); the same command goes on") from None
-
-
-def open_file(folder, classes):
-    """A connection for writing to a folder's record, whose tables are made where they are missing."""
-    path = folder / RECORD
-    with contextlib.ExitStack() as stack:
-        try:
-            connection = stack.enter_context(contextlib.closing(connect(path, timeout=0)))
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            marks = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
-            if marks == [0, 0] and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                make_tables(connection, classes)
-            elif marks != [APPLICATION, VERSION]:
-                raise InputError(f"{path}: is no record of this version; give another --out")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("PRAGMA foreign_keys = ON")
-        except sqlite3.DatabaseError as error:
-            raise InputError(f"{path}: can't be used as a record ({error}); give another --out") from None
-        stack.pop_all()  # nothing is wrong with it
-        return connection
-
-
-def make_tables(connection, classes):
-    """Make the tables of a new record."""
-    columns = [quoted(name) + " INTEGER" for name in classes] + [quoted(f"p_{name}") + " REAL" for name in classes]
-    tables = TABLES.format(corners=", ".join(f"{name} REAL" for name in CORNERS), classes=", ".join(columns))
-    marks = f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION};"
-    connection.executescript(f"BEGIN; {tables} {marks} COMMIT;")
-
-
-@contextlib.contextmanager
-def reading(folder):
-    """The context with the Record of a results folder, for reading. Raises InputError where there is none."""
-    path = Path(folder) / RECORD
-    if not path.is_file():
-        raise InputError(f"{folder}: no {RECORD} there; make one with `python predict.py IMAGES --out {folder}`")
-    try:
-        with contextlib.closing(connect(path, timeout=1)) as connection:
-            connection.execute("PRAGMA query_only = ON")
-            record = Record(folder, connection)
-            if not connection.execute("SELECT count(*) FROM runs").fetchone()[0]:  # a run was killed as it began
-                raise InputError(f"{folder}: no results there yet; run `python predict.py IMAGES --out {folder}` again")
-            record.classes = record.info["classes"]
-            yield record
-    except sqlite3.DatabaseError as error:
-        raise InputError(f"{path}: can't be read ({error}); is a run writing it?") from None

@@ -10,7 +10,7 @@ import pandas as pd
 
 from elcells.modules.cutting import CORNERS
 from elcells.records.exports import cell_fields, cell_rows, module_fields, module_rows
-from elcells.records.record import reading
+from elcells.records.opening import reading
 
 TIMES = ("started", "finished", "judged")
 LISTS = ("classes", "thresholds", "notes", "corners")  # columns that hold JSON
