@@ -222,6 +222,18 @@ def test_a_dark_cell_is_scaled_as_the_others_of_its_folder(cells, tmp_path):
     assert close(pixels, dark) and notes == ["use 12 of 16 bits"]
 
 
+def test_images_added_to_a_folder_change_the_depth_of_those_in_the_cache(cells, tmp_path):
+    [dim] = folder_of(cells[:1], tmp_path / "a", lambda cell: cell << 1)
+    (tmp_path / "a" / "data.csv").write_text(f"filename;crack;inactive\n{dim.name};1;0\n", encoding="utf-8")
+    table = data.read_table(tmp_path / "a" / "data.csv")
+    images, index = load_images(table)
+    assert np.array_equal(images[index[0], 0], read_image(dim))
+    for number, cell in enumerate(cells[1:]):
+        Image.fromarray(cell.astype(np.uint16) << 4).save(tmp_path / "a" / f"later{number}.png")
+    images, index = load_images(table)
+    assert np.array_equal(images[index[0], 0], read_image(dim)) and images[index[0]].mean() < cells[0].mean() / 4
+
+
 @pytest.mark.parametrize("black, gain", [(1000, 16), (200, 3), (12000, 200)])
 def test_a_black_level_is_subtracted_and_said(cells, tmp_path, black, gain):
     paths = folder_of(cells, tmp_path / "black", lambda cell: cell * gain + black)

@@ -13,18 +13,20 @@ import numpy as np
 from tqdm import tqdm
 
 from elcells.data.finding import file_of
-from elcells.data.images import IMAGE_SIZE, THREADS, as_lines, examine
+from elcells.data.images import IMAGE_SIZE, THREADS, as_lines, examine, is_deep
+from elcells.data.levels import mark_of_folder
 from elcells.files import InputError, atomic_path, folder_of_all
 
-DECODING = 2  # of what is made of an image; caches of another one are decoded anew
+DECODING = 3  # of what is made of an image; caches of another one are decoded anew
 
 
 def load_images(table, size=IMAGE_SIZE, tell=None):
     """All images of a table as one array, decoded once and cached on disk in the deepest folder that holds them all.
 
     A folder has one cache per size, shared by all tables: an array that is memory-mapped, and a JSON file with an
-    entry for each image: its place in the array, its file's size and times, and what was assumed about it. New and
-    changed images are decoded; images that no longer exist are dropped.
+    entry for each image: its place in the array, its file's size and times, what was assumed about it, and for images
+    of more than 8 bits a mark of the images beside it, which their depth depends on. New and changed images are
+    decoded; images that no longer exist are dropped.
     tell: function that gets a line for each assumption about some of the images (`examine`).
     Returns (images, index): uint8 (P, 1, size, size), read-only, which may hold images of other tables too, and
     int (N,), the place of each row's image.
@@ -41,7 +43,7 @@ def load_images(table, size=IMAGE_SIZE, tell=None):
     except OSError as error:
         raise InputError(f"{error.filename}: can't be read ({error.strerror})") from None
     entries, images = _read_cache(folder, size)
-    stale = [name for name in names if entries.get(name, {}).get("stamp") != stamps[name]]
+    stale = [name for name in names if not _is_fresh(entries.get(name), folder / name, stamps[name])]
     if stale:
         entries, images = _update_cache(folder, size, entries, images, {name: stamps[name] for name in stale})
     if tell:
@@ -97,6 +99,13 @@ def _stamp(path):
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
+def _is_fresh(entry, path, stamp):
+    """Whether a cache's entry (None: there is none) was made of a file with this stamp, beside the images of today."""
+    if entry is None or entry["stamp"] != stamp:
+        return False
+    return entry["beside"] is None or entry["beside"] == mark_of_folder(path)
+
+
 def _is_unchanged(path, stamp):
     """True if a file exists and still has this stamp."""
     with contextlib.suppress(OSError):
@@ -113,7 +122,7 @@ def _read_cache(folder, size):
                 break
             images = np.load(folder / cache["array"], mmap_mode="r")
             entries = cache["images"]
-            places = [entry["place"] for entry in entries.values() if "stamp" in entry and "notes" in entry]
+            places = [entry["place"] for entry in entries.values() if {"stamp", "notes", "beside"} <= entry.keys()]
             if images.shape == (len(entries), 1, size, size) and sorted(places) == list(range(len(entries))):
                 return entries, images
     return {}, None
@@ -132,9 +141,9 @@ def _update_cache(folder, size, entries, images, stamps):
         for place, name in enumerate(kept):
             array[place] = images[entries[name]["place"]]
             new_entries[name] = {**entries[name], "place": place}
-        for place, (name, pixels, notes) in enumerate(_decode(folder, list(stamps), size), len(kept)):
+        for place, (name, pixels, notes, beside) in enumerate(_decode(folder, list(stamps), size), len(kept)):
             array[place, 0] = pixels
-            new_entries[name] = {"stamp": stamps[name], "notes": notes, "place": place}
+            new_entries[name] = {"stamp": stamps[name], "notes": notes, "beside": beside, "place": place}
         return new_entries
 
     shape = (len(kept) + len(stamps), 1, size, size)
@@ -146,10 +155,11 @@ def _update_cache(folder, size, entries, images, stamps):
 
 
 def _decode(folder, names, size):
-    """Yield (name, pixels, notes) of each image in a folder, decoded by several threads."""
+    """Yield (name, pixels, notes, mark of the images beside it or None) of each image, decoded by several threads."""
 
     def decode(name):
-        return name, *examine(folder / name, size)
+        pixels, notes = examine(folder / name, size)
+        return name, pixels, notes, mark_of_folder(folder / name) if is_deep(folder / name) else None
 
     with ThreadPoolExecutor(THREADS) as pool:
         try:

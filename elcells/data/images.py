@@ -8,9 +8,9 @@ from PIL import Image
 
 from elcells.data.finding import file_of, may_be_file
 from elcells.data.levels import camera_of_image, scaled
-from elcells.data.stored import read_stored, size_of_file
+from elcells.data.stored import has_deep_pixels, read_stored, size_of_file
 from elcells.data.suspicions import LIKE_MODULE, looks_like_module, suspicions
-from elcells.data.tiff import is_tiff, read_page, size_of_page
+from elcells.data.tiff import has_deep_page, is_tiff, read_page, size_of_page
 from elcells.files import InputError, counted, reason
 
 IMAGE_SIZE = 300  # side in pixels
@@ -56,6 +56,12 @@ def open_image(path):
         if is_tiff(file):
             return read_page(file, page, check_size)
         return read_stored(file, check_size)
+
+
+def is_deep(path):
+    """Whether an image has not 8 bits a sample, according to its file's header."""
+    file, page = file_of(path)
+    return has_deep_page(file, page) if is_tiff(file) else has_deep_pixels(file)
 
 
 def size_of(path):

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import os
 import threading
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from elcells.data.finding import SUFFIXES, file_of, is_system_name
 from elcells.data.tiff import pages_of
+from elcells.files import ANY_NAME
 
 DEPTHS = (8, 10, 12, 14, 16, 20, 24, 32)  # bits per pixel of cameras
 NEARLY_BLACK = 0.13  # mean pixel in 0..1; darker cells of ELPV are only noise and have neither label (doc/labels.md)
@@ -105,43 +107,70 @@ _sampling = threading.Lock()  # so that threads do not sample one folder at the 
 
 
 def camera_of_image(path, stored, read):
-    """The Camera that took an image (a StoredImage at `path`), from images beside it and itself.
+    """The Camera that took an image (a StoredImage at `path`), from a sample of its folder, or of its file's pages.
 
-    Beside it are the images of its folder, or the other pages of its file. They count if they are of the same type,
-    and where several are of the same size, only these. read: function from a path to a StoredImage.
+    Images of the same type count, and where several are of the same size, only these. read: function from a path to a
+    StoredImage.
     """
-    file, _ = file_of(path)
-    place = str(file) if len(pages_of(file)) > 1 else str(file.parent)
+    place = place_of(path)
     height, width = stored.pixels.shape[:2]
     count = int(np.clip(SAMPLED_PIXELS // (height * width), FEWEST, SAMPLES))
     with _sampling:
-        samples = _sampled(place, os.stat(place).st_mtime_ns, count, read)
+        names = _names_in(place, os.stat(place).st_mtime_ns)[:count]
+        samples = [_sample(name, *stamp(name), read) for name in names]
+    samples = [sample for sample in samples if sample]
     same_type = [(shape, found) for kind, shape, found in samples if kind == stored.pixels.dtype]
     same_size = [found for shape, found in same_type if shape == stored.pixels.shape]
     ranges = same_size if len(same_size) > 1 else [found for _, found in same_type]
     return camera_of(ranges or [range_of(stored.gray())])
 
 
+def place_of(path):
+    """The folder in which an image lies, or its file where that has several pages."""
+    file, _ = file_of(path)
+    return str(file) if len(pages_of(file)) > 1 else str(file.parent)
+
+
 def images_in(place):
-    """Names of the images in a folder, or in a TIFF of several pages."""
+    """Names of the images in a folder, or in a TIFF of several pages; none where it can't be read."""
     if os.path.isfile(place):
         return pages_of(place)
-    names = sorted(name for name in os.listdir(place) if Path(name).suffix.lower() in SUFFIXES)
-    return [os.path.join(place, name) for name in names if not is_system_name(name)]
+    try:
+        names = [name for name in os.listdir(place) if Path(name).suffix.lower() in SUFFIXES]
+    except OSError:
+        return []
+    return [os.path.join(place, name) for name in sorted(names) if not is_system_name(name)]
 
 
 @functools.lru_cache(maxsize=64)
-def _sampled(place, modified, count, read):
-    """(type, shape, Range) of at most `count` deep images, evenly spread over a folder or file of this time."""
-    names = images_in(place)
-    chosen = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
-    samples = []
-    for number in chosen:
-        with contextlib.suppress(Exception):  # a damaged image tells nothing about its camera
-            stored = read(names[number])
-            if stored.is_deep:
-                samples.append((stored.pixels.dtype, stored.pixels.shape, range_of(stored.gray())))
-    return samples
+def _names_in(place, modified):
+    """`images_in` a place of this time in an order in which a sample hardly changes where images are added."""
+    return sorted(images_in(place), key=lambda name: (zlib.crc32(os.fsencode(os.path.basename(name))), name))
+
+
+def mark_of_folder(path):
+    """What changes where the images beside an image become others."""
+    place = place_of(path)
+    names = _names_in(place, os.stat(place).st_mtime_ns)
+    return zlib.crc32("\n".join(map(os.path.basename, names)).encode("utf-8", ANY_NAME))
+
+
+def stamp(name):
+    """(size, time) of an image's file; zeros where it can't be read."""
+    with contextlib.suppress(OSError):
+        status = os.stat(file_of(name)[0])
+        return status.st_size, status.st_mtime_ns
+    return 0, 0
+
+
+@functools.lru_cache(maxsize=4096)
+def _sample(name, size, modified, read):
+    """(type, shape, Range) of a deep image of this size and time; None for others, and for one that can't be read."""
+    with contextlib.suppress(Exception):  # a damaged image tells nothing about its camera
+        stored = read(name)
+        if stored.is_deep:
+            return stored.pixels.dtype, stored.pixels.shape, range_of(stored.gray())
+    return None
 
 
 # ---------------------------------------------------------------- an image

@@ -121,11 +121,25 @@ def split_alpha(pixels):
     return StoredImage(pixels[..., 0] if pixels.shape[2] == 1 else pixels, alpha)
 
 
-def deep_png(path):
-    """A PNG of 16 bits a channel and several channels as uint16 (H, W, C), which Pillow cuts to 8 bits; else None."""
+def has_deep_pixels(path):
+    """Whether a file that is no TIFF has more than 8 bits a sample, according to its header."""
+    with Image.open(path) as image:
+        return image.mode.startswith("I") or png_kind(path)[0] == 16
+
+
+def png_kind(path):
+    """(bits per sample, colour type) of a PNG file; zeros for other files."""
     with open(path, "rb") as file:
         start = file.read(PNG_COLOUR + 1)
-    if not start.startswith(PNG_START) or start[PNG_DEPTH] != 16 or start[PNG_COLOUR] == 0:
+    if not start.startswith(PNG_START) or len(start) <= PNG_COLOUR:
+        return 0, 0
+    return start[PNG_DEPTH], start[PNG_COLOUR]
+
+
+def deep_png(path):
+    """A PNG of 16 bits a channel and several channels as uint16 (H, W, C), which Pillow cuts to 8 bits; else None."""
+    bits, colour = png_kind(path)
+    if bits != 16 or colour == 0:
         return None
     import imagecodecs  # rarely needed
 

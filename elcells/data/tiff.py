@@ -102,6 +102,12 @@ def size_of_page(path, number):
         return size[::-1] if page.tags.valueof("Orientation", 1) >= 5 else size
 
 
+def has_deep_page(path, number):
+    """Whether a page of a TIFF file has not 8 bits a sample; number: as in read_page."""
+    with opened_page(path, number) as (_, page, _, _):
+        return page.bitspersample != 8
+
+
 @contextlib.contextmanager
 def opened_page(path, number):
     """The context with (TiffFile, its TiffPage, the number, whether the file is a raw stack) of a page."""
