@@ -1,11 +1,14 @@
 """The work behind a record: images are read or cut, judged, and their files are written; by this process or others."""
 
 import contextlib
+import functools
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from tqdm import tqdm
 
 from elcells.data.images import THREADS, examine, size_of
 from elcells.files import CUT, OVERLAYS, InputError, reason
@@ -181,10 +184,15 @@ def with_lenses(lens, requests, todo, who):
     bends = {}
     for (folder, size, grid), members in groups.items():
         names = [os.path.join(os.getcwd(), member.name) for member in members]  # a worker's folder may be another
-        find = lambda names=names, grid=grid: lens_of(names, *grid, who.map)  # noqa: E731
+        find = functools.partial(lens_of, names, *grid, functools.partial(with_bar, who.map))
         bend = lens(folder, size, "x".join(map(str, grid)), find if len(members) >= FEWEST else None)
         bends.update({(member.path, member.page): bend for member in members})
     return [replace(request, bend=bends.get((request.path, request.page))) for request in todo]
+
+
+def with_bar(run, function, items):
+    """run(function, items) behind a bar."""
+    return tqdm(run(function, items), "lens of the camera", len(items), unit="module", leave=False)
 
 
 def forget_gone(record, requests):
