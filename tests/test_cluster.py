@@ -212,7 +212,7 @@ def test_what_a_worker_raises_is_one_sentence(some, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     import only_here
 
-    with pytest.raises(InputError, match="no package only_here; start the workers in the project's folder or with"):
+    with pytest.raises(InputError, match="no package only_here; start the workers with the project's folder in"):
         list(some.map(only_here.f, [1], lambda item: []))
     sys.modules.pop("only_here")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import functools
 import logging
 import os
@@ -24,9 +25,6 @@ COUNT_AGAIN = 32  # tasks after which the workers are counted again: more may ha
 CONNECT_SECONDS = 15
 SHARED = "all workers need the same file system (doc/cluster.md)"
 AGAIN = "the same command again goes on where it stopped"
-# What local workers start with. Dask would also let glibc give freed memory back at once: a third of a module's time.
-PRE_SPAWN = "distributed.nanny.pre-spawn-environ"
-ONE_THREAD = {f"{name}_NUM_THREADS": 1 for name in ("OMP", "MKL", "OPENBLAS")}  # for each task
 ALONE = threading.Lock()  # of a worker's threads: an Engine takes one batch at a time
 
 
@@ -93,8 +91,8 @@ def taken(future, files):
         raise
     except ModuleNotFoundError as error:
         raise InputError(
-            f"a worker of the cluster has no package {error.name}; start the workers in the project's folder or with "
-            "it in PYTHONPATH, and install the same packages there"
+            f"a worker of the cluster has no package {error.name}; start the workers with the project's folder in "
+            "PYTHONPATH and with the same packages"
         ) from None
     except distributed.KilledWorker:
         raise InputError(
@@ -136,8 +134,19 @@ def unpacker():
 
 def there(function, item, files):
     """function(item), and those of the files that this process does not see."""
+    keep_freed_memory()
     unseen = [(path, size) for path, size in files if not sees(path, size)]
     return function(item), unseen
+
+
+@functools.cache
+def keep_freed_memory():
+    """Let glibc keep freed memory as it does by itself: Dask makes workers give it back, a third of a module's time."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another system
+        mallopt = ctypes.CDLL(None).mallopt
+        m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
+        mallopt(m_mmap_threshold, 2**25)
+        mallopt(m_trim_threshold, 2**26)
 
 
 def sees(path, size):
@@ -193,7 +202,7 @@ def cluster(count, address=None):
         if address is None:
             threads = max(1, (os.cpu_count() or 1) // count)
             options = {"dashboard_address": "127.0.0.1:0", "memory_limit": 0, "silence_logs": logging.CRITICAL + 1}
-            with interrupts_wait(), needed("dask").config.set({PRE_SPAWN: ONE_THREAD}):
+            with interrupts_wait():
                 local = distributed.LocalCluster(n_workers=count, threads_per_worker=threads, **options)
             address = stack.enter_context(local).scheduler_address
         yield Cluster(stack.enter_context(connected(address)))
