@@ -283,7 +283,7 @@ def test_a_module_without_grid_is_reported_and_its_grid_guessed(folder, exported
     images, true = folder
     assert predict.main([str(images), "--model", str(exported), *CPU]) == 0
     err = capsys.readouterr().err
-    assert "1 image look like whole modules" in err and f"--grid {size_text(true)}" in err
+    assert "1 image looks like whole modules" in err and f"--grid {size_text(true)}" in err
 
 
 def test_cells_do_not_look_like_modules(elpv, tmp_path):
@@ -341,3 +341,10 @@ def test_a_cell_that_is_to_be_aligned_is_judged_again(elpv, tmp_path):
         assert predict.main([*options, *more]) == 0
         tables.append((tmp_path / "out" / "cells.csv").read_bytes())
     assert tables[1] == tables[2] != tables[0] == tables[3]
+
+
+@pytest.mark.parametrize("values", ["1;2;3;4;5;6;7;8", "82;211;82;211;618;407;59;442", "82;211;555;113;nan;407;59;442"])
+def test_corners_that_make_no_quadrilateral_are_refused(tmp_path, values):
+    (tmp_path / "c.csv").write_text(f"filename;x1;y1;x2;y2;x3;y3;x4;y4\nm.png;{values}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"c.csv, line 2: .* no quadrilateral"):
+        read_corners(tmp_path / "c.csv")

@@ -32,7 +32,7 @@ MOST_TYPES = 8  # that are named
 
 def as_stored(path):
     """The Path as the file system has it, which may use the other Unicode form (Macs write ü as u and two dots)."""
-    if os.path.exists(path) or path == path.parent:
+    if str(path).isascii() or os.path.exists(path) or path == path.parent:
         return path
     folder = as_stored(path.parent)
     for form in ("NFC", "NFD"):

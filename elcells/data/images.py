@@ -18,6 +18,8 @@ THREADS = max(2, os.cpu_count() or 2)  # for decoding and encoding images; zlib 
 SQUARE = 1.05  # up to this ratio of its sides an image is stretched to a square
 NARROWEST = 10  # ratio of the sides beyond which an image shows no cell
 MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
+# Words of notes where they are about one image
+SINGULAR = {"are": "is", "were": "was", "have": "has", "look": "looks", "use": "uses", "their": "its", "them": "it"}
 CELL_SIDE = 600  # square images of at most so many pixels a side are never taken for modules
 
 
@@ -143,7 +145,12 @@ def _is_square(gray):
 
 def as_lines(notes):
     """Lines such as "40 images use 12 of 16 bits." from a Counter of what `examine` assumed."""
-    return [f"{counted(count, 'image')} {note}." for note, count in sorted(notes.items())]
+    lines = []
+    for note, count in sorted(notes.items()):
+        if count == 1:
+            note = " ".join(SINGULAR.get(word, word) for word in note.split(" "))
+        lines.append(f"{counted(count, 'image')} {note}.")
+    return lines
 
 
 def symmetries(images):

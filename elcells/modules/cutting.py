@@ -77,8 +77,21 @@ def read_corners(path):
             values = [float(row[column]) for column in CORNERS]
         except ValueError:
             raise InputError(f"{path}, line {line}: x1 … y4 must be eight numbers, the corners in pixels") from None
-        corners.append((line, row["filename"], np.array(values).reshape(4, 2)))
+        values = np.array(values).reshape(4, 2)
+        if not is_clockwise(values):
+            raise InputError(
+                f"{path}, line {line}: the corners of {row['filename']} make no quadrilateral; give the upper left, "
+                "upper right, lower right and lower left one, in pixels"
+            )
+        corners.append((line, row["filename"], values))
     return corners
+
+
+def is_clockwise(corners):
+    """True if corners (4, 2) make a convex quadrilateral, clockwise; False where one is no number."""
+    edges = np.roll(corners, -1, 0) - corners
+    following = np.roll(edges, -1, 0)
+    return bool((edges[:, 0] * following[:, 1] - edges[:, 1] * following[:, 0] > 0).all())
 
 
 def corners_of_images(path, names):

@@ -24,10 +24,11 @@ def verdict(calls, classes):
     return text if text in VERDICT_COLOURS else "crack"
 
 
-def draw_module(module, path, verdicts, probabilities=None):
+def draw_module(module, path, verdicts, probabilities=None, judged=True):
     """Save a CutModule's image with its grid, each cell in the colour of its verdict, and probabilities at defects.
 
-    verdicts: a name of VERDICT_COLOURS for each cell. probabilities: text for each cell.
+    verdicts: a name of VERDICT_COLOURS for each cell. probabilities: text for each cell. judged: False where no network
+    has judged the cells, so that the legend does not claim that they have no defect.
     """
     image = module.small.convert("RGB")
     draw_cells(image, module.grid, verdicts, probabilities)
@@ -35,7 +36,8 @@ def draw_module(module, path, verdicts, probabilities=None):
     page.paste(image)
     draw = ImageDraw.Draw(page)
     font = ImageFont.load_default(14)
-    draw_legend(draw, font, image.height, verdicts)
+    shown = verdicts if judged else [name for name in verdicts if name != NO_DEFECT]
+    draw_legend(draw, font, image.height, shown)
     if not module.sure:
         text = f"NOT SURE: {module.why}"
         draw.rectangle((0, 0, draw.textlength(text, font) + 16, 24), "black")

@@ -68,5 +68,5 @@ def cut_and_show(cells_folder, shown_folder, grid, item):
         image.unlink(missing_ok=True)
         return module, None
     verdicts = [TOO_DARK_VERDICT if black else NO_DEFECT for black in module.black]
-    draw_module(module, image, verdicts)
+    draw_module(module, image, verdicts, judged=False)
     return module.without_images(), int(module.black.sum())

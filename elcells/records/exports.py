@@ -15,7 +15,7 @@ from elcells.records.record import image_name
 # First characters of a formula, also as wide as Chinese ones (OWASP, "CSV Injection")
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 BLACK_COLUMN = "nearly_black"  # a count of cells
-RUN_FIELDS = "id started finished network sha256 trained operating_point thresholds symmetries engine precision".split()
+RUN_FIELDS = "id started network sha256 trained operating_point thresholds symmetries engine precision".split()
 SHEET_ROWS = 2**20 - 1  # below the header; a spreadsheet has no more
 TEXT_COLUMNS = "filename image name module why error started finished network sha256 trained engine".split()
 WIDE, NARROW = 40, 11  # characters, of columns of text and of numbers

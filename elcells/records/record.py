@@ -243,9 +243,9 @@ class Record:
         row = info.row()
         for column, what in FIXED.items():
             if first is not None and first[column] != row[column]:
+                before = first["network"] if column == "sha256" else first[column]
                 raise InputError(
-                    f"{self.folder}: was begun with another {what}; go on with that ({first['network']}), or give "
-                    "another --out"
+                    f"{self.folder}: was begun with another {what} ({before}); go on with that, or give another --out"
                 )
         # A write-ahead log needs one write an image, and in exclusive mode no shared memory: it works on file servers.
         self.connection.execute("PRAGMA journal_mode = WAL")
