@@ -9,6 +9,7 @@ command again goes on where it stopped, tries what failed once more, and takes u
 """
 
 import argparse
+import contextlib
 import csv
 import sys
 import time
@@ -182,8 +183,17 @@ def derive(record, network):
     engine = with_class_maps(open_network(network), network)
     write_tables(record)
     write_report(record, engine)
-    count = write_review(record, engine)
-    say(f"{record.folder}: report.html shows the results, review.html {counted(count, 'cell')} to label.")
+    write_review(record, engine)
+
+
+@contextlib.contextmanager
+def hint_on_stop():
+    """The context in which Ctrl-C also says how a record is gone on with."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("", "What is judged is kept; the same command goes on.")
+        raise
 
 
 # ---------------------------------------------------------------- command
@@ -249,7 +259,7 @@ def main(argv=None):
         if not args.out:
             complete = print_rows(requests, network, who)
         else:
-            with writing(args.out, info_of(network)) as record:
+            with writing(args.out, info_of(network)) as record, hint_on_stop():
                 changed = fill_record(record, requests, network, who)
                 if changed or not record.is_derived():
                     derive(record, network)

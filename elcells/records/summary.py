@@ -1,19 +1,30 @@
 """What the user should look at in a record."""
 
 from elcells.files import counted
-from elcells.records.record import FAILED, WAITING
+from elcells.records.record import FAILED, WAITING, quoted
 
 FINE_CRACKS = 150  # pixels of a cell; fine cracks are missed with fewer
 MOST_LINES = 20  # about single images
 
 
 def lines_about(record):
-    """Lines about images that failed, modules that are not sure, and small cells; of the whole record."""
+    """Lines about a whole record: its counts, images that failed, modules that are not sure, and small cells."""
     errors = [row["error"] for row in record.images() if row["status"] == FAILED]
     if waiting := record.count(f"status = '{WAITING}'"):
         errors.insert(0, f"{counted(waiting, 'image')} of a run that was stopped not judged yet; give them again.")
     modules = [row for row in record.modules() if row["image"] is not None]
-    return lines_of(errors, modules, "report.html")
+    return [counts_of(record), *lines_of(errors, modules, "report.html")]
+
+
+def counts_of(record):
+    """Such as "results: 300 images, 312 cells, 40 crack, 12 inactive, 1 failed; report.html shows them"."""
+    sums = ", ".join(f"sum({quoted(name)})" for name in record.classes)
+    cells, *defects = record.connection.execute(f"SELECT count(*), {sums} FROM cells").fetchone()
+    counts = [counted(record.count(), "image"), counted(cells, "cell")]
+    counts += [f"{number or 0} {name}" for name, number in zip(record.classes, defects)]
+    if failed := record.count(f"status = '{FAILED}'"):
+        counts.append(f"{failed} failed")
+    return f"{record.folder}: {', '.join(counts)}; report.html shows them, review.html is for labelling."
 
 
 def lines_of(errors, modules, where):
