@@ -239,6 +239,8 @@ def check_options(args):
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     if args.dask and args.workers > 1:
         raise InputError("--workers: is for processes of this machine; --dask has its cluster's workers")
+    if args.threads is not None and args.threads < 0:
+        raise InputError(f"--threads {args.threads}: must be 0 (all) or more")
     if args.corners and not args.grid:
         raise InputError("--corners: needs --grid")
     if args.align and args.grid:

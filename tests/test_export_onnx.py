@@ -212,6 +212,7 @@ def original(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow  # exporting a ResNet-34 takes 20 seconds
 def test_the_three_channels_of_an_original_recipes_resnet34_become_one(elpv, original, tmp_path, monkeypatch):
     monkeypatch.setattr(export_onnx, "CHECK_CELLS", 8)
     assert export(elpv, tmp_path, original) == 0

@@ -72,6 +72,11 @@ def printed(capsys):
     return list(csv.DictReader(out.splitlines(), delimiter=";")), err
 
 
+def test_a_negative_number_of_threads_is_refused(capsys):
+    assert predict.main(["images", "--threads", "-1"]) == 2
+    assert "--threads -1" in capsys.readouterr().err
+
+
 def test_every_image_gets_its_row(exported, folder, tmp_path, capsys):
     assert run(exported, folder, "--out", tmp_path / "out") == 0
     table, engine = rows(tmp_path / "out"), open_model(exported, "onnxruntime")
