@@ -101,6 +101,7 @@ def test_workers_give_the_record_that_one_process_gives(folder, run, local, capf
     assert capfd.readouterr().out == alone
 
 
+@pytest.mark.slow  # CI runs `predict.py --workers 2` by .ci/predict_only.py
 def test_processes_of_this_machine_give_the_same_in_silence(folder, run, capfd):
     assert cut_module.main(["modules", "--grid", "4x4", "--out", "cut_1"]) == 0
     run("cells", "--out", "one")
