@@ -26,7 +26,7 @@ SAMPLES = 64  # images of a folder
 SAMPLED_PIXELS = 40_000_000  # of these together, for large images
 FEWEST = 6
 # A black level has to show itself, because cells without dark parts have none: in the median of ELPV a cell's darkest
-# pixel has 0.26 of the brightest one's value. On ELPV without a black level none of 44 modules shows one by these.
+# pixel has 0.26 of the brightest one's value. By these rules two of its 44 modules show one that they may not have.
 BLACK_SHARE = 0.005  # of white; lower black levels do not matter
 BACKGROUND = 0.05  # share of an image's pixels within 2 % above its darkest one: 3 of 2,624 ELPV cells have more
 AGREEING_IMAGES = 4  # whose darkest values agree
