@@ -151,7 +151,13 @@ def _names_in(place, modified):
 def mark_of_folder(path):
     """What changes where the images beside an image become others."""
     place = place_of(path)
-    names = _names_in(place, os.stat(place).st_mtime_ns)
+    return _mark_of(place, os.stat(place).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _mark_of(place, modified):
+    """`mark_of_folder` of a place of this time."""
+    names = _names_in(place, modified)
     return zlib.crc32("\n".join(map(os.path.basename, names)).encode("utf-8", ANY_NAME))
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from elcells.data.images import THREADS, examine, size_of
@@ -32,10 +33,6 @@ class Work:
 
     network: Network
     folder: str = ""
-
-    def __call__(self, requests):
-        """The ImageResults (list) of a few Requests."""
-        return self.finish(self.prepare(requests))
 
     def prepare(self, requests):
         """Read the images of Requests, and cut modules: list of Prepared."""
@@ -110,8 +107,6 @@ def prepared_cell(request, size):
 
 def np_corners(corners):
     """Eight numbers as find_grid takes them, float (4, 2), or None for ()."""
-    import numpy as np
-
     return np.array(corners, float).reshape(4, 2) if corners else None
 
 
@@ -122,11 +117,9 @@ class Here:
     """This process does the work; the next images are read in threads meanwhile."""
 
     AHEAD = 3  # tasks
-    name = ""
 
     def results(self, work, tasks):
         """Yield the ImageResults of tasks (lists of Requests), in order."""
-        tasks = list(tasks)
         with ThreadPoolExecutor(2) as pool:
             waiting = []
             try:
@@ -185,7 +178,7 @@ def with_lenses(lens, requests, todo, who):
     for (folder, size, grid), members in groups.items():
         names = [os.path.join(os.getcwd(), member.name) for member in members]  # a worker's folder may be another
         find = functools.partial(lens_of, names, *grid, functools.partial(with_bar, who.map))
-        bend = lens(folder, size, "x".join(map(str, grid)), find if len(members) >= FEWEST else None)
+        bend = lens(folder, size, members[0].grid_text, find if len(members) >= FEWEST else None)
         bends.update({(member.path, member.page): bend for member in members})
     return [replace(request, bend=bends.get((request.path, request.page))) for request in todo]
 
