@@ -23,15 +23,14 @@ from elcells.data.images import as_lines
 from elcells.data.suspicions import LIKE_MODULE
 from elcells.files import InputError, command, counted
 from elcells.inference.engines import ENGINES, PRECISIONS
-from elcells.inference.networks import SHIPPED, Network, default_path, open_network, with_class_maps
+from elcells.inference.networks import SHIPPED, Network, default_path, open_network
 from elcells.inference.origin import describe_network, warning_about
 from elcells.modules.cutting import corners_of_images, grid_size, guess_grid
-from elcells.pages.report import write_report
-from elcells.pages.review import write_review
-from elcells.records.exports import write_tables
+from elcells.pages.derived import derive
+from elcells.records.metadata import grids_of, keep_metadata, read_metadata
 from elcells.records.opening import writing
-from elcells.records.record import RunInfo
 from elcells.records.requests import request_of
+from elcells.records.runs import RunInfo
 from elcells.records.summary import lines_about
 from elcells.records.work import Work, forget_gone, tasks_of, tidy, with_lenses, workers
 
@@ -89,16 +88,25 @@ class Tally:
 
 
 def requests_of(args):
-    """The Requests for all images that the inputs stand for, and the Found; raises InputError where there are none."""
+    """The Requests for all images that the inputs stand for, what the user's table says about them, {(path, page):
+    {column: text}}, and the Found; raises InputError where there are none."""
     found = find_images(args.inputs)
     say(*found.lines())
     if not found.paths:
         raise InputError(f"{' '.join(args.inputs)}: no images there ({' '.join(sorted(SUFFIXES))})")
     grid = grid_size(args.grid) if args.grid else None
     corners = corners_of_images(args.corners, found.paths) if args.corners else {}
-    requests = [request_of(name, grid, corners.get(name), args.align) for name in found.paths]
-    requests = {(request.path, request.page): request for request in requests}  # x.tif#page=1 may be all of x.tif
-    return list(requests.values()), found
+    metadata, lines = read_metadata(args.metadata, found.paths) if args.metadata else ({}, [])
+    say(*lines)
+    grids = grids_of(args.metadata, metadata)
+    requests = {}
+    metadata_of = {}
+    for name in found.paths:
+        request = request_of(name, grids.get(name, grid), corners.get(name), args.align)
+        requests[request.path, request.page] = request  # x.tif#page=1 may be all of x.tif
+        if name in metadata:
+            metadata_of[request.path, request.page] = metadata[name]
+    return list(requests.values()), metadata_of, found
 
 
 def network_of(args):
@@ -106,7 +114,13 @@ def network_of(args):
     path, why = (args.model, "") if args.model else default_path()
     options = {"engine": args.engine, "precision": args.engine_precision, "threads": args.threads}
     network = Network(
-        str(path), args.tta, args.device, batch_size=args.batch_size, operating_point=args.operating_point, **options
+        str(path),
+        args.tta,
+        args.device,
+        batch_size=args.batch_size,
+        operating_point=args.operating_point,
+        maps=bool(args.out),
+        **options,
     )
     engine = open_network(network)
     say(describe_network(from_here(path), engine.metadata) + why)
@@ -156,8 +170,11 @@ def print_rows(requests, network, who):
     return not tally.failed
 
 
-def fill_record(record, requests, network, who):
-    """Judge the images that a record does not have as they are now, and take up the results; returns whether any."""
+def fill_record(record, requests, metadata, network, who):
+    """Judge the images that a record does not have as they are now, and take up the results; returns whether any.
+
+    metadata: what the user's table says about images, {(path, page): {column: text}}.
+    """
     forgotten = forget_gone(record, requests)
     todo = [request for request in requests if not record.is_done(request)]
     done = len(requests) - len(todo)
@@ -165,7 +182,8 @@ def fill_record(record, requests, network, who):
         say(f"{counted(done, 'image')} of {len(requests)} judged before.")
     todo = with_lenses(record.lens, requests, [record.with_corners(request) for request in todo], who)
     record.expect(todo)
-    unit = "module" if requests[0].grid else "image"
+    keep_metadata(record, metadata)
+    unit = "module" if all(request.grid for request in requests) else "image"
     tally = Tally(open_network(network), unit)
     tasks = tasks_of(todo, network.batch_size)
     with tqdm(total=len(requests), initial=done, unit=unit, leave=False) as bar:
@@ -175,15 +193,7 @@ def fill_record(record, requests, network, who):
             tally.add(result)
             bar.update()
     say(*tally.lines())
-    return bool(forgotten or todo)
-
-
-def derive(record, network):
-    """Write what is derived from a record: tables and pages."""
-    engine = with_class_maps(open_network(network), network)
-    write_tables(record)
-    write_report(record, engine)
-    write_review(record, engine)
+    return bool(forgotten or todo or metadata)
 
 
 @contextlib.contextmanager
@@ -212,6 +222,8 @@ def options():
     group.add_argument("--grid", metavar="CxR", help=text)
     text = "rough corners (filename;x1;y1 … x4;y4, as in modules.csv) of modules that are not found"
     group.add_argument("--corners", metavar="CSV", help=text)
+    text = "what else is known (filename;serial;string;…), for the report; a column grid gives each image its grid"
+    group.add_argument("--metadata", metavar="CSV", help=text)
     group = parser.add_argument_group("network")
     text = "ONNX file or checkpoint (the newer of onnx/best.onnx and checkpoints/best.ckp, else cells.onnx)"
     group.add_argument("--model", type=Path, metavar="FILE", help=text)
@@ -241,12 +253,13 @@ def check_options(args):
         raise InputError("--workers: is for processes of this machine; --dask has its cluster's workers")
     if args.threads is not None and args.threads < 0:
         raise InputError(f"--threads {args.threads}: must be 0 (all) or more")
-    if args.corners and not args.grid:
-        raise InputError("--corners: needs --grid")
+    if args.corners and not (args.grid or args.metadata):
+        raise InputError("--corners: needs --grid, or --metadata with a column grid")
     if args.align and args.grid:
         raise InputError("--align: is for single cells; --grid cuts them upright anyway")
-    if args.grid and not args.out:
-        raise InputError("--grid: needs --out, the folder that gets the cells and the modules' images")
+    for name in ("grid", "metadata"):
+        if getattr(args, name) and not args.out:
+            raise InputError(f"--{name}: needs --out, the folder of the results")
 
 
 @command
@@ -256,15 +269,15 @@ def main(argv=None):
     args = options().parse_args(argv)
     check_options(args)
     network = network_of(args)
-    requests, found = requests_of(args)
+    requests, metadata, found = requests_of(args)
     with workers(args.workers, args.dask) as who:
         if not args.out:
             complete = print_rows(requests, network, who)
         else:
             with writing(args.out, info_of(network)) as record, hint_on_stop():
-                changed = fill_record(record, requests, network, who)
+                changed = fill_record(record, requests, metadata, network, who)
                 if changed or not record.is_derived():
-                    derive(record, network)
+                    derive(record)
                 record.end()
                 say(*lines_about(record))
                 complete = record.is_complete()

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import data
+from elcells.colours import class_colour
 from elcells.data.images import read_image
 from elcells.devices import pick_device
 from elcells.evaluation.plots import save
@@ -177,20 +178,22 @@ def overlay(axes, image, heat, probability):
 
 
 def plot_class_maps(model, image, name, probabilities, path):
-    """Plot for each class the cell and both class maps. image: uint8 (S, S). probabilities: (C,)."""
+    """Plot for each class (its colour behind its name) cell and heat maps. image: uint8 (S, S). probabilities: (C,)."""
     rows = len(model.classes)
     figure = Figure(figsize=(9.6, 3.2 * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, 1 + len(METHODS), squeeze=False)
     for index, (label, probability) in enumerate(zip(model.classes, probabilities)):
         grid[index, 0].imshow(image, cmap="gray", vmin=0, vmax=255)
-        grid[index, 0].set_title(f"{label}: probability {probability:.3f}", fontsize=10)
+        box = {"boxstyle": "round", "facecolor": class_colour(index), "edgecolor": "none"}
+        title = f"{label}: probability {probability:.3f}"
+        grid[index, 0].set_title(title, fontsize=10, parse_math=False, bbox=box)
         for axes, (method, maps_of) in zip(grid[index, 1:], METHODS.items()):
             heat = overlay(axes, image, maps_of(model, image[None], index)[0], probability)
-            axes.set_title(method, fontsize=10)
+            axes.set_title(f"{method} of {label}", fontsize=10, parse_math=False)
     for axes in grid.flat:
         axes.axis("off")
-    figure.colorbar(heat, ax=grid, shrink=0.6, label="map x probability")
-    figure.suptitle(f"{name}: where the network sees each class", parse_math=False)
+    figure.colorbar(heat, ax=grid, shrink=0.6, label="heat: map x probability")
+    figure.suptitle(f"{name}: heat maps of where the network sees each class", parse_math=False)
     save(figure, path, dpi=100)
 
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 MAX_REASON = 400  # characters of another library's message that are shown
 RECORD = "results.sqlite"  # of a results folder
-CUT, OVERLAYS = "cut", "overlays"  # its folders of the modules' cells, and of the modules with their verdicts
+CUT, OVERLAYS, MODULES = "cut", "overlays", "modules"  # its folders of cells cut from modules, and of images of modules
 ANY_NAME = "surrogateescape"  # error handler that keeps file names that are not UTF-8 and writes them back unchanged
 
 

@@ -15,11 +15,15 @@ from filelock import FileLock
 
 import data
 from elcells.data.cache import load_images
-from elcells.training import synthetic
+from elcells.evaluation import plots, results
+from elcells.training import progress, synthetic
 
 matplotlib.use("Agg")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")  # the one that is found first opens the pages
 CPU = ["--device", "cpu"]
 SMALL = ["--model", "resnet", "--width", "16", "--image-size", "64", "--batch-size", "8", "--synthetic", "0", *CPU]
+DRAWN = [(progress, "plot_losses")]  # where plots are called
+DRAWN += [(results, f"plot_{name}") for name in ("precision_recall", "reliability", "errors")]
 ROOT = Path(__file__).resolve().parent.parent
 posix = pytest.mark.skipif(os.name != "posix", reason="signals, limits, pipes and links are POSIX's")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc and file names that are not UTF-8 are Linux's")
@@ -76,6 +80,20 @@ def few_masks(monkeypatch):
     monkeypatch.setattr("elcells.training.synthetic.COUNTS", counts)
 
 
+def draw_plots(monkeypatch, draw=True):
+    """Let runs of train.py draw their plots, or do without."""
+    for place, name in DRAWN:
+        monkeypatch.setattr(place, name, getattr(plots, name) if draw else lambda *_: None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_plots():
+    """Runs draw nothing, which is most of their time; but `finished` does, and tests that call `draw_plots`."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw_plots(patch, draw=False)
+        yield
+
+
 @pytest.fixture
 def lite0(no_network, monkeypatch):
     """Lets a test see the package with EfficientNet-Lite0's weights; returns its tensors."""
@@ -104,7 +122,9 @@ def finished(elpv, tmp_path_factory):
     import train
 
     def make(out):
-        assert train.main(["--data", str(elpv), "--out", str(out), *SMALL, "--epochs", "2"]) == 0
+        with pytest.MonkeyPatch.context() as patch:
+            draw_plots(patch)
+            assert train.main(["--data", str(elpv), "--out", str(out), *SMALL, "--epochs", "2"]) == 0
 
     return made_once(tmp_path_factory, "run", make)
 
@@ -122,6 +142,24 @@ def exported(elpv, best, tmp_path_factory):
 
     def make(out):
         options = ["--data", str(elpv), "--out", str(out), "--int8", "--max-drop", "1", *CPU]
-        assert export_onnx.main([str(best), *options]) == 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(export_onnx, "MEASURED_SECONDS", 0)
+            assert export_onnx.main([str(best), *options]) == 0
 
     return made_once(tmp_path_factory, "onnx", make) / "best.onnx"
+
+
+@pytest.fixture(scope="module")  # not session: no other test can run asyncio while Playwright does
+def browser():
+    """Headless Chromium; skips where there is none or Playwright is not installed, but CI must have Playwright."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not program:
+        pytest.skip(f"no browser here ({', '.join(BROWSERS)})")
+    if "CI" not in os.environ:
+        pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()

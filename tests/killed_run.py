@@ -6,6 +6,7 @@ import threading
 from unittest import mock
 
 import predict
+from elcells.pages import derived
 from elcells.records import record, work
 
 
@@ -38,7 +39,7 @@ class Steps:
     def counted(self):
         """The context in which steps are counted."""
         of_record = [(record.Record, name) for name in ("insert", "update_image", "expect", "add", "end", "lens")]
-        places = [(os, "replace"), (work, "remove_files"), (predict, "tidy"), (predict, "write_tables"), *of_record]
+        places = [(os, "replace"), (work, "remove_files"), (predict, "tidy"), (derived, "write_tables"), *of_record]
         with contextlib.ExitStack() as stack:
             for place, name in places:
                 stack.enter_context(mock.patch.object(place, name, self.before(getattr(place, name))))

@@ -62,8 +62,8 @@ def folder(elpv, tmp_path, monkeypatch):
             module[20 + 66 * row :, 20 + 66 * column :][:64, :64] = np.maximum(np.asarray(cell), 40)
         Image.fromarray(module).save(tmp_path / "modules" / f"m{number}.png")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(predict, "write_report", lambda record, engine: None)
-    monkeypatch.setattr(predict, "write_review", lambda record, engine: 0)
+    monkeypatch.setattr("elcells.pages.derived.write_report", lambda record: None)
+    monkeypatch.setattr("elcells.pages.derived.write_review", lambda record: 0)
     return tmp_path
 
 

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -15,6 +16,18 @@ from elcells.data.cache import load_images
 from elcells.inference.engines import open_model
 from elcells.inference.quantize import quantise
 from model import BRIGHTNESS, build_model, load_model, normalise_brightness, save_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def no_measuring(monkeypatch):
+    """Speeds are measured in three batches, not for seconds."""
+    monkeypatch.setattr(export_onnx, "MEASURED_SECONDS", 0)
+
+
+@pytest.fixture
+def same_graph(exported, monkeypatch):
+    """Exports take the graph of `exported`, for time: those of the network of `best`."""
+    monkeypatch.setattr(export_onnx, "write_onnx", lambda module, example, path, opset: shutil.copy(exported, path))
 
 
 def export(elpv, out, *more):
@@ -53,16 +66,14 @@ def test_tta_exports_the_mean_over_symmetries(best, elpv, small, tmp_path):
     assert np.abs(engine(images) - expected.numpy()).max() < 1e-4 < (plain - expected).abs().max()
 
 
-def test_normalised_brightness_is_in_both_forms_of_the_file(small, elpv, tmp_path):
-    torch.manual_seed(0)
-    model = build_model("resnet", width=16, image_size=64, normalise_brightness=True).eval()
-    save_checkpoint(tmp_path / "my.ckp", model)
-    assert export(elpv, tmp_path, tmp_path / "my.ckp") == 0
+def test_normalised_brightness_is_in_both_forms_of_the_file(best, exported, small):
+    model, _ = load_model(best)
+    assert model.metadata.normalise_brightness
     images = np.array(small[1][:7])
     with torch.no_grad():
         expected = model.probabilities(model(torch.from_numpy(images))).numpy()
         raw = export_onnx.RawInput(model).eval()(torch.from_numpy(export_onnx.as_raw_input(images, model.metadata)))
-    assert np.abs(open_model(tmp_path / "my.onnx", "onnxruntime")(images) - expected).max() < 1e-4
+    assert np.abs(open_model(exported, "onnxruntime")(images) - expected).max() < 1e-4
     assert np.abs(raw.numpy() - expected).max() < 1e-4
 
 
@@ -178,13 +189,13 @@ def test_weights_alone_can_be_int8_and_biases_make_up_for_the_rounding(elpv, sma
     assert np.abs((after - before).mean((0, 2, 3))).mean() < np.abs((without - before).mean((0, 2, 3))).mean()
 
 
-def test_an_int8_file_that_loses_too_much_is_refused(elpv, best, tmp_path, capsys):
+def test_an_int8_file_that_loses_too_much_is_refused(elpv, best, same_graph, tmp_path, capsys):
     assert export(elpv, tmp_path, best, "--int8", "--max-drop", "-1") == 2
     assert "best_int8.onnx: mean F1 on validation and test cells falls by" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["best.onnx"]
 
 
-def test_a_file_that_differs_from_pytorch_is_not_left(elpv, best, tmp_path, capsys, monkeypatch):
+def test_a_file_that_differs_from_pytorch_is_not_left(elpv, best, same_graph, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(export_onnx, "TOLERANCE", -1)
     assert export(elpv, tmp_path, best) == 2
     assert "probabilities differ from PyTorch's by" in capsys.readouterr().err and not list(tmp_path.iterdir())
@@ -222,7 +233,8 @@ def test_the_three_channels_of_an_original_recipes_resnet34_become_one(elpv, ori
     assert np.isfinite(onnx.numpy_helper.to_array(first)).all()
 
 
-def test_an_epochs_number_names_its_snapshot(elpv, finished, tmp_path, monkeypatch, capsys):
+def test_an_epochs_number_names_its_snapshot(elpv, finished, same_graph, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export_onnx, "TOLERANCE", 1)  # it is another snapshot's graph
     monkeypatch.chdir(finished)
     assert export(elpv, tmp_path, 1) == 0
     assert (tmp_path / "checkpoint_001.onnx").exists()
@@ -254,9 +266,8 @@ def test_bad_input_gets_one_sentence(elpv, tmp_path, capsys, asked, complaint):
     assert complaint in err and err.count("\n") == 1
 
 
-def test_a_checkpoint_without_record_of_a_split_can_be_exported(elpv, tmp_path):
-    torch.manual_seed(0)
-    save_checkpoint(tmp_path / "a.ckp", build_model("resnet", width=16, image_size=64))
+def test_a_checkpoint_without_record_of_a_split_can_be_exported(elpv, best, same_graph, tmp_path):
+    save_checkpoint(tmp_path / "a.ckp", load_model(best)[0])
     assert export(elpv, tmp_path, tmp_path / "a.ckp") == 0
 
 
@@ -264,7 +275,7 @@ def test_the_file_has_the_lowest_ir_version_that_its_opset_allows(exported):
     assert onnx.load(exported).ir_version == 8
 
 
-def test_a_checkpoint_can_be_exported_without_a_data_set(best, tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_can_be_exported_without_a_data_set(best, same_graph, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert export_onnx.main([str(best), *CPU]) == 0
     assert "PyTorch's on 64 drawn images" in capsys.readouterr().out
@@ -272,7 +283,7 @@ def test_a_checkpoint_can_be_exported_without_a_data_set(best, tmp_path, monkeyp
     assert metadata(tmp_path / "onnx" / "best.onnx")["largest_difference"] < 1e-4
 
 
-def test_the_check_uses_the_images_that_exist(best, elpv, tmp_path, capsys):
+def test_the_check_uses_the_images_that_exist(best, elpv, same_graph, tmp_path, capsys):
     for path in sorted(elpv.parent.glob("images/*.png"))[:5]:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "broken.png").write_bytes(b"no image")

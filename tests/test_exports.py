@@ -24,8 +24,8 @@ from elcells.modules.cutting import CutModule, read_corners
 from elcells.records import exports
 from elcells.records.exports import write_tables
 from elcells.records.opening import reading, writing
-from elcells.records.record import RunInfo
 from elcells.records.requests import ImageResult, Request
+from elcells.records.runs import RunInfo
 
 INFO = RunInfo("n.onnx", "00", "n.onnx", ("crack", "inactive"), "f1", (0.5, 0.4), False, "float32", "onnxruntime")
 ODD = ["/a/=1+1;x.png", '/a/two\nlines "and\rmore.png', "/a/\udcff\udcfe.png", "/a/ü.png"]

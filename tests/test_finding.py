@@ -355,7 +355,7 @@ def test_images_on_two_drives_are_named_read_and_shown(folder, cell, drives):
     assert np.array_equal(images[index[:1]], images[index[1:]]) and len(set(index)) == 2
     assert (paths[0].parent / ".cache_64.json").exists() and (paths[1].parent / ".cache_64.json").exists()
     cells = [ReviewCell(PageImage(str(path)), "") for path in paths]
-    assert write_page(folder / "drive_c" / "page.html", cells, ["crack"], [0.5], folder / "drive_c") == 2
+    assert write_page(folder / "drive_c" / "page.html", cells, ["crack"], [0.5], folder / "drive_c", "key", {}) == 2
 
 
 def test_paths_of_windows(monkeypatch):
@@ -414,7 +414,7 @@ def test_cutting_says_what_it_leaves_out(folder, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert "1 file of a type that is not read: 1 .npy" in err and "1 folder can't be read: " in err
     assert cut_module.main([".", "--grid", "ten", "--out", "cells"]) == 2
-    assert "--grid 'ten': expected" in capsys.readouterr().err
+    assert "grid 'ten': expected" in capsys.readouterr().err
 
 
 def test_a_module_of_too_many_pixels_need_not_be_cut_into_cells(folder, monkeypatch, capsys):

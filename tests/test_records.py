@@ -41,8 +41,8 @@ def pixels(elpv):
 def no_pages(request, monkeypatch):
     """Pages take most of a run's time; tests that look at them are marked `pages`."""
     if "pages" not in request.fixturenames:
-        monkeypatch.setattr(predict, "write_report", lambda record, engine: None)
-        monkeypatch.setattr(predict, "write_review", lambda record, engine: 0)
+        monkeypatch.setattr("elcells.pages.derived.write_report", lambda record: None)
+        monkeypatch.setattr("elcells.pages.derived.write_review", lambda record: 0)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sys
 import pandas as pd
 import pytest
 import torch
-from conftest import CPU, ROOT, SMALL, posix
+from conftest import CPU, ROOT, SMALL, draw_plots, posix
 
 import data
 import train
@@ -25,6 +25,7 @@ from model import build_model, first_layers, load_model
 from trainer import Run, Trainer
 
 HANDFUL = ["--image-size", "32", "--epochs", "1", "--limit", "16", "--keep-checkpoints", "0", *CPU]
+PLOTS = {f"{name}.png" for name in ("losses", "precision_recall", "reliability", "errors")}
 
 
 def run(elpv, out, *more):
@@ -34,8 +35,8 @@ def run(elpv, out, *more):
 def test_a_run_leaves_checkpoints_a_report_and_plots(finished):
     for name in ("checkpoint_000.ckp", "checkpoint_001.ckp", "best.ckp", "last.ckp", "report.json", "metrics.csv"):
         assert (finished / "checkpoints" / name).stat().st_size
-    for name in ("losses", "precision_recall", "reliability", "errors"):
-        assert (finished / "plots" / f"{name}.png").stat().st_size
+    for name in PLOTS:
+        assert (finished / "plots" / name).stat().st_size
 
 
 def test_the_metrics_have_a_row_an_epoch(finished):
@@ -149,19 +150,21 @@ def test_the_other_splits(elpv, tmp_path, capsys, by):
 def test_the_classic_table_of_six_variants_trains(elpv, tmp_path):
     import data
 
-    data.write_variants(data.read_table(elpv), tmp_path / "six")
+    data.write_variants(data.limit_cells(data.read_table(elpv), 24), tmp_path / "six")
     assert run(tmp_path / "six" / "data.csv", tmp_path, "--epochs", "1") == 0
     report = json.loads((tmp_path / "checkpoints" / "report.json").read_text(encoding="utf-8"))
     assert report["images"] == report["cells"] < 10  # measured on the cells as they are
 
 
-def test_one_class_of_another_name_trains(elpv, tmp_path):
+def test_one_class_of_another_name_trains_and_is_plotted(elpv, tmp_path, monkeypatch):
+    draw_plots(monkeypatch)
     text = elpv.read_text(encoding="utf-8").replace("crack", "fissure", 1)
     (tmp_path / "data.csv").write_text(text, encoding="utf-8")
     more = ["--images", str(elpv.parent), "--classes", "fissure", "--epochs", "1"]
     assert run(tmp_path / "data.csv", tmp_path, *more) == 0
     report = json.loads((tmp_path / "checkpoints" / "report.json").read_text(encoding="utf-8"))
     assert set(report["at_threshold"]) == {"fissure", "mean"}
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == PLOTS
 
 
 def test_efficientnet_lite0_is_trained_where_its_weights_are_installed(lite0, elpv, tmp_path, capsys):
@@ -339,19 +342,19 @@ def test_two_processes_divide_the_work_and_agree_after_a_resume_too_and_frozen_s
     """With what ships, but for a schedule that allows more epochs."""
     what = ["--data", elpv, "--limit", 24, "--model", "efficientnet_lite0", "--weights", "none", "--image-size", 64]
     how = ["--recipe", "finetune", "--batch-size", 8, "--schedule", "steps", "--precision", "bf16"]
-    for epochs, options in ((1, [*what, *how]), (2, ["--resume"])):
-        place = ["--out", tmp_path, "--device", "cpu", "--epochs", epochs]
-        out = torchrun(*options, *place)
-        processes = re.findall(r"rank (\d): (\d+) cells, weights (\w+)", out)
-        assert sorted(number for number, _, _ in processes) == ["0", "1"] and out.count("Mean F1") == 1
-        cells = [int(count) for _, count, _ in processes]
-        checkpoint = read_checkpoint(tmp_path / "checkpoints" / "last.ckp")
-        assert sum(cells) == checkpoint["rows"] and abs(cells[0] - cells[1]) <= 3  # one a step at most
-        assert processes[0][2] == processes[1][2]
-    assert [row["epoch"] for row in checkpoint["history"]] == [1, 2]
+    place = ["--out", tmp_path, "--device", "cpu"]
+    out = torchrun(*what, *how, *place, "--epochs", 1, "then", "--resume", *place, "--epochs", 2)
+    checkpoint = read_checkpoint(tmp_path / "checkpoints" / "last.ckp")
+    assert [row["epoch"] for row in checkpoint["history"]] == [1, 2] and out.count("Mean F1") == 2
+    processes = re.findall(r"rank (\d): (\d+) cells, weights (\w+)", out)
+    assert len(processes) == 4
+    for (rank, count, weights), (other_rank, other_count, other_weights) in (processes[:2], processes[2:]):
+        assert {rank, other_rank} == {"0", "1"} and weights == other_weights
+        count, other_count = int(count), int(other_count)
+        assert count + other_count == checkpoint["rows"] and abs(count - other_count) <= 3  # one a step at most
     torch.manual_seed(0)
     model = build_model("efficientnet_lite0", image_size=64)
-    after = read_checkpoint(tmp_path / "checkpoints" / "last.ckp")["model"]
+    after = checkpoint["model"]
     same = [torch.equal(before, after[name]) for name, before in model.network.state_dict().items()]
     frozen = len(torch.nn.ModuleList(first_layers(model, 2)).state_dict())
     assert all(same[:frozen]) and not all(same[frozen:])
@@ -450,6 +453,6 @@ def test_the_classic_recipe_trains_on_the_six_variants(elpv, tmp_path):
 
 
 def test_a_classic_run_can_be_lengthened(elpv, tmp_path):
-    assert run(elpv, tmp_path, "--recipe", "classic", "--epochs", "1") == 0
+    assert run(elpv, tmp_path, "--recipe", "classic", "--epochs", "1", "--limit", "16") == 0
     assert train.main(["--resume", "--out", str(tmp_path), "--epochs", "2", *CPU]) == 0
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckp")["epoch"] == 2

@@ -27,7 +27,7 @@ def names(folder):
 
 
 def test_the_default_is_a_cell_of_each_kind_from_the_test_part(elpv, best, tmp_path):
-    assert run(elpv, best, "--out", tmp_path) == 0
+    assert run(elpv, best, "--layers", "stem", "--out", tmp_path) == 0
     cells = [n.removeprefix("cam_").removesuffix(".png") for n in names(tmp_path) if n.startswith("cam_")]
     table = data.read_table(elpv).set_index("cell")
     test = set(load_model(best)[1]["split"]["test"])
@@ -181,5 +181,5 @@ def test_a_name_that_is_no_formula_and_not_utf8_is_shown(elpv, best, tmp_path):
     odd = os.fsencode(tmp_path) + b"/$x_\xfc$.png"
     with open(odd, "wb") as file:
         file.write(data.read_table(elpv)["path"][0].read_bytes())
-    assert run(elpv, best, "--cells", os.fsdecode(odd), "--out", tmp_path / "out") == 0
+    assert run(elpv, best, "--cells", os.fsdecode(odd), "--layers", "stem", "--out", tmp_path / "out") == 0
     assert (tmp_path / "out" / "cam_$x_?$.png").exists()

@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-from elcells.files import CUT, OVERLAYS, RECORD
+from elcells.files import CUT, MODULES, OVERLAYS, RECORD
 
 TEMPORARY = re.compile(r"\.tmp\d+_")  # how names of files begin that are being written (files.atomic_path)
-OF_MODULE = re.compile(r"_[0-9a-f]{8}(\.png)?$")  # how names of a module's files end in a results folder
+OF_MODULE = re.compile(r"_[0-9a-f]{8}(\.(png|jpg))?$")  # how names of a module's files end in a results folder
 
 
 def is_output(path):
@@ -20,7 +20,7 @@ def is_output(path):
         return True
     below = path.name
     for folder in path.parents:
-        if folder.name in (CUT, OVERLAYS) and OF_MODULE.search(below) and (folder.parent / RECORD).exists():
+        if folder.name in (CUT, OVERLAYS, MODULES) and OF_MODULE.search(below) and (folder.parent / RECORD).exists():
             return True
         cells = folder.name.removesuffix("_modules")
         if cells != folder.name and cells and path.suffix == ".png":

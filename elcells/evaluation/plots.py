@@ -5,11 +5,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
+from elcells.colours import class_colour
 from elcells.evaluation.metrics import calibration_error, metrics_table, reliability
 from elcells.files import atomic_path, printable
 
-# Okabe and Ito's, which the colour-blind can tell apart
-CLASS_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MOST_ERRORS = 8  # shown of a kind
 
 
@@ -19,22 +18,17 @@ def save(figure, path, dpi=120):
         figure.savefig(temporary, dpi=dpi, format="png")
 
 
-def colour(i):
-    """The colour of class i."""
-    return CLASS_COLOURS[i % len(CLASS_COLOURS)]
-
-
 def plot_losses(history, classes, path):
     """Train and validation loss (log scale) and F1 of each class against the epoch."""
     table = pd.DataFrame(history)
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(table["epoch"], table["train_loss"], "o-", label="training", color=colour(0), markersize=4)
-    left.plot(table["epoch"], table["val_loss"], "o-", label="validation", color=colour(1), markersize=4)
-    left.set(xlabel="epoch", ylabel="binary cross entropy", yscale="log", title="Loss")
-    for i, name in enumerate((*classes, "mean")):
-        style = "o--" if name == "mean" else "o-"
-        right.plot(table["epoch"], table[f"f1_{name}"], style, label=name, color=colour(i), markersize=4)
+    left.plot(table["epoch"], table["train_loss"], "o-", label="training", color="black", markersize=4)
+    left.plot(table["epoch"], table["val_loss"], "o-", label="validation", color="gray", markersize=4)
+    left.set(xlabel="epoch", ylabel="binary cross entropy (log scale)", yscale="log", title="Loss")
+    for i, name in enumerate(classes):
+        right.plot(table["epoch"], table[f"f1_{name}"], "o-", label=name, color=class_colour(i), markersize=4)
+    right.plot(table["epoch"], table["f1_mean"], "o--", label="mean", color="black", markersize=4)
     right.set(xlabel="epoch", ylabel="F1 at 0.5", ylim=(0, 1.02), title="F1 on the validation part")
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -54,9 +48,9 @@ def plot_precision_recall(labels, probabilities, thresholds, classes, path):
         figures = table[name]
         precision, recall, _ = precision_recall_curve(labels[:, i], probabilities[:, i])
         label = f"{name}: {figures['average_precision']:.3f}"
-        axes.step(recall, precision, where="post", color=colour(i), label=label)
+        axes.step(recall, precision, where="post", color=class_colour(i), label=label)
         label = f"threshold {figures['threshold']:.2f}"
-        axes.plot(figures["recall"], figures["precision"], "o", color=colour(i), label=label)
+        axes.plot(figures["recall"], figures["precision"], "o", color=class_colour(i), label=label)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.set_title("Test part: precision and recall (average precision)")
     axes.grid(alpha=0.3)
@@ -73,14 +67,14 @@ def plot_reliability(labels, probabilities, classes, path):
         count, probability, share = reliability(labels[:, i], probabilities[:, i]).T
         error = calibration_error(labels[:, i], probabilities[:, i])
         above.plot([0, 1], [0, 1], color="gray", linestyle="--", label="perfect")
-        above.plot(probability, share, "o-", color=colour(i), label="measured")
+        above.plot(probability, share, "o-", color=class_colour(i), label="measured")
         above.set(ylabel="share of positives", xlim=(0, 1), ylim=(0, 1.02))
         above.set_title(f"{name}: expected calibration error {error:.3f}")
         above.grid(alpha=0.3)
         above.legend(loc="upper left")
         centres = (np.arange(len(count)) + 0.5) / len(count)
-        below.bar(centres, count, 0.9 / len(count), color=colour(i))
-        below.set(xlabel="probability", ylabel="cells", yscale="log")
+        below.bar(centres, count, 0.9 / len(count), color=class_colour(i))
+        below.set(xlabel="probability", ylabel="cells (log scale)", yscale="log")
     save(figure, path)
 
 

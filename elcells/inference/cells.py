@@ -4,10 +4,13 @@ from collections import namedtuple
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import logit
 
 from elcells.data.levels import NEARLY_BLACK
+from elcells.inference.class_maps import as_bytes
 
 TOO_DARK = "nearly black: not judged"  # the error of a dead cell of a module
+UNSURE = 1.0  # a probability nearer to its threshold, in logits, may fall on either side
 
 
 # Where a cell lies in its module, row and column counted from 1, and whether (0 or 1) the module's grid is sure.
@@ -25,6 +28,7 @@ class CellResult:
     error: str = ""
     place: Place | None = None
     notes: tuple = ()  # what was assumed when the image was read; not in the table
+    map: bytes | None = None  # class maps, uint8 (C, h, w), of a cell with a defect or near a threshold
 
     @property
     def judged(self):
@@ -57,7 +61,23 @@ def judge(engine, thresholds, cells):
     # Full batches, because a result may depend on the size of its batch in the last digit
     count = -(-len(live) // engine.batch_size) * engine.batch_size
     images = np.stack([cells[live[k % len(live)]][0] for k in range(count)])[:, None]
-    for place, probabilities in zip(live, engine(images)):
+    for place, (probabilities, class_map) in zip(live, engine.with_maps(images)):
         calls = (probabilities >= thresholds).astype(int)
-        results[place] = replace(results[place], probabilities=tuple(probabilities), calls=tuple(calls))
+        shown = class_map is not None and (calls.any() or doubt(probabilities[None], thresholds)[0] < UNSURE)
+        results[place] = replace(
+            results[place],
+            probabilities=tuple(probabilities),
+            calls=tuple(calls),
+            map=as_bytes(class_map) if shown else None,
+        )
     return results
+
+
+def doubt(probabilities, thresholds):
+    """How far each cell is from another call, in logits (N,).
+
+    probabilities: (N, C). thresholds: (C,), or (N, C) where each cell has its own.
+    """
+    p = np.clip(np.asarray(probabilities, float), 1e-4, 1 - 1e-4)
+    t = np.clip(np.asarray(thresholds, float), 1e-4, 1 - 1e-4)
+    return np.abs(logit(p) - logit(t)).min(1)

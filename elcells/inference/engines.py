@@ -15,6 +15,7 @@ import numpy as np
 
 from elcells.evaluation.calibration import choose_thresholds
 from elcells.files import InputError, reason
+from elcells.inference.class_maps import last_features, weighted
 
 # onnxruntime, openvino and onnx are imported by the functions that use them.
 
@@ -28,9 +29,9 @@ class Engine:
     """A network as a function: takes uint8 gray images (N, 1, S, S), returns float32 probabilities (N, C).
 
     run: the same for a batch. classes: names, in the order of the probabilities. image_size: S in pixels. name: what
-    runs the network. operating_points: {name: one threshold a class}. class_maps: function from a batch of images
-    (B, 1, S, S) to class maps (B, C, h, w), or None. batch_size: images that the network gets at a time. metadata: what
-    the file says about the network and its training.
+    runs the network. operating_points: {name: one threshold a class}. run_with_maps: the same as run, but returns
+    probabilities and class maps (B, C, h, w); None where there are none. batch_size: images that the network gets at a
+    time. metadata: what the file says about the network and its training.
     """
 
     run: Callable
@@ -38,12 +39,20 @@ class Engine:
     image_size: int
     name: str
     operating_points: dict
-    class_maps: Callable | None = None
+    run_with_maps: Callable | None = None
     batch_size: int = 16
     metadata: dict = field(default_factory=dict)
 
     def __call__(self, images):
         return np.concatenate([self.run(np.ascontiguousarray(batch)) for batch in in_batches(images, self.batch_size)])
+
+    def with_maps(self, images):
+        """Yield the probabilities (C,) and the class map (C, h, w), or None, of each image."""
+        for batch in in_batches(images, self.batch_size):
+            if self.run_with_maps:
+                yield from zip(*self.run_with_maps(np.ascontiguousarray(batch)))
+            else:
+                yield from ((probabilities, None) for probabilities in self.run(np.ascontiguousarray(batch)))
 
     def thresholds(self, point="f1"):
         """Probabilities, float32 (C,), from which a cell counts as positive; InputError for an unknown point."""
@@ -98,8 +107,9 @@ def read_onnx(path):
     return proto, metadata
 
 
-def _run_onnxruntime(path, threads, device, precision):
-    """(run, name) of a file in ONNX Runtime, on its CUDA provider where that is installed and `device` allows it."""
+def _run_onnxruntime(model, outputs, threads, device, precision):
+    """(run, name) of a model (path or bytes) in ONNX Runtime, on its CUDA provider where that is installed and `device`
+    allows it; run(images) gives a list of the outputs of these names."""
     onnxruntime = needed("onnxruntime")
     if precision != "float32":
         raise InputError(f"--engine-precision {precision}: is for --engine openvino")
@@ -113,16 +123,16 @@ def _run_onnxruntime(path, threads, device, precision):
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # onnxruntime's own exceptions
-        raise InputError(f"{path}: ONNX Runtime can't load it ({reason(error)})") from None
+        raise InputError(f"ONNX Runtime can't load it ({reason(error)})") from None
     on_cuda = session.get_providers()[0].startswith("CUDA")
     name = "onnxruntime on CUDA" if on_cuda else "onnxruntime"
-    return lambda images: session.run(["output"], {"input": images})[0], name
+    return lambda images: session.run(outputs, {"input": images}), name
 
 
-def _run_openvino(path, threads, device, precision):
-    """(run, name) of a file in OpenVINO."""
+def _run_openvino(model, outputs, threads, device, precision):
+    """(run, name) of a model (path or bytes) in OpenVINO; run(images) gives a list of the outputs of these names."""
     openvino = needed("openvino")
     if device == "cuda":
         raise InputError("--device cuda: OpenVINO has none; give --engine onnxruntime for that")
@@ -133,33 +143,62 @@ def _run_openvino(path, threads, device, precision):
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
     try:
-        compiled = openvino.Core().compile_model(str(path), "CPU", config)
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(model), "CPU", config)
     except Exception as error:  # openvino's own exceptions
-        raise InputError(f"{path}: OpenVINO can't load it ({reason(error)})") from None
+        raise InputError(f"OpenVINO can't load it ({reason(error)})") from None
     request = compiled.create_infer_request()
-    return lambda images: request.infer({"input": images})["output"].copy(), "openvino"
+
+    def run(images):
+        results = request.infer({"input": images})
+        return [results[name].copy() for name in outputs]
+
+    return run, "openvino"
 
 
-def open_model(path, engine="auto", threads=0, device="auto", precision="float32"):
+def open_model(path, engine="auto", threads=0, device="auto", precision="float32", maps=False):
     """Open an ONNX file as an Engine.
 
     engine: "onnxruntime", "openvino", or "auto" (OpenVINO where it is installed, except for CUDA).
     threads: of the arithmetic, 0 for all cores.
     device: "cpu", "cuda", or "auto" (CUDA where ONNX Runtime has it).
     precision: of OpenVINO's arithmetic, "float32", or "auto": bfloat16 where the processor is fast in it.
+    maps: whether it makes class maps too, where the file's last layer allows it.
     """
-    _, metadata = read_onnx(path)
+    proto, metadata = read_onnx(path)
     if engine == "auto":
         has_openvino = importlib.util.find_spec("openvino") is not None
         engine = "openvino" if has_openvino and device != "cuda" else "onnxruntime"
     opener = _run_openvino if engine == "openvino" else _run_onnxruntime
-    run, name = opener(path, threads, device, precision)
-    run_gray = run
+    features, weight = (last_features(proto, metadata) if maps else None) or (None, None)
+    model, outputs = str(path), ["output"]
+    if features:
+        proto.graph.output.add().name = features
+        model, outputs = proto.SerializeToString(), ["output", features]
+    try:
+        run_all, name = opener(model, outputs, threads, device, precision)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+    def run(images):
+        return run_all(images)[0]
+
+    def run_with_maps(images):
+        probabilities, values = run_all(images)
+        return probabilities, weighted(values[: len(images)], weight)  # of eight symmetries the first is the image
+
     if metadata["input"] != "uint8":  # three normalised channels
         mean, std = np.float32(metadata["mean"]), np.float32(metadata["std"])
 
-        def run_gray(images):
-            return run(np.repeat((images.astype(np.float32) / 255 - mean) / std, 3, axis=1))
+        def run(images):
+            return run_all(np.repeat((images.astype(np.float32) / 255 - mean) / std, 3, axis=1))[0]
 
-    classes = tuple(metadata["classes"])
-    return Engine(run_gray, classes, metadata["image_size"], name, metadata["operating_points"], metadata=metadata)
+    return Engine(
+        run,
+        tuple(metadata["classes"]),
+        metadata["image_size"],
+        name,
+        metadata["operating_points"],
+        run_with_maps if features else None,
+        metadata=metadata,
+    )

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from elcells.files import InputError
-from elcells.inference.class_maps import onnx_class_maps, weighted
+from elcells.inference.class_maps import weighted
 from elcells.inference.engines import Engine, is_onnx, needed, open_model
 from elcells.inference.origin import TRAINING
 
@@ -19,7 +19,7 @@ class Network:
 
     path: str of an ONNX file or checkpoint. tta: predict by the mean over an image's eight symmetries (checkpoints).
     device: auto, cpu or cuda. engine, precision, threads: of an ONNX file, as `open_model` takes them. batch_size:
-    images at a time. operating_point: which thresholds are taken.
+    images at a time. operating_point: which thresholds are taken. maps: whether it makes class maps too.
     """
 
     path: str
@@ -30,10 +30,17 @@ class Network:
     threads: int | None = None
     batch_size: int = 16
     operating_point: str = "f1"
+    maps: bool = False
 
     def sha256(self):
         """Of the file."""
         return hashlib.sha256(Path(self.path).read_bytes()).hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def shipped_sha256():
+    """The SHA-256 of the network that comes along; "" where it is missing."""
+    return Network(str(SHIPPED)).sha256() if SHIPPED.exists() else ""
 
 
 def default_path():
@@ -56,23 +63,16 @@ def open_network(network):
     if not is_onnx(path):
         if options:
             raise InputError(f"{path}: PyTorch runs a checkpoint; engine, its precision and threads are for ONNX files")
-        engine = open_checkpoint(path, network.tta, network.device)
+        engine = open_checkpoint(path, network.tta, network.device, network.maps)
     elif network.tta:
         raise InputError(f"--tta: {path} can't be changed; export it with `python export_onnx.py --tta`")
     else:
-        engine = open_model(path, device=network.device, **options)
+        engine = open_model(path, device=network.device, maps=network.maps, **options)
     return replace(engine, batch_size=network.batch_size)
 
 
-def with_class_maps(engine, network):
-    """An Engine that makes class maps too, where its network can."""
-    if engine.class_maps or not is_onnx(network.path):
-        return engine
-    return replace(engine, class_maps=onnx_class_maps(network.path, network.threads or 0))
-
-
-def open_checkpoint(path, tta, device):
-    """Open a checkpoint as an Engine."""
+def open_checkpoint(path, tta, device, maps):
+    """Open a checkpoint as an Engine; maps: whether it makes class maps too."""
     torch = needed("torch")
     from elcells.devices import keep_freed_memory, pick_device
 
@@ -89,13 +89,22 @@ def open_checkpoint(path, tta, device):
         logits = model(torch.from_numpy(images).to(device), tta=tta)
         return model.probabilities(logits, tta=tta).cpu().numpy()
 
-    @torch.inference_mode()
-    def class_maps(images):
+    def run_with_maps(images):
         features = []
         with map_layer.register_forward_hook(lambda layer, inputs, output: features.append(output)):
-            model(torch.from_numpy(images).to(device))
-        return weighted(features[0].float().cpu().numpy(), model.network.fc.weight.float().cpu().numpy())
+            probabilities = run(images)
+        upright = torch.cat([part[: len(part) // 8 if tta else None] for part in features])  # the first of each eight
+        weight = model.network.fc.weight.detach()
+        return probabilities, weighted(upright.float().cpu().numpy(), weight.float().cpu().numpy())
 
     metadata = asdict(model.metadata) | {k: v for k, v in checkpoint.items() if k in TRAINING}
     name = f"pytorch on {device.type}"
-    return Engine(run, model.classes, model.metadata.image_size, name, operating_points, class_maps, metadata=metadata)
+    return Engine(
+        run,
+        model.classes,
+        model.metadata.image_size,
+        name,
+        operating_points,
+        run_with_maps if maps else None,
+        metadata=metadata,
+    )

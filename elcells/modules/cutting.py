@@ -1,15 +1,13 @@
 """Cut the image of a whole module into its cells, and tell what is doubtful."""
 
-import os
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from elcells.data.finding import file_of
 from elcells.data.images import IMAGE_SIZE, as_gray
+from elcells.data.naming import Names
 from elcells.data.tables import read_rows
 from elcells.files import InputError, counted, reason
 from elcells.modules.grid import Grid
@@ -25,7 +23,6 @@ PORTRAIT = ((6, 10), (6, 12), (6, 20), (6, 24), (4, 9), (8, 16), (8, 12))  # col
 USUAL = (*PORTRAIT, *((columns, rows) for rows, columns in PORTRAIT))  # that are guessed
 GUESS_SIZE = 900  # pixels of the longer side of an image whose grid is guessed
 GUESS_LEAD = 0.05  # by which the score of a guess must exceed the next one's
-SHOWN_SIZE = 1600  # pixels of the longer side of a module's image with its verdicts
 CORNERS = [f"{axis}{k}" for k in (1, 2, 3, 4) for axis in "xy"]  # columns of tables
 
 
@@ -48,11 +45,12 @@ class CutModule:
     grid: Grid | None = None
     cells: tuple = ()  # uint8 (h, w) each, row by row
     black: np.ndarray | tuple = ()  # bool (N,)
-    small: Image.Image | None = None  # the image, mode L, of at most SHOWN_SIZE pixels
+    nodes: tuple = ()  # x, y of the cells' corners in pixels, row by row; they follow the lens
+    image: Image.Image | None = None  # mode L, in its own resolution
 
     def without_images(self):
         """The same without its images and grid, which would take much memory for many modules."""
-        return replace(self, grid=None, cells=(), black=(), small=None)
+        return replace(self, grid=None, cells=(), black=(), image=None)
 
 
 def grid_size(text):
@@ -60,7 +58,7 @@ def grid_size(text):
     match = re.fullmatch(r"(\d{1,2})[xX](\d{1,2})", text)
     columns, rows = map(int, match.groups()) if match else (0, 0)
     if not 1 <= columns <= MOST_LINES_OF_CELLS or not 1 <= rows <= MOST_LINES_OF_CELLS or columns * rows < 2:
-        raise InputError(f"--grid {text!r}: expected COLUMNSxROWS as the image shows them, such as --grid 10x6")
+        raise InputError(f"grid {text!r}: expected COLUMNSxROWS as the image shows them, such as 10x6")
     return columns, rows
 
 
@@ -95,29 +93,12 @@ def is_clockwise(corners):
 
 
 def corners_of_images(path, names):
-    """Corners of images from a table (`read_corners`): {name: (4, 2)}, of those images that it has.
-
-    A row means the image that its file name leads to, from the table's folder or the current one; else the only image
-    whose path ends like that. Raises InputError, naming the line, where several do.
-    """
+    """Corners of images from a table (`read_corners`): {name: (4, 2)}, of those images that it has (`Names.meant`)."""
+    images = Names(path, names)
     corners = {}
-    real_paths = {name: file_key(name) for name in names}
     for line, filename, values in read_corners(path):
-        meant = {file_key(os.path.join(folder, filename)) for folder in (Path(path).parent, ".")}
-        found = [name for name, key in real_paths.items() if key in meant]
-        if not found:
-            tail = Path(filename.replace("\\", "/")).parts
-            found = [name for name in names if Path(name).parts[-len(tail) :] == tail]
-        if len(found) > 1:
-            raise InputError(f"{path}, line {line}: {filename} may be {found[0]} or {found[1]}; give its whole path")
-        corners.update(dict.fromkeys(found, values))
+        corners.update(dict.fromkeys(images.meant(line, filename), values))
     return corners
-
-
-def file_key(name):
-    """What tells an image from others: the real path of its file, and its page."""
-    file, page = file_of(name)
-    return os.path.realpath(file), page
 
 
 def move_inwards(cells, outer, inner):
@@ -230,14 +211,18 @@ def cut_image(path, columns, rows, corners=None, bend=None):
         return replace(module, error=f"{path}: no module of {columns}x{rows} cells found (score {score:.2f})")
     cells = tuple(cut_cells(image, grid))
     why = doubts(grid, image.shape, score, lead, cells, corners is not None)
-    small = gray.convert("L")
-    small.thumbnail((SHOWN_SIZE, SHOWN_SIZE))
     pixels = round(float(grid.cell_size().max()))
-    corners = tuple(map(float, grid.corners().ravel()))
     module = replace(
-        module, corners=corners, grid=grid, bend=grid.bend, cell_pixels=pixels, cells=cells, black=black_cells(cells)
+        module,
+        corners=tuple(map(float, grid.corners().ravel())),
+        nodes=tuple(np.round(grid.nodes(), 1).ravel().tolist()),
+        grid=grid,
+        bend=grid.bend,
+        cell_pixels=pixels,
+        cells=cells,
+        black=black_cells(cells),
     )
-    return replace(module, sure=not why, why=", ".join(why), small=small)
+    return replace(module, sure=not why, why=", ".join(why), image=gray.convert("L"))
 
 
 def guess_grid(path):

@@ -2,9 +2,10 @@
 
 from PIL import Image
 
+from elcells.colours import TOO_DARK_VERDICT
 from elcells.data.images import to_square
 from elcells.inference.cells import TOO_DARK, CellResult, Place
-from elcells.modules.overlay import TOO_DARK_VERDICT, draw_module, verdict
+from elcells.modules.overlay import draw_module, verdict
 from elcells.modules.saving import cell_name
 
 
@@ -25,5 +26,5 @@ def draw_results(module, path, results, classes):
     verdicts = [verdict(cell.calls, classes) if cell.judged else TOO_DARK_VERDICT for cell in results]
     texts = []
     for cell in results:
-        texts.append(" ".join(f"{p:.2f}" for p, call in zip(cell.probabilities, cell.calls) if call))
+        texts.append("\n".join(f"{p:.2f}" for p, call in zip(cell.probabilities, cell.calls) if call))
     draw_module(module, path, verdicts, texts)

@@ -1,21 +1,17 @@
 """The image of a module with its grid, each cell in the colour of its verdict."""
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from elcells.colours import NO_DEFECT, VERDICT_COLOURS
 from elcells.files import atomic_path
 
-NO_DEFECT = "no defect"
-TOO_DARK_VERDICT = "nearly black"
-VERDICT_COLOURS = {  # of Okabe and Ito: people with any kind of colour vision can tell them apart
-    NO_DEFECT: "#bbbbbb",
-    "crack": "#e69f00",
-    "inactive": "#56b4e9",
-    "crack and inactive": "#cc79a7",
-    TOO_DARK_VERDICT: "#009e73",
-}
 FILL = "38"  # opacity of a defective cell's colour, hexadecimal
-TEXT_FROM = 28  # pixels of a cell: smaller ones have no room for probabilities
+SHOWN_SIZE = 1600  # pixels of the longer side of a larger image
+TEXT_CELL = 40  # pixels that a cell needs for its probabilities: images of smaller ones are enlarged
+MOST_ENLARGED = 2400  # pixels of the longer side of an enlarged image
 LEGEND_HEIGHT = 34  # pixels
+ENTRY_GAP = 34  # pixels between the texts of a legend
 
 
 def verdict(calls, classes):
@@ -30,14 +26,16 @@ def draw_module(module, path, verdicts, probabilities=None, judged=True):
     verdicts: a name of VERDICT_COLOURS for each cell. probabilities: text for each cell. judged: False where no network
     has judged the cells, so that the legend does not claim that they have no defect.
     """
-    image = module.small.convert("RGB")
+    with_text = probabilities is not None
+    image = resized(module.image, smallest_side(module.grid), with_text).convert("RGB")
     draw_cells(image, module.grid, verdicts, probabilities)
-    page = Image.new("RGB", (image.width, image.height + LEGEND_HEIGHT), "white")
+    font = ImageFont.load_default(14)
+    entries = legend(verdicts if judged else [name for name in verdicts if name != NO_DEFECT], with_text)
+    width = max(image.width, round(sum(ENTRY_GAP + font.getlength(text) for _, text in entries)))
+    page = Image.new("RGB", (width, image.height + LEGEND_HEIGHT), "white")
     page.paste(image)
     draw = ImageDraw.Draw(page)
-    font = ImageFont.load_default(14)
-    shown = verdicts if judged else [name for name in verdicts if name != NO_DEFECT]
-    draw_legend(draw, font, image.height, shown)
+    draw_legend(draw, font, image.height, entries)
     if not module.sure:
         text = f"NOT SURE: {module.why}"
         draw.rectangle((0, 0, draw.textlength(text, font) + 16, 24), "black")
@@ -46,8 +44,27 @@ def draw_module(module, path, verdicts, probabilities=None, judged=True):
         page.save(temporary, "PNG", compress_level=1)
 
 
+def resized(image, cell, enlarge):
+    """A module's image as it is drawn on: of at most SHOWN_SIZE pixels, unless its cells would be too small for text.
+
+    cell: shortest side of its cells in pixels. enlarge: give it TEXT_CELL pixels, where MOST_ENLARGED allows that.
+    """
+    longer = max(image.size)
+    factor = min(1, SHOWN_SIZE / longer)
+    if enlarge:
+        factor = max(factor, min(TEXT_CELL / cell, MOST_ENLARGED / longer))
+    size = [max(1, round(side * factor)) for side in image.size]
+    return image if factor == 1 else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def smallest_side(grid):
+    """The shortest side of a Grid's cells in pixels."""
+    corners = grid.cells()
+    return float(np.linalg.norm(corners - np.roll(corners, 1, -2), axis=-1).min())
+
+
 def draw_cells(image, grid, verdicts, probabilities):
-    """Draw the outline of each cell into an RGB image, which may be smaller than the grid's."""
+    """Draw the outline of each cell into an RGB image, which may be smaller or larger than the grid's."""
     factor = image.width / (2 * grid.centre[0] + 1)
     corners = (grid.cells().reshape(-1, 4, 2) + 0.5) * factor - 0.5
     cell = max(4.0, float(grid.cell_size().min() * factor))
@@ -64,16 +81,25 @@ def draw_cells(image, grid, verdicts, probabilities):
         middle = corners[place].mean(0)
         within = middle + (corners[place] - middle) * 0.94
         draw.polygon([tuple(corner) for corner in within], fill=colour + FILL, outline=colour, width=thick)
-        if probabilities is not None and cell >= TEXT_FROM:
-            draw.text(tuple(middle), probabilities[place], "white", font, "mm", stroke_width=2, stroke_fill="black")
+        if probabilities is not None:
+            outline = {"stroke_width": 2, "stroke_fill": "black"}
+            draw.text(tuple(middle), probabilities[place], "white", font, "mm", spacing=0, **outline)
 
 
-def draw_legend(draw, font, top, verdicts):
-    """Draw how many cells have each verdict, below the row `top`."""
-    x = 8
+def legend(verdicts, with_text):
+    """Pairs (colour, text): how many cells have each verdict; then (None, text): what the numbers in cells are."""
+    entries = []
     for name, colour in VERDICT_COLOURS.items():
         if name in verdicts:
-            text = f"{name}: {verdicts.count(name)}"
+            entries.append((colour, f"{name}: {verdicts.count(name)}"))
+    return [*entries, (None, "numbers: probability")] if with_text else entries
+
+
+def draw_legend(draw, font, top, entries):
+    """Draw the entries of a legend, a square of its colour before each text, below the row `top`."""
+    x = 8
+    for colour, text in entries:
+        if colour:
             draw.rectangle((x, top + 10, x + 14, top + 24), colour, "black")
-            draw.text((x + 20, top + 17), text, "black", font, "lm")
-            x += 34 + draw.textlength(text, font)
+        draw.text((x + 20 if colour else x, top + 17), text, "black", font, "lm")
+        x += ENTRY_GAP + draw.textlength(text, font)

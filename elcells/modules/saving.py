@@ -7,9 +7,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from elcells.colours import NO_DEFECT, TOO_DARK_VERDICT
 from elcells.files import atomic_path, folder_of_all, relative
 from elcells.modules.cutting import cut_image
-from elcells.modules.overlay import NO_DEFECT, TOO_DARK_VERDICT, draw_module
+from elcells.modules.overlay import draw_module
 
 CELL = re.compile(r"(\.tmp\d+_)?r\d+_c\d+\.png")  # a cell's file, or one that is being written
 

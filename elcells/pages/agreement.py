@@ -1,8 +1,9 @@
 """How far two people agree on the labels of the same cells."""
 
+import hashlib
 import os
 
-from elcells.files import InputError, counted
+from elcells.files import ANY_NAME, InputError, counted
 from elcells.pages.page import PageImage
 from elcells.pages.review import ReviewCell, write_page
 
@@ -79,5 +80,10 @@ def report_agreement(first, second, a, b, classes, root, target):
     if not cells:
         print("No cell is in dispute.")
         return
-    count = write_page(target, cells, classes, [0.5] * len(classes), root)
+    key = hashlib.sha256("\n".join(map(os.path.realpath, (first, second))).encode("utf-8", ANY_NAME)).hexdigest()[:16]
+    more = {
+        "opinion": "What the two tables say",
+        "steps": [(f"Move labels.csv from your downloads into the folder {root}", "")],
+    }
+    count = write_page(target, cells, classes, [0.5] * len(classes), root, key, more)
     print(f"{counted(len(cells), 'cell is', 'cells are')} in dispute; {target} shows {count} of them, to label anew.")

@@ -1,180 +1,274 @@
-"""The HTML report of `predict.py`: counts, histograms, folders, modules, and the cells worth looking at."""
+"""The HTML report of a record: report.html, and its data in files beside it, so that it shows any number of cells."""
 
+import base64
+import hashlib
+import io
+import json
 import os
-import time
-from collections import Counter, defaultdict
+import re
+from collections import Counter
+from pathlib import Path
+from urllib.parse import quote
 
-import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
-from elcells.data.images import size_of
-from elcells.files import OVERLAYS, InputError, counted, printable
-from elcells.modules.cutting import CORNERS
-from elcells.modules.grid import Grid
-from elcells.modules.overlay import LEGEND_HEIGHT, NO_DEFECT, TOO_DARK_VERDICT
-from elcells.pages.page import UNSURE, PageImage, doubt, fill, images_with_maps, jpeg
-from elcells.records.exports import counts_of_modules
-from elcells.records.record import image_name
+from elcells.data.images import as_lines, size_of
+from elcells.files import CUT, MODULES, InputError, atomic_path, folder_of_all, printable, relative
+from elcells.modules.saving import cell_name
+from elcells.pages.page import SHOWN_SIDE, THUMBNAIL_SIDE, PageImage, browser_shows, fill, jpeg, json_of
+from elcells.pages.report_data import Contents
+from elcells.records.record import WAITING, image_name
+from elcells.records.summary import FINE_CRACKS, line_about_small
 
-REPORT_CELLS = 1000  # the surest defects that the report shows
-REPORT_UNSURE = 200  # cells without a defect, nearest to the thresholds, that it shows
-REPORT_BLACK = 100  # nearly black ones
-REPORT_MODULES = 50  # modules
-REPORT_LINES = 200  # unreadable files, folders
-BINS = 20  # of a histogram
-
-
-def counts_for_page(cells, classes):
-    """Counts of all CellResults, histograms of their probabilities, folders and errors, a dict that JSON can hold."""
-    names = ("cells", *classes, NO_DEFECT, "unreadable")
-    folders = defaultdict(Counter)
-    histograms = np.zeros((len(classes), BINS), int)
-    errors = []
-    for cell in cells:
-        folder = folders[os.path.dirname(cell.filename) or "."]
-        folder["cells"] += 1
-        if cell.judged:
-            folder.update(cell.defects(classes) or [NO_DEFECT])
-            bins = np.minimum(np.array(cell.probabilities) * BINS, BINS - 1).astype(int)
-            histograms[range(len(bins)), bins] += 1
-        elif not cell.nearly_black:
-            folder["unreadable"] += 1
-            errors.append(cell.error)
-    total = sum(folders.values(), Counter())
-    counts = [(name, total[name]) for name in names]
-    nearly_black = sum(cell.nearly_black for cell in cells)
-    if nearly_black:
-        counts.append((TOO_DARK_VERDICT, nearly_black))
-    most_defects_first = sorted(folders.items(), key=lambda item: -sum(item[1][c] for c in classes))
-    rows = [[folder, *(counter[name] for name in names)] for folder, counter in most_defects_first]
-    return {
-        "counts": counts,
-        "histograms": histograms.tolist(),
-        "folder_columns": ["folder", *names],
-        "folders": rows[:REPORT_LINES],
-        "unreadable": errors[:REPORT_LINES],
-        "unreadable_count": len(errors),
-    }
+FOLDER = "report"  # of its files
+quality_lines = lambda info: ["(quality lines of the lead)"]  # TEMPORARY
+OWN_FILE = re.compile(r"(cells|(modules|maps)-\d+)\.js|.*_[0-9a-f]{8}\.jpg|\.tmp\d+_.*")  # that a report writes there
+MODULES_A_FILE, MAPS_A_FILE = 24, 1000
+FIRST_MODULES, FIRST_CELLS = 6, 100  # that are in the page itself, for when it is mailed without its files
+FIRST_BYTES = 3_000_000  # of their images
+MAILED_BYTES = 20_000_000  # of a single file
+PAGE_BYTES, CELL_BYTES = 60_000, 100  # of them, what the page needs without data, and a cell without its image
+EMBEDDED_BYTES, EMBEDDED_SIDE = 400_000, 1600  # of a module's image: larger ones are made smaller
+SEEN_BEFORE = "SELECT path, page, bytes, modified FROM images WHERE id = ?"
 
 
-def cells_to_show(cells, thresholds):
-    """The CellResults that the report shows, each once, and a text about them.
+def write_report(record, single_file=None):
+    """Write a record's report.html and its files, or, with single_file (a path), everything into that one file.
 
-    Those with a defect, the surest first; those without one that are nearest to a threshold; nearly black ones.
+    The single file has MAILED_BYTES at most: the worst modules and the surest cells, and it says what is left out.
     """
-    judged = [cell for cell in cells if cell.judged]
-    defective = [cell for cell in judged if any(cell.calls)]
-    defective.sort(key=lambda cell: -max(p for p, call in zip(cell.probabilities, cell.calls) if call))
-    unsure = [cell for cell in judged if not any(cell.calls) and doubt_of(cell, thresholds) < UNSURE]
-    unsure.sort(key=lambda cell: doubt_of(cell, thresholds))
-    nearly_black = [cell for cell in judged if cell.nearly_black]
-    few = f"; the {REPORT_CELLS} surest are shown" if len(defective) > REPORT_CELLS else ""
-    note = (
-        f"{counted(len(defective), 'cell has', 'cells have')} a defect{few}. Also shown are the cells without a defect "
-        "that are nearest to a threshold, and nearly black cells, which are too dark to judge."
-    )
-    shown = [*defective[:REPORT_CELLS], *unsure[:REPORT_UNSURE], *nearly_black[:REPORT_BLACK]]
-    return list({cell.filename: cell for cell in shown}.values()), note
+    contents = Contents(record)
+    if single_file is not None:
+        data = page_data(contents) | {"alone": True}
+        first = embedded(contents, MAILED_BYTES - PAGE_BYTES - len(json_of(data)), with_maps=True)
+        fill("report.html", single_file, data, {"first": first})
+        return
+    files = Files(record.folder / FOLDER)
+    add_sources(contents, files)
+    write_chunks(contents, files)
+    first = embedded(contents, FIRST_BYTES, FIRST_MODULES, FIRST_CELLS)
+    fill("report.html", record.folder / "report.html", page_data(contents), {"first": first})
+    files.remove_others()
 
 
-def doubt_of(cell, thresholds):
-    """`doubt` of one cell, a float."""
-    return float(doubt([cell.probabilities], thresholds)[0])
+# ---------------------------------------------------------------- files beside the page
 
 
-def common_folder(paths):
-    """The folder, with its last separator, that all files lie in; "" where that says nothing."""
+class Files:
+    """The files of a report beside its page. folder: Path."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.names = set()
+
+    def write_chunk(self, name, text):
+        """Write NAME.js, which gives the page the value of this JSON; it stays untouched where it is the same."""
+        path = self.folder / f"{name}.js"
+        self.names.add(path.name)
+        content = f"chunk({json_of(name)},{text});\n".encode()
+        if not path.is_file() or path.stat().st_size != len(content) or path.read_bytes() != content:
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(content)
+
+    def converted(self, row):
+        """The URL of an image that no browser shows, converted once; row: of SEEN_BEFORE. None where it is gone."""
+        stem = re.sub(r"[^\w.-]+", "_", printable(Path(row["path"]).stem))[:60]
+        key = "#".join(map(str, row)).encode("utf-8", "surrogateescape")
+        path = self.folder / f"{stem}_{hashlib.sha256(key).hexdigest()[:8]}.jpg"
+        if not path.is_file():
+            try:
+                image = PageImage(image_name(row)).gray.convert("L")
+            except InputError:
+                return None
+            image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+            with atomic_path(path) as temporary:
+                image.save(temporary, "JPEG", quality=88)
+        self.names.add(path.name)
+        return f"{FOLDER}/{quote(path.name)}"
+
+    def remove_others(self):
+        """Remove what an earlier report left here."""
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if OWN_FILE.fullmatch(path.name) and path.name not in self.names:
+                path.unlink(missing_ok=True)
+
+
+def write_chunks(contents, files):
+    """Write the files of data: all cells that are to be looked at, the modules, and the class maps."""
+    files.write_chunk("cells", json_of(contents.shown.data()))
+    for start in range(0, len(contents.details), MODULES_A_FILE):
+        some = enumerate(contents.details[start : start + MODULES_A_FILE], start)
+        text = ",".join(f'"{number}":{detail}' for number, detail in some)
+        files.write_chunk(f"modules-{start // MODULES_A_FILE}", f"{{{text}}}")
+    maps = {}
+    for number, levels in contents.maps.items():
+        maps.setdefault(number // MAPS_A_FILE, {})[number] = base64.b64encode(levels).decode()
+    for number, some in maps.items():
+        files.write_chunk(f"maps-{number}", json_of(some))
+
+
+def add_sources(contents, files):
+    """Find the URL of each shown image of a cell that is not made from its name: what no browser shows is converted."""
+    shown = contents.shown
+    alone = [k for k in range(len(shown)) if shown.module[k] < 0 and k not in shown.errors]
+    for number in tqdm(alone, "images", unit="image", leave=False, disable=None):
+        row = contents.record.connection.execute(SEEN_BEFORE, [contents.images[number]]).fetchone()
+        if row["page"] or not browser_shows(row["path"]):
+            source = files.converted(row)
+        elif printable(row["path"]) != row["path"] or not contents.root:
+            source = url(row["path"], contents.record.folder)
+        else:
+            continue
+        if source:
+            shown.sources[number] = source
+
+
+# ---------------------------------------------------------------- what is in the page itself
+
+
+def embedded(contents, most_bytes, most_modules=None, most_cells=None, with_maps=False):
+    """What the page shows without its files: the worst modules and the surest cells, within so many bytes.
+
+    Returns a dict that JSON can hold: data and images of the modules by number, columns of the cells, and thumbnails
+    (and class maps) of the cells by number.
+    """
+    folder = contents.record.folder
+    left = most_bytes
+    first = {"modules": {}, "images": {}, "thumbs": {}, "maps": {}}
+    for number in contents.worst_first()[:most_modules]:
+        image = image_of_module(folder / MODULES / f"{contents.modules[number]['name']}.jpg")
+        left -= len(image) + len(contents.details[number])
+        if left < 0:
+            break
+        first["modules"][number] = json.loads(contents.details[number])
+        first["images"][number] = image
+    chosen = []
+    for number in tqdm(contents.shown.surest_first()[:most_cells], "cells", unit="cell", leave=False, disable=None):
+        thumb = thumbnail(contents, number)
+        levels = base64.b64encode(contents.maps.get(number, b"") if with_maps else b"").decode()
+        left -= len(thumb) + len(levels) + CELL_BYTES
+        if left < 0 and most_cells is None:
+            break
+        chosen.append(number)
+        first["thumbs"][number] = thumb
+        if levels:
+            first["maps"][number] = levels
+    return first | {"cells": contents.shown.data(sorted(chosen))}
+
+
+def image_of_module(path):
+    """The image of a module as a data: URI, made smaller where it is large; "" where it is gone."""
     try:
-        root = os.path.commonpath({os.path.dirname(path) for path in paths})
-    except ValueError:  # absolute and relative ones
+        content = path.read_bytes()
+        if len(content) <= EMBEDDED_BYTES:
+            return "data:image/jpeg;base64," + base64.b64encode(content).decode()
+        return jpeg(Image.open(io.BytesIO(content)), EMBEDDED_SIDE, 80)
+    except OSError:
         return ""
-    return "" if root in ("", ".", os.sep) else os.path.join(root, "")
 
 
-def cell_entry(cell, name, image, maps, target, thresholds):
-    """A cell as the page takes it, under the name that it shows; thumb and src are "" where its image is gone."""
-    distance = doubt_of(cell, thresholds)
-    entry = {"file": printable(name), "p": cell.probabilities, "calls": cell.calls, "maps": maps}
-    entry |= {"unsure": distance < UNSURE, "doubt": distance, "dark": cell.nearly_black}
+def thumbnail(contents, number):
+    """A small image of a shown cell as a data: URI, "" where it is gone or no image."""
+    shown = contents.shown
+    record = contents.record
+    if shown.module[number] < 0:
+        row = record.connection.execute(SEEN_BEFORE, [contents.images[number]]).fetchone()
+        path = image_name(row)
+    else:
+        module = contents.modules[shown.module[number]]
+        path = record.folder / CUT / cell_name(module["name"], shown.place[number], module["columns"])
     try:
-        return entry | {"thumb": image.thumbnail(), "src": image.source(target)}
+        return jpeg(PageImage(path).gray, THUMBNAIL_SIDE, 80)
     except InputError:
-        return entry | {"thumb": "", "src": ""}
+        return ""
 
 
-def module_entry(row, counts, folder, cells, entries, target, classes):
-    """A module as the page takes it.
-
-    row: of Record.modules. counts: of its cells of each class, and of nearly black ones. folder: of the results. cells:
-    its CellResults. entries: known ones of cells.
-    """
-    with Image.open(folder / OVERLAYS / f"{row['name']}.png") as image:
-        size = image.size
-        source = jpeg(image, max(size), 82)
-    scale = max(size[0], size[1] - LEGEND_HEIGHT) / max(size_of(image_name(row)))
-    corners = np.array([row[k] for k in CORNERS]).reshape(4, 2)
-    outlines = Grid((corners + 0.5) * scale - 0.5, row["columns"], row["rows"], size[::-1]).cells()
-    areas = []
-    for cell in cells:
-        entry = entries.get(cell.filename) or {"src": PageImage(cell.filename).source(target), "maps": None}
-        outline = outlines[cell.place.row - 1, cell.place.column - 1]
-        judgement = ", ".join(f"{name} {p:.3f}" for name, p in zip(classes, cell.probabilities)) or cell.error
-        text = f"row {cell.place.row}, column {cell.place.column}: {judgement}"
-        points = " ".join(f"{x:.0f},{y:.0f}" for x, y in outline)
-        areas.append({"points": points, "text": text, "src": entry["src"], "maps": entry["maps"]})
-    of_each = ", ".join(f"{count} {name}" for name, count in zip([*classes, TOO_DARK_VERDICT], counts))
-    return {
-        "file": printable(image_name(row)),
-        "text": f"{row['columns']}x{row['rows']} cells of {row['cell_pixels']} pixels, {of_each}.",
-        "doubt": "" if row["sure"] else row["why"],
-        "image": source,
-        "size": size,
-        "cells": areas,
-    }
+# ---------------------------------------------------------------- its data
 
 
-def modules_to_show(record):
-    """Rows of a record's modules, those not sure first, then those with most defective cells; the counts of their cells
-    (`counts_of_modules`); and the errors of images in which no module was found."""
-    counts = counts_of_modules(record)
-    rows = list(record.modules())
-    modules = [row for row in rows if row["image"] is not None]
-    modules.sort(key=lambda row: (row["sure"], -sum(counts[row["image"]][:-1])))
-    return modules, counts, [row["error"] for row in rows if row["image"] is None]
-
-
-def write_report(record, engine):
-    """Write report.html into a record's folder; modules come first. engine: makes the class maps."""
-    classes = record.classes
-    target = record.folder / "report.html"
+def page_data(contents):
+    """What the page says before its first cell, a dict that JSON can hold."""
+    record = contents.record
     info = record.info
-    thresholds = info["thresholds"]
-    cells = list(record.results())
-    root = common_folder([cell.filename for cell in cells])
-    shown, note = cells_to_show(cells, thresholds)
-    entries = {}
-    for cell, (image, maps) in zip(shown, images_with_maps([PageImage(cell.filename) for cell in shown], engine)):
-        name = cell.filename.removeprefix(root)
-        entries[cell.filename] = cell_entry(cell, name, image, maps, target, thresholds)
-    modules, counts, failed = modules_to_show(record)
-    cells_of = defaultdict(list)
-    for cell in cells:
-        if cell.place:
-            cells_of[cell.place.module].append(cell)
-    data = {
-        "model": f"{info['network']}, cells in {printable(root)}" if root else info["network"],
-        "when": time.strftime("%Y-%m-%d %H:%M"),
-        "classes": classes,
-        "thresholds": thresholds,
-        "note": note,
-        "cells": list(entries.values()),
-        "modules": [
-            module_entry(row, counts[row["image"]], record.folder, cells_of[row["name"]], entries, target, classes)
-            for row in modules[:REPORT_MODULES]
-        ],
-        "module_count": len(modules),
-        "module_folder": str(record.folder / OVERLAYS) if modules else "",
-        "failed": failed,
-        **counts_for_page(cells, classes),
+    judged = record.connection.execute("SELECT min(judged), max(judged) FROM images").fetchone()
+    return {
+        "classes": contents.classes,
+        "thresholds": info["thresholds"],
+        "chunks": FOLDER,
+        "alone": False,
+        "modules_a_file": MODULES_A_FILE,
+        "maps_a_file": MAPS_A_FILE,
+        "folder": printable(record.folder.resolve().name),
+        "trained": printable(info["trained"]),
+        "quality": quality_lines(info),
+        "operating_point": info["operating_point"],
+        "symmetries": info["symmetries"],
+        "judged": [(time or "")[:10] for time in judged],
+        "images": record.count(),
+        "kinds": contents.kinds,
+        "unsure": contents.unsure,
+        "shown": len(contents.shown),
+        "corrected": contents.corrected,
+        "people": contents.agreement(),
+        "assumed": assumptions(record),
+        "failed": contents.failed,
+        "waiting": record.count(f"status = '{WAITING}'"),
+        "fine_cracks": FINE_CRACKS,
+        "small": line_about_small([row["cell_pixels"] for row in contents.modules]),
+        "modules": module_columns(contents),
+        "base": base_url(contents),
+        "root": printable(contents.root),
+        "folders": folder_rows(contents),
+        "histograms": contents.histograms.tolist(),
     }
-    fill("report.html", target, data)
+
+
+def assumptions(record):
+    """Lines about what was assumed about the files of the images."""
+    notes = Counter()
+    for row in record.images():
+        notes.update(json.loads(row["notes"]))
+    return [printable(line) for line in as_lines(notes)]
+
+
+def module_columns(contents):
+    """Columns of the table of modules."""
+    rows = contents.modules
+    root = folder_of_all([row["path"] for row in rows]) if rows else None
+    metadata = [json.loads(row["metadata"]) for row in rows]
+    fields = [name for name in contents.record.metadata_fields() if any(name in values for values in metadata)]
+    return {
+        "name": [row["name"] for row in rows],
+        "file": [printable(relative(image_name(row), root)) for row in rows],
+        "columns": [row["columns"] for row in rows],
+        "rows": [row["rows"] for row in rows],
+        "pixels": [row["cell_pixels"] for row in rows],
+        "size": [size_of(contents.record.folder / MODULES / f"{row['name']}.jpg") for row in rows],
+        "doubt": ["" if row["sure"] else printable(row["why"]) for row in rows],
+        "counts": contents.counts,
+        "metadata": [
+            [printable(name), [printable(str(values.get(name, ""))) for values in metadata]] for name in fields
+        ],
+    }
+
+
+def base_url(contents):
+    """The URL of the folder of the images of single cells, from the page; "" where the page needs none."""
+    return url(contents.root, contents.record.folder) + "/" if contents.root else ""
+
+
+def url(path, folder):
+    """The URL of a file or folder from a page in `folder`."""
+    try:
+        return quote(os.fsencode(os.path.relpath(path, folder).replace(os.sep, "/")))
+    except ValueError:  # another drive of Windows
+        return Path(path).as_uri()
+
+
+def folder_rows(contents):
+    """[folder, {kind of cell: number}] for each folder of images of cells."""
+    return [
+        [printable(os.path.join(folder, "").removeprefix(contents.root)) or ".", counts]
+        for folder, counts in contents.folders.items()
+    ]

@@ -1,105 +1,253 @@
-"""The page on which a person labels cells, the most doubtful first."""
+"""The page on which people label cells: the most doubtful first, or whole modules."""
 
-import hashlib
+import base64
+import json
 import os
+import shlex
+import subprocess
 from dataclasses import dataclass
+from itertools import groupby, islice
+from operator import itemgetter
+from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
-from tqdm import tqdm
 
-from elcells.data.images import symmetries
-from elcells.files import InputError, folder_of_all, relative
-from elcells.pages.page import UNSURE, PageImage, doubt, fill, images_with_maps
+from elcells.data.tables import CLASSES
+from elcells.files import ANY_NAME, CUT, MODULES, InputError, relative
+from elcells.inference.cells import UNSURE, doubt
+from elcells.pages.page import PageImage, browser_shows, fill, json_of
+from elcells.pages.report import FOLDER as REPORT_FILES
+from elcells.pages.report import SEEN_BEFORE, Files, url
+from elcells.records.record import cell_name_of
 
-MOST = 5000  # cells of a page
-TURNED = 200  # cells at most, the next nearest to the thresholds, whose eight symmetries are compared
-TURNED_SHARE = 40  # of the judged cells one in so many at most: these take a fifth of the time of judging all
+MOST = 5000  # cells near a threshold, and labelled cells, that a page shows
 SAMPLE = 100  # sure cells, drawn at random
+BLOCK = 10_000  # cells of a record that are held at a time
+CHUNK = 20  # modules of a file of them
+CHUNKS = "review"  # folder of these files
 NEAR = "close to a threshold"
-DIFFER = "judged differently when turned or mirrored"
 RANDOM = "sure, drawn at random"
+LABELLED = "labelled before"
+RULES = {  # of doc/labels.md, as short as they fit beside a cell: (what it is, what it is not)
+    "crack": (
+        "a thin dark line that can be followed over a twentieth of the cell's side or more: straight and oblique, "
+        "curved, jagged or branching; it may be faint. Also the jagged edge of a disconnected part, and a small star "
+        "or X of thin arms.",
+        "a busbar; an interrupted finger (a straight dark streak at right angles to the busbars); smudges, stains, "
+        "belt marks; grain boundaries; a dark corner from which no line leaves.",
+    ),
+    "inactive": (
+        "a region darker than about 40 % of its bright neighbourhood, at least a twenty-fifth of the cell's side wide "
+        "and high, with a sharp edge; or a nearly black blob.",
+        "a gray part that still glows, even between cracks; chamfered corners and the dark frame; one interrupted "
+        "finger; soldering spots; a cell that is dim all over.",
+    ),
+}
 
 
 @dataclass(frozen=True)
 class ReviewCell:
-    """A cell to label: its image, why it is shown, a network's probabilities of it and class maps as text, or None."""
+    """A cell to label: its image, why it is shown, a network's probabilities of it and class maps as bytes, or None.
+
+    source: the URL of the image for a browser; where there is none, PageImage finds it.
+    """
 
     image: PageImage
     why: str
     probabilities: tuple | None = None
-    maps: str | None = None
+    maps: bytes | None = None
+    source: str | None = None
 
 
-def depends_on_orientation(image, engine, thresholds):
-    """Whether an Engine calls the eight symmetries of a PageImage differently; False where the image is gone."""
-    try:
-        pixels = image.pixels(engine.image_size)
-    except InputError:
-        return False
-    calls = engine(np.stack([*symmetries(pixels[None])])) >= thresholds
-    return bool((calls.any(0) != calls.all(0)).any())
+# ---------------------------------------------------------------- which cells
 
 
-def choose(cells, engine, thresholds):
-    """Which judged cells are shown, in order, and why: list of (CellResult, reason, PageImage).
+def place_of(row):
+    """What tells a cell from the others of its record: (image, row, column)."""
+    return row["image"], row["row"], row["column"]
 
-    The cells near a threshold first, the nearest in front; then those of the next nearest whose eight symmetries the
-    network judges differently; then SAMPLE of the others.
+
+def probabilities_of(record, row):
+    """Rounded probabilities of a row of Record.cells, a tuple, or None where it was not judged."""
+    if row[record.classes[0]] is None:
+        return None
+    return tuple(round(row[f"p_{name}"], 4) for name in record.classes)
+
+
+def smallest(pairs, count):
+    """The `count` pairs (number, anything) with the smallest numbers, in order."""
+    return sorted(pairs, key=itemgetter(0))[:count]
+
+
+def choose(record):
+    """Which cells are shown, in order, and why: list of (row of Record.cells, reason).
+
+    The judged cells near a threshold first, the nearest in front; then SAMPLE of the other judged ones; then those that
+    people labelled and that are not among them.
     """
-    doubts = doubt([cell.probabilities for cell in cells], thresholds)
-    order = np.argsort(doubts, kind="stable")
-    near = [k for k in order if doubts[k] < UNSURE][:MOST]
-    others = [k for k in order if doubts[k] >= UNSURE]
-    images = [PageImage(cell.filename) for cell in cells]
-    turned = min(TURNED, max(1, len(cells) // TURNED_SHARE))
-    bar = tqdm(others[:turned], "symmetries", unit="cell", leave=False, disable=None)
-    differ = [k for k in bar if depends_on_orientation(images[k], engine, thresholds)]
-    sample = np.random.default_rng(0).permutation(np.setdiff1d(others, differ))[:SAMPLE]
-    chosen = [(cells[k], NEAR, images[k]) for k in near]
-    chosen += [(cells[k], DIFFER, images[k]) for k in differ]
-    chosen += [(cells[k], RANDOM, images[k]) for k in sample]
-    return chosen[:MOST]
+    thresholds = record.info["thresholds"]
+    people = record.people()
+    generator = np.random.default_rng(0)
+    near, sure, labelled = [], [], []
+    rows = iter(record.cells())
+    while block := list(islice(rows, BLOCK)):
+        labelled += [row for row in block if place_of(row) in people]
+        judged = [row for row in block if row[record.classes[0]] is not None]
+        if judged:
+            doubts = doubt([probabilities_of(record, row) for row in judged], thresholds)
+            draws = generator.random(len(judged))
+            near = smallest(near + [(d, row) for d, row in zip(doubts, judged) if d < UNSURE], MOST)
+            sure += [(draw, row) for draw, d, row in zip(draws, doubts, judged) if d >= UNSURE]
+            sure = smallest(sure, SAMPLE)
+    chosen = [(row, NEAR) for _, row in near] + [(row, RANDOM) for _, row in sure]
+    shown = {place_of(row) for row, _ in chosen}
+    return chosen + [(row, LABELLED) for row in labelled[:MOST] if place_of(row) not in shown]
 
 
-def root_of(paths):
-    """The folder that holds all images; a table of labels belongs there."""
-    return folder_of_all(paths) or os.path.dirname(os.path.abspath(paths[0]))
+# ---------------------------------------------------------------- what is said about them
 
 
-def write_page(target, cells, classes, thresholds, root, embed=False):
+def table_name(path, folder):
+    """The name of an image in a table of labels in a folder: relative to it, bytes that are no UTF-8 as \\udcXX."""
+    return relative(path, folder).encode("utf-8", "backslashreplace").decode()
+
+
+def base64_of(maps):
+    """Class maps as page.js takes them, or None."""
+    return None if maps is None else base64.b64encode(maps).decode()
+
+
+def in_shell(path):
+    """A path as it is typed into a shell: relative to the current folder where it lies in it, in quotes if needed."""
+    short = relative(path, os.getcwd())
+    short = os.path.abspath(path) if short.startswith("..") else short
+    return subprocess.list2cmdline([short]) if os.name == "nt" else shlex.quote(short)
+
+
+def next_steps(folder, classes):
+    """What to do with a saved table: list of (text, command or "")."""
+    place = in_shell(folder)
+    table = in_shell(Path(folder) / "labels.csv")
+    adapt = f"--data data.csv {table} --weights cells.onnx --recipe adapt"
+    if set(classes) != set(CLASSES):
+        adapt = f"--data {table} --classes {' '.join(map(shlex.quote, classes))}"
+    return [
+        (f"Move labels.csv from your downloads into the folder {os.path.abspath(folder)}", ""),
+        ("Correct the report:", f"python report.py {place} --labels {table}"),
+        ("From about 100 labels on, train a network on them:", f"python train.py {adapt}"),
+    ]
+
+
+def write_page(target, cells, classes, thresholds, folder, key, more):
     """Write the page and return how many cells it shows; cells that can't be read are left out.
 
-    cells: iterable of ReviewCell, of which one at a time is held. root: folder of the table of labels. embed: put the
-    images into the page.
+    cells: iterable of ReviewCell, of which one at a time is held. folder: the table of labels belongs there. key: under
+    which a browser keeps the labels, the same for every page about the same cells. more: further data of the page:
+    `steps` (`next_steps`), `opinion` (what is hidden until a cell has a label), `given` (`given_labels`), `modules`
+    (`write_modules`).
     """
     entries = []
     for cell in cells:
         try:
-            source = cell.image.source(target, embed)
+            source = cell.source or cell.image.source(target)
         except InputError:
             continue
-        name = relative(cell.image.path, root)
-        entries.append({"file": name, "src": source, "why": cell.why, "p": cell.probabilities, "maps": cell.maps})
+        maps = base64_of(cell.maps)
+        entry = {"file": table_name(cell.image.path, folder), "src": source, "why": cell.why, "p": cell.probabilities}
+        entries.append(entry | ({"maps": maps} if maps else {}))
     if not entries:
         raise InputError(f"{target}: no cell to look at, so no page is written")
-    names = "\n".join([*classes, *(entry["file"] for entry in entries)])
-    key = hashlib.sha256(names.encode("utf-8", "replace")).hexdigest()[:16]
-    from_here = relative(root, os.getcwd())
-    place = f"{root if from_here.startswith('..') else from_here}, beside the images"
-    thresholds = [round(float(t), 4) for t in thresholds]
-    data = {"classes": list(classes), "thresholds": thresholds, "cells": entries, "key": key, "place": place}
-    fill("review.html", target, data)
+    data = {"classes": list(classes), "thresholds": [round(float(t), 4) for t in thresholds], "cells": entries}
+    data |= {
+        "key": key,
+        "place": os.path.abspath(folder),
+        "rules": {name: RULES[name] for name in classes if name in RULES},
+    }
+    fill("review.html", target, data | {"chunks": CHUNKS, "given": [], "modules": []} | more)
     return len(entries)
 
 
-def write_review(record, engine):
-    """Write review.html into a record's folder; returns how many cells it shows. engine: makes the class maps."""
-    thresholds = record.info["thresholds"]
-    judged = [cell for cell in record.results() if cell.judged]
-    if not judged:
+def write_review(record):
+    """Write review.html and the files in review/ into a record's folder; returns how many cells it shows."""
+    chosen = choose(record)
+    if not chosen:
         return 0
-    chosen = choose(judged, engine, thresholds)
-    images = images_with_maps([image for _, _, image in chosen], engine)
-    cells = (ReviewCell(image, why, cell.probabilities, maps) for (cell, why, _), (image, maps) in zip(chosen, images))
-    root = root_of([cell.filename for cell in judged])
-    return write_page(record.folder / "review.html", cells, record.classes, thresholds, root)
+    cells = (review_cell(record, row, why) for row, why in chosen)
+    more = {
+        "opinion": "The network's opinion",
+        "given": given_labels(record),
+        "modules": write_modules(record),
+        "steps": next_steps(record.folder, record.classes),
+    }
+    target = record.folder / "review.html"
+    return write_page(target, cells, record.classes, record.info["thresholds"], record.folder, record.key, more)
+
+
+def review_cell(record, row, why):
+    """The ReviewCell of a row of Record.cells; what no browser shows is converted once, for the report too."""
+    image = PageImage(cell_name_of(record, row))
+    if row["file"]:
+        source = quote(row["file"])
+    elif not row["page"] and browser_shows(row["path"]):
+        source = url(row["path"], record.folder)
+    else:
+        seen = record.connection.execute(SEEN_BEFORE, [row["image"]]).fetchone()
+        source = Files(record.folder / REPORT_FILES).converted(seen)
+    return ReviewCell(image, why, probabilities_of(record, row), row["map"], source)
+
+
+def given_labels(record):
+    """The labels that people gave to the cells of a record: list of (file name, labels, who, when)."""
+    people = record.people()
+    if not people:
+        return []
+    given = []
+    for row in record.cells():
+        if labels := people.get(place_of(row)):
+            name = table_name(cell_name_of(record, row), record.folder)
+            given.append((name, labels.values, labels.who, labels.time))
+    return given
+
+
+# ---------------------------------------------------------------- modules
+
+
+def write_modules(record):
+    """Write the modules of a record into the files review/modules-K.js, CHUNK to a file; older ones are removed.
+
+    Returns what the page needs to find them: list of (name, title, columns, rows, K).
+    """
+    files = Files(record.folder / CHUNKS)
+    modules = {row["image"]: row for row in record.modules() if row["name"] is not None}
+    by_image = groupby(record.cells(), itemgetter("image"))
+    found = ((modules[image], cells) for image, cells in by_image if image in modules)
+    listed = []
+    while entries := [(row, module_entry(record, row, cells)) for row, cells in islice(found, CHUNK)]:
+        name = f"modules-{len(files.names)}"
+        listed += [(row["name"], title_of(row), row["columns"], row["rows"], name) for row, _ in entries]
+        files.write_chunk(name, json_of([entry for _, entry in entries]))
+    files.remove_others()
+    return listed
+
+
+def module_entry(record, row, cells):
+    """What the page shows of a module, a dict that JSON can hold.
+
+    row: of Record.modules. cells: its rows of Record.cells; each becomes row, column, name of its file, probabilities
+    and class maps or None.
+    """
+    listed = [
+        (cell["row"], cell["column"], Path(cell["file"]).name, probabilities_of(record, cell), base64_of(cell["map"]))
+        for cell in cells
+    ]
+    name = quote(row["name"])
+    shown = {"name": row["name"], "image": f"{MODULES}/{name}.jpg", "folder": f"{CUT}/{name}", "cells": listed}
+    return shown | {"columns": row["columns"], "rows": row["rows"], "nodes": json.loads(row["nodes"])}
+
+
+def title_of(row):
+    """A module's metadata, such as its serial number, and its file's name; row: of Record.modules."""
+    page = f" (page {row['page']})" if row["page"] else ""
+    name = os.path.basename(row["path"]).encode("utf-8", ANY_NAME).decode("utf-8", "replace")
+    return " · ".join([*filter(None, map(str, json.loads(row["metadata"]).values())), name + page])

@@ -6,15 +6,18 @@ that such a program would take for a formula gets a quote in front.
 
 import csv
 import datetime
+import json
 
 from elcells.files import atomic_path, printable
 from elcells.inference.engines import needed
 from elcells.modules.cutting import CORNERS
-from elcells.records.record import image_name
+from elcells.records.labels import corrections
+from elcells.records.record import Labels, image_name
 
 # First characters of a formula, also as wide as Chinese ones (OWASP, "CSV Injection")
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 BLACK_COLUMN = "nearly_black"  # a count of cells
+PERSON = "person"  # column of who labelled a cell, and beginning of the labels' columns
 RUN_FIELDS = "id started network sha256 trained operating_point thresholds symmetries engine precision".split()
 SHEET_ROWS = 2**20 - 1  # below the header; a spreadsheet has no more
 TEXT_COLUMNS = "filename image name module why error started finished network sha256 trained engine".split()
@@ -52,6 +55,8 @@ def cell_fields(classes):
         "filename",
         *classes,
         *(f"p_{c}" for c in classes),
+        *(f"{PERSON}_{c}" for c in classes),
+        PERSON,
         "image",
         "module",
         "row",
@@ -67,41 +72,52 @@ def cell_rows(record, number=lambda value, decimals: None if value is None else 
     A cell's file name is that of its image, or, cut from a module, relative to the results folder.
     """
     classes = record.classes
+    people = record.people()
+    nobody = Labels((None,) * len(classes), None, None)
     for row in record.cells():
         image = image_name(row)
+        labels = people.get((row["image"], row["row"], row["column"]), nobody)
         probabilities = [number(row[f"p_{c}"], 4) for c in classes]
         place = [row["name"], row["row"], row["column"]] if row["file"] else ["", None, None]
         calls = [row[c] for c in classes]
         brightness = number(row["brightness"], 3)
-        yield [row["file"] or image, *calls, *probabilities, image, *place, brightness, one_line(row["error"])]
+        given = [*labels.values, labels.who]
+        yield [row["file"] or image, *calls, *probabilities, *given, image, *place, brightness, one_line(row["error"])]
 
 
 # ---------------------------------------------------------------- modules
 
 
-def module_fields(classes):
-    """Columns of modules.csv."""
+def module_fields(classes, metadata=()):
+    """Columns of modules.csv; metadata: those that the user's table adds."""
     geometry = "name columns rows score lead sure why cell_pixels bend".split()
-    return ["filename", *geometry, *CORNERS, *classes, BLACK_COLUMN, "error"]
+    return ["filename", *geometry, *CORNERS, *classes, BLACK_COLUMN, "error", *metadata]
 
 
 def counts_of_modules(record):
-    """{id of an image: (number of cells with each class ..., nearly black cells)}."""
+    """{id of an image: [number of cells with each class …, nearly black cells]}, corrected by people's labels."""
     sums = ", ".join(f'sum("{name}")' for name in record.classes)
     query = f"SELECT image, {sums}, sum(error != '') FROM cells WHERE row > 0 GROUP BY image"
-    return {image: counts for image, *counts in record.connection.execute(query)}
+    counts = {image: list(numbers) for image, *numbers in record.connection.execute(query)}
+    for image, k, call, label in corrections(record):
+        if image in counts:
+            counts[image][k] = (counts[image][k] or 0) + label - (call or 0)
+    return counts
 
 
 def module_rows(record):
     """Yield the rows of modules.csv, lists in the order of module_fields."""
     counts = counts_of_modules(record)
+    fields = record.metadata_fields()
     for row in record.modules():
+        values = json.loads(row["metadata"])
+        metadata = [values.get(name, "") for name in fields]
         if row["image"] is None:
             columns, rows = row["grid"].split("x")
             empty = [None] * (len(module_fields(record.classes)) - 5)
-            yield [image_name(row), "", int(columns), int(rows), *empty, one_line(row["error"])]
+            yield [image_name(row), "", int(columns), int(rows), *empty, one_line(row["error"]), *metadata]
             continue
-        yield [image_name(row), *module_values(row), *counts[row["image"]], ""]
+        yield [image_name(row), *module_values(row), *counts[row["image"]], "", *metadata]
 
 
 def module_values(row):
@@ -120,7 +136,8 @@ def write_tables(record):
     classes = record.classes
     write_csv(record.folder / "cells.csv", cell_fields(classes), cell_rows(record))
     if record.count("grid != ''"):
-        write_csv(record.folder / "modules.csv", module_fields(classes), module_rows(record))
+        fields = module_fields(classes, record.metadata_fields())
+        write_csv(record.folder / "modules.csv", fields, module_rows(record))
     else:
         (record.folder / "modules.csv").unlink(missing_ok=True)
     write_workbook(record)
@@ -130,7 +147,7 @@ def write_workbook(record):
     """Write results.xlsx, with real numbers, a row at a time. The same record gives the same bytes."""
     xlsxwriter = needed("xlsxwriter")
     sheets = {
-        "modules": (module_fields(record.classes), module_rows(record)),
+        "modules": (module_fields(record.classes, record.metadata_fields()), module_rows(record)),
         "cells": (cell_fields(record.classes), cell_rows(record, lambda value, decimals: value)),
         "runs": (RUN_FIELDS, record.runs(RUN_FIELDS)),
     }

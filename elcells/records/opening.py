@@ -4,7 +4,7 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
-from elcells.files import ANY_NAME, OVERLAYS, RECORD, InputError, locked
+from elcells.files import ANY_NAME, MODULES, OVERLAYS, RECORD, InputError, locked
 from elcells.modules.cutting import CORNERS
 from elcells.records.record import Record, quoted
 
@@ -17,20 +17,20 @@ TABLES = """
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY, started TEXT, finished TEXT, network TEXT, sha256 TEXT, trained TEXT, classes TEXT,
     operating_point TEXT, thresholds TEXT, symmetries INTEGER, engine TEXT, precision TEXT,
-    version TEXT
+    version TEXT, key TEXT
 );
 CREATE TABLE images (
     id INTEGER PRIMARY KEY, path TEXT NOT NULL, page INTEGER NOT NULL, bytes INTEGER, modified INTEGER,
     grid TEXT NOT NULL, corners TEXT NOT NULL, align INTEGER NOT NULL, status TEXT NOT NULL, error TEXT NOT NULL,
-    notes TEXT NOT NULL, run INTEGER REFERENCES runs, judged TEXT, UNIQUE (path, page)
+    notes TEXT NOT NULL, metadata TEXT NOT NULL, run INTEGER REFERENCES runs, judged TEXT, UNIQUE (path, page)
 );
 CREATE TABLE modules (
     image INTEGER PRIMARY KEY REFERENCES images ON DELETE CASCADE, name TEXT UNIQUE, columns INTEGER, rows INTEGER,
-    score REAL, lead REAL, sure INTEGER, why TEXT, cell_pixels INTEGER, bend REAL, {corners}
+    score REAL, lead REAL, sure INTEGER, why TEXT, cell_pixels INTEGER, bend REAL, {corners}, nodes TEXT
 );
 CREATE TABLE cells (
     image INTEGER REFERENCES images ON DELETE CASCADE, row INTEGER, "column" INTEGER, file TEXT, brightness REAL,
-    error TEXT, {classes}, PRIMARY KEY (image, row, "column")
+    error TEXT, {classes}, map BLOB, PRIMARY KEY (image, row, "column")
 ) WITHOUT ROWID;
 CREATE TABLE labels (
     image INTEGER REFERENCES images ON DELETE CASCADE, row INTEGER, "column" INTEGER, class TEXT, label INTEGER,
@@ -59,8 +59,9 @@ def writing(folder, info):
     folder = Path(folder)
     busy = f"{folder}: another run is writing there; wait for it, or give another --out"
     with locked(folder / LOCK, busy):
-        for leftover in (*folder.glob(".tmp*"), *(folder / OVERLAYS).glob(".tmp*")):  # of a run that was killed
-            leftover.unlink(missing_ok=True)
+        for part in (".", OVERLAYS, MODULES):
+            for leftover in (folder / part).glob(".tmp*"):  # of a run that was killed
+                leftover.unlink(missing_ok=True)
         try:
             with contextlib.closing(open_file(folder, info.classes)) as connection:
                 record = Record(folder, connection)
@@ -97,6 +98,23 @@ def make_tables(connection, classes):
     tables = TABLES.format(corners=", ".join(f"{name} REAL" for name in CORNERS), classes=", ".join(columns))
     marks = f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION};"
     connection.executescript(f"BEGIN; {tables} {marks} COMMIT;")
+
+
+@contextlib.contextmanager
+def changing(folder):
+    """The context with the Record of a results folder, to change it though nothing is judged.
+
+    Raises InputError where there is none, and while a run writes it.
+    """
+    folder = Path(folder)
+    with reading(folder):
+        pass
+    with locked(folder / LOCK, f"{folder}: a run is writing there; wait for it"):
+        with contextlib.closing(open_file(folder, ())) as connection:
+            record = Record(folder, connection)
+            record.classes = record.info["classes"]
+            yield record
+            connection.execute("PRAGMA journal_mode = DELETE")
 
 
 @contextlib.contextmanager

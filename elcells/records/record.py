@@ -4,9 +4,10 @@ An image is known by its real path and the page in its file, a cell by its image
 it was judged as it is on the disk now; what failed or changed is judged again.
 """
 
-import datetime
 import json
-from dataclasses import dataclass, replace
+import secrets
+from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import elcells
@@ -14,49 +15,19 @@ from elcells.files import InputError, printable
 from elcells.inference.cells import CellResult, Place
 from elcells.modules.cutting import CORNERS
 from elcells.records.requests import ImageResult, module_name, text
+from elcells.records.runs import FIXED, now
 
 JUDGED, FAILED, WAITING = "judged", "failed", "waiting"  # status of an image
+AS_LABELLED = ("bytes", "modified", "grid")  # columns of an image: people's labels hold while they stay
+Labels = namedtuple("Labels", "values who time")  # of a person for a cell; values: 1, 0 or None (unsure) for each class
 ALL_CELLS = """
 SELECT images.path, images.page, modules.name, modules.sure, cells.* FROM cells JOIN images ON images.id = cells.image
 LEFT JOIN modules ON modules.image = cells.image ORDER BY images.path, images.page, cells.row, cells."column"
 """
 ALL_MODULES = """
-SELECT images.path, images.page, images.grid, images.status, images.error, images.notes, modules.*
+SELECT images.path, images.page, images.grid, images.status, images.error, images.notes, images.metadata, modules.*
 FROM images LEFT JOIN modules ON modules.image = images.id WHERE images.grid != '' ORDER BY images.path, images.page
 """
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """How images are judged: what a record's runs say. FIXED names what must stay the same in a record."""
-
-    network: str
-    sha256: str
-    trained: str
-    classes: tuple
-    operating_point: str
-    thresholds: tuple
-    symmetries: bool
-    precision: str
-    engine: str
-
-    def row(self):
-        """The same as SQLite takes it: {column: value}."""
-        lists = {"classes": json.dumps(self.classes), "thresholds": json.dumps(self.thresholds)}
-        return vars(self) | lists | {"symmetries": int(self.symmetries)}
-
-
-FIXED = {  # columns of runs that can't change: what the user would call them
-    "sha256": "network",
-    "operating_point": "operating point",
-    "thresholds": "threshold",
-    "symmetries": "--tta",
-    "precision": "precision",
-}
-
-
-def now():
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 class Record:
@@ -75,6 +46,11 @@ class Record:
         row = dict(self.connection.execute("SELECT * FROM runs ORDER BY id DESC LIMIT 1").fetchone())
         return row | {"classes": tuple(json.loads(row["classes"])), "thresholds": json.loads(row["thresholds"])}
 
+    @property
+    def key(self):
+        """What tells this record from others, text; it stays when the record is gone on with."""
+        return self.connection.execute("SELECT key FROM runs ORDER BY id LIMIT 1").fetchone()[0]
+
     def cells(self):
         """Yield a row of each cell, in order of image and place: path, page, name of the module, columns of `cells`."""
         return self.connection.execute(ALL_CELLS)
@@ -82,17 +58,31 @@ class Record:
     def results(self):
         """Yield the CellResult of each cell; its file name is one that open_image takes."""
         for row in self.cells():
-            place = None
-            name = image_name(row)
-            if row["file"]:
-                name = str(self.folder / row["file"])
-                place = Place(row["name"], row["row"], row["column"], row["sure"])
+            place = Place(row["name"], row["row"], row["column"], row["sure"]) if row["file"] else None
             calls = ()
             probabilities = ()
             if row[self.classes[0]] is not None:
                 calls = tuple(row[c] for c in self.classes)
                 probabilities = tuple(row[f"p_{c}"] for c in self.classes)
-            yield CellResult(name, calls, probabilities, row["brightness"], row["error"], place)
+            name = cell_name_of(self, row)
+            yield CellResult(name, calls, probabilities, row["brightness"], row["error"], place, map=row["map"])
+
+    def metadata_fields(self):
+        """Columns that the metadata of the images have, in the order in which they come."""
+        rows = self.connection.execute("SELECT metadata FROM images WHERE metadata != '{}' ORDER BY id")
+        return list(dict.fromkeys(name for row in rows for name in json.loads(row["metadata"])))
+
+    def people(self):
+        """{(image, row, column): the newest Labels that a person gave the cell}."""
+        newest = {}
+        for row in self.connection.execute("SELECT * FROM labels ORDER BY time, who"):
+            cell = (row["image"], row["row"], row["column"])
+            values, who, _ = newest.get(cell, Labels((None,) * len(self.classes), None, None))
+            if who != row["who"]:
+                values = (None,) * len(self.classes)
+            k = self.classes.index(row["class"])
+            newest[cell] = Labels((*values[:k], row["label"], *values[k + 1 :]), row["who"], row["time"])
+        return newest
 
     def modules(self):
         """Yield a row of each image of a module, the columns of `images` and `modules`; without one they are None."""
@@ -167,7 +157,7 @@ class Record:
                 waiting = {"corners": json.dumps(request.corners), "status": WAITING}
                 if row is None:
                     waiting |= {"error": f"{printable(request.name)}: not judged yet", "judged": None}
-                    self.insert("images", self.image_row(ImageResult(request)) | waiting)
+                    self.insert("images", self.image_row(ImageResult(request)) | waiting | {"metadata": "{}"})
                 elif row["status"] == FAILED:
                     self.update_image(row["id"], {"corners": waiting["corners"]})
                 else:
@@ -184,9 +174,12 @@ class Record:
         row = self.known(request)
         with self.connection:
             if row is None:
-                image = self.insert("images", self.image_row(result))
+                image = self.insert("images", self.image_row(result) | {"metadata": "{}"})
             else:
                 image = row["id"]
+                old = [row[name] for name in AS_LABELLED]
+                if old != [request.bytes, request.modified, request.grid_text]:  # people labelled another image
+                    self.connection.execute("DELETE FROM labels WHERE image = ?", (image,))
                 self.update_image(image, self.image_row(result))
                 for table in ("modules", "cells"):
                     self.connection.execute(f"DELETE FROM {table} WHERE image = ?", (image,))
@@ -218,13 +211,14 @@ class Record:
         calls = cell.calls or [None] * len(self.classes)
         probabilities = cell.probabilities or [None] * len(self.classes)
         row = {"row": 0, "column": 0, "file": "", "brightness": cell.brightness, "error": printable(cell.error)}
+        row["map"] = None if cell.map is None else memoryview(cell.map)
         if cell.place:
             row |= {"row": cell.place.row, "column": cell.place.column, "file": cell.filename}
         row |= {name: None if call is None else int(call) for name, call in zip(self.classes, calls)}
         return row | {f"p_{n}": None if p is None else round(float(p), 6) for n, p in zip(self.classes, probabilities)}
 
     def insert(self, table, values):
-        """Insert {column: value} into a table; returns the row's id. Bytes become text."""
+        """Insert {column: value} into a table; returns the row's id. Bytes become text, a memoryview bytes."""
         places = ", ".join("CAST(? AS TEXT)" if isinstance(value, bytes) else "?" for value in values.values())
         names = ", ".join(map(quoted, values))
         return self.connection.execute(
@@ -251,7 +245,8 @@ class Record:
         self.connection.execute("PRAGMA journal_mode = WAL")
         self.classes = info.classes
         with self.connection:
-            self.run = self.insert("runs", row | {"started": now(), "version": elcells.__version__})
+            started = {"started": now(), "version": elcells.__version__, "key": secrets.token_hex(8)}
+            self.run = self.insert("runs", row | started)
 
     def is_derived(self):
         """Whether the run before this one wrote all that is derived from the record, and it is still there."""
@@ -271,6 +266,20 @@ def image_name(row):
     return f"{row['path']}#page={row['page']}" if row["page"] else row["path"]
 
 
+def cell_name_of(record, row):
+    """The name of a cell's image as open_image takes it; row: of Record.cells."""
+    return str(record.folder / row["file"]) if row["file"] else image_name(row)
+
+
+def final_calls(row, labels, classes):
+    """A cell's calls (1, 0 or None for each class), those of people in place of the network's where there are any.
+
+    row: of Record.cells. labels: the cell's Labels, or None.
+    """
+    values = labels.values if labels else [None] * len(classes)
+    return tuple(row[name] if value is None else value for name, value in zip(classes, values))
+
+
 def quoted(name):
     """A column's name in SQL."""
     return '"' + name.replace('"', '""') + '"'
@@ -284,4 +293,5 @@ def module_row(result):
         "name": module_name(result.request.path, result.request.page)
     }
     corners = [round(float(value), 1) for value in module.corners]
-    return row | {"sure": int(module.sure)} | dict(zip(CORNERS, corners))
+    row |= {"sure": int(module.sure), "nodes": json.dumps(module.nodes, separators=(",", ":"))}
+    return row | dict(zip(CORNERS, corners))

@@ -9,11 +9,11 @@ import json
 import pandas as pd
 
 from elcells.modules.cutting import CORNERS
-from elcells.records.exports import cell_fields, cell_rows, module_fields, module_rows
+from elcells.records.exports import PERSON, cell_fields, cell_rows, module_fields, module_rows
 from elcells.records.opening import reading
 
 TIMES = ("started", "finished", "judged")
-LISTS = ("classes", "thresholds", "notes", "corners")  # columns that hold JSON
+LISTS = ("classes", "thresholds", "notes", "corners", "metadata")  # columns that hold JSON
 INTEGERS = "columns rows row column sure cell_pixels nearly_black id page bytes modified align run symmetries".split()
 REALS = ["score", "lead", "bend", "brightness", *CORNERS]
 
@@ -38,13 +38,14 @@ class Results:
         """A row for each cell, with the columns of cells.csv."""
         with reading(self.folder) as record:
             rows = cell_rows(record, lambda value, decimals: value)
-            return frame(rows, cell_fields(record.classes), record.classes)
+            labels = [f"{PERSON}_{name}" for name in record.classes]
+            return frame(rows, cell_fields(record.classes), [*record.classes, *labels])
 
     @property
     def modules(self):
         """A row for each image of a module, with the columns of modules.csv."""
         with reading(self.folder) as record:
-            return frame(module_rows(record), module_fields(record.classes), record.classes)
+            return frame(module_rows(record), module_fields(record.classes, record.metadata_fields()), record.classes)
 
     @property
     def images(self):

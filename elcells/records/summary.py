@@ -1,6 +1,7 @@
 """What the user should look at in a record."""
 
 from elcells.files import counted
+from elcells.records.labels import corrections, lines_about_people
 from elcells.records.record import FAILED, WAITING, quoted
 
 FINE_CRACKS = 150  # pixels of a cell; fine cracks are missed with fewer
@@ -13,15 +14,18 @@ def lines_about(record):
     if waiting := record.count(f"status = '{WAITING}'"):
         errors.insert(0, f"{counted(waiting, 'image')} of a run that was stopped not judged yet; give them again.")
     modules = [row for row in record.modules() if row["image"] is not None]
-    return [counts_of(record), *lines_of(errors, modules, "report.html")]
+    return [counts_of(record), *lines_about_people(record), *lines_of(errors, modules, "report.html")]
 
 
 def counts_of(record):
     """Such as "results: 300 images, 312 cells, 40 crack, 12 inactive, 1 failed; report.html shows them"."""
     sums = ", ".join(f"sum({quoted(name)})" for name in record.classes)
     cells, *defects = record.connection.execute(f"SELECT count(*), {sums} FROM cells").fetchone()
+    defects = [number or 0 for number in defects]
+    for _, k, call, label in corrections(record):
+        defects[k] += label - (call or 0)
     counts = [counted(record.count(), "image"), counted(cells, "cell")]
-    counts += [f"{number or 0} {name}" for name, number in zip(record.classes, defects)]
+    counts += [f"{number} {name}" for name, number in zip(record.classes, defects)]
     if failed := record.count(f"status = '{FAILED}'"):
         counts.append(f"{failed} failed")
     return f"{record.folder}: {', '.join(counts)}; report.html shows them, review.html is for labelling."
@@ -34,11 +38,15 @@ def lines_of(errors, modules, where):
     lines = errors + lines
     if len(lines) > MOST_LINES:
         lines[MOST_LINES:] = [f"… and {len(lines) - MOST_LINES} more; {where} has them all."]
-    small = [row["cell_pixels"] for row in modules if row["cell_pixels"] < FINE_CRACKS]
-    if small:
-        few = f"{len(small)} of {counted(len(modules), 'module')}"
-        verb = "has" if len(small) == 1 else "have"
-        lines.append(
-            f"{few} {verb} under {FINE_CRACKS} pixels a cell (down to {min(small)}): fine cracks will be missed."
-        )
-    return lines
+    small = line_about_small([row["cell_pixels"] for row in modules])
+    return [*lines, small] if small else lines
+
+
+def line_about_small(cell_pixels):
+    """Such as "2 of 6 modules have under 150 pixels a cell …" from the pixels of a cell of each module, or ""."""
+    small = [pixels for pixels in cell_pixels if pixels < FINE_CRACKS]
+    if not small:
+        return ""
+    few = f"{len(small)} of {counted(len(cell_pixels), 'module')}"
+    verb = "has" if len(small) == 1 else "have"
+    return f"{few} {verb} under {FINE_CRACKS} pixels a cell (down to {min(small)}): fine cracks will be missed."

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from elcells.data.images import THREADS, examine, size_of
-from elcells.files import CUT, OVERLAYS, InputError, reason
+from elcells.files import CUT, MODULES, OVERLAYS, InputError, atomic_path, reason
 from elcells.inference.cells import CellResult, judge
 from elcells.inference.networks import Network, open_network
 from elcells.modules.align import align_cell
@@ -22,6 +22,8 @@ from elcells.modules.lens import FEWEST, lens_of
 from elcells.modules.saving import cut_and_save
 from elcells.records.record import JUDGED
 from elcells.records.requests import ImageResult, Request, module_name
+
+JPEG_QUALITY = 90  # of modules in their own resolution
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,10 @@ class Work:
             cells = tuple(next(judged) for _ in image.cells)
             module = None
             if image.module is not None and not image.error:
-                path = Path(self.folder) / OVERLAYS / f"{module_name(image.request.path, image.request.page)}.png"
-                draw_results(image.module, path, cells, engine.classes)
+                name = module_name(image.request.path, image.request.page)
+                draw_results(image.module, Path(self.folder) / OVERLAYS / f"{name}.png", cells, engine.classes)
+                with atomic_path(Path(self.folder) / MODULES / f"{name}.jpg") as temporary:
+                    image.module.image.save(temporary, "JPEG", quality=JPEG_QUALITY)
                 module = image.module.without_images()
             results.append(ImageResult(image.request, image.error, image.notes, cells, module))
         return results
@@ -223,7 +227,8 @@ def is_gone(path):
 def remove_files(folder, name):
     """Remove the files of a module, by its name."""
     shutil.rmtree(folder / CUT / name, ignore_errors=True)
-    (folder / OVERLAYS / f"{name}.png").unlink(missing_ok=True)
+    for shown in (folder / OVERLAYS / f"{name}.png", folder / MODULES / f"{name}.jpg"):
+        shown.unlink(missing_ok=True)
 
 
 def tidy(record, result):

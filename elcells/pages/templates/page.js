@@ -1,13 +1,53 @@
 "use strict";
-// Draws class maps over an image, in both pages; maps: base64 of n x n bytes for each class.
-const colours = [[255, 110, 20], [40, 150, 255], [60, 220, 120], [230, 90, 230]];
+// What the pages have in common. `palette` and `verdicts` come from elcells/colours.py.
+const $ = id => document.getElementById(id);
+const data = JSON.parse($("data").textContent), { palette, verdicts } = data;
+const colourOf = k => palette[k % palette.length];
+
+function make(tag, more = {}, ...children) {
+  const node = Object.assign(document.createElement(tag), more);
+  node.append(...children);
+  return node;
+}
+
+function drawn(tag, attributes, text = "") {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.textContent = text;
+  return node;
+}
+
+function swatch(colour) {
+  const mark = make("i", { className: "swatch" });
+  mark.style.setProperty("--colour", colour);
+  return mark;
+}
+
+// Class maps over an image; maps: base64 of n x n bytes for each class.
 function paintMap(canvas, maps, classes) {
   const bytes = atob(maps), n = Math.round(Math.sqrt(bytes.length / classes.length)), small = new ImageData(n, n);
+  const colours = classes.map((_, k) => [1, 3, 5].map(i => parseInt(colourOf(k).slice(i, i + 2), 16)));
   for (let i = 0; i < n * n; i++) {
     const values = classes.map((_, k) => bytes.charCodeAt(k * n * n + i) / 255), sum = values.reduce((a, b) => a + b, 1e-6);
-    for (let c = 0; c < 3; c++) small.data[4 * i + c] = values.reduce((all, v, k) => all + v * colours[k % 4][c], 0) / sum;
+    for (let c = 0; c < 3; c++) small.data[4 * i + c] = values.reduce((all, v, k) => all + v * colours[k][c], 0) / sum;
     small.data[4 * i + 3] = 150 * Math.min(1, sum);
   }
   canvas.width = canvas.height = n;
   canvas.getContext("2d").putImageData(small, 0, 0);
+}
+
+// Chunks of data: calls chunk("name", value) in scripts, which stand in the page or in files of the folder data.chunks.
+const chunks = {}, coming = {};
+function chunk(name, value) { chunks[name] = value; }
+
+// Promise of a chunk's value, or null where its file is not there: the page was mailed alone.
+function needChunk(name) {
+  if (name in chunks) return Promise.resolve(chunks[name]);
+  coming[name] ??= new Promise(resolve => {
+    const script = make("script", { src: `${data.chunks}/${name}.js` });
+    script.onload = () => resolve(chunks[name] ?? null);
+    script.onerror = () => resolve(null);
+    document.head.append(script);
+  });
+  return coming[name];
 }

@@ -1,0 +1,200 @@
+"""comparison.html and comparison.csv: what changed between two records of the same modules and cells."""
+
+from collections import Counter
+
+import numpy as np
+from scipy.special import expit, logit
+
+from elcells.colours import TOO_DARK_VERDICT
+from elcells.files import atomic_path, counted, printable
+from elcells.inference.cells import UNSURE
+from elcells.pages.comparison_data import MODULES_PER_CHUNK, PageData
+from elcells.pages.page import fill, json_of
+from elcells.records.comparison import (
+    GONE,
+    NEW,
+    NONE,
+    NOT_COMPARABLE,
+    UNCHANGED,
+    Comparison,
+    comparison_fields,
+    comparison_rows,
+)
+from elcells.records.exports import write_csv
+
+CHUNKS = "comparison"  # folder of the page's data, beside it
+MOST_LINES = 20  # about single images, on the terminal
+
+
+def write_comparison(record, before):
+    """Compare a Record with an earlier one, both opened for reading; returns lines about what changed.
+
+    Writes comparison.csv, a row for each cell of both, and comparison.html with its data into the folder of `record`.
+    Raises InputError where the two can't be compared.
+    """
+    comparison = Comparison(before, record)
+    modules, cells = [], []
+
+    def rows():
+        for compared in comparison.compared():
+            (modules if compared.now.grid else cells).append(compared.without_sound_cells())
+            yield from comparison_rows(comparison, compared)
+
+    write_csv(record.folder / "comparison.csv", comparison_fields(comparison.classes), rows())
+    page = ComparisonPage(comparison, modules, cells)
+    page.write()
+    return page.lines()
+
+
+class ComparisonPage:
+    """The page about a Comparison. modules, cells: Compared of images of modules, and of images of single cells."""
+
+    def __init__(self, comparison, modules, cells):
+        self.comparison = comparison
+        self.classes = comparison.classes
+        self.target = comparison.now.folder / "comparison.html"
+        self.modules = sorted(modules, key=self.importance)
+        self.cells = cells
+        self.counts = Counter()  # of all cells: (place in Change.states, state, uncertain)
+        for compared in (*modules, *cells):
+            self.counts.update(compared.counts)
+
+    def importance(self, compared):
+        """A key that sorts modules: most new defects that are not uncertain first, those that were turned last."""
+        certain = sum(compared.counts[k, NEW, False] for k, _ in enumerate(self.classes))
+        changes = [sum(compared.count(k, state) for k in range(len(self.classes) + 1)) for state in (NEW, GONE)]
+        return (bool(compared.turned), -certain, *(-number for number in changes), compared.now.path, compared.now.page)
+
+    def of(self, k, state):
+        """[cells whose class number k is in a state, those of them that are uncertain]."""
+        uncertain = self.counts[k, state, True]
+        return [self.counts[k, state, False] + uncertain, uncertain]
+
+    # ---------------------------------------------------------------- sentences
+
+    def total(self):
+        """What was compared, a sentence."""
+        cells = sum(number for (k, *_), number in self.counts.items() if k == 0)
+        images = [counted(len(self.modules), "module")] if self.modules else []
+        images += [counted(len(self.cells), "image of a cell", "images of cells")] if self.cells else []
+        by_serial = sum(compared.how == "serial" for compared in (*self.modules, *self.cells))
+        how = f"{by_serial} matched by serial, the others by file name" if by_serial else "matched by file name"
+        return f"{' and '.join(images) or 'No image'} in both records, {how}; {counted(cells, 'cell')} compared."
+
+    def meaning(self):
+        """What the words of the page mean."""
+        thresholds = np.clip(self.comparison.sides[1].thresholds, 1e-4, 1 - 1e-4)
+        bounds = [expit(logit(thresholds) + way * UNSURE) for way in (-1, 1)]
+        near = ", ".join(f"{name} {low:.2f} to {high:.2f}" for name, low, high in zip(self.classes, *bounds))
+        return (
+            "New: a defect now, none before. Gone: the other way round. The label of a person counts instead of the "
+            "network's call. Uncertain: before or now, the network's probability is within 1 logit of the threshold "
+            f"({near}), where another exposure can be enough to change the call: no proof that something grew or "
+            "healed. A dark cell is not judged, so its defects are not comparable, and never gone."
+        )
+
+    def lists(self):
+        """Pairs of a title and sentences: all images that are not compared."""
+        before, now = (printable(side.record.folder) for side in self.comparison.sides)
+        matches = self.comparison.matches
+        some = [
+            ("can't be compared", self.comparison.not_compared),
+            ("not compared, because it is not clear which is which", matches.doubtful),
+            (f"only in the record before ({before})", matches.only_before),
+            (f"only in the record of now ({now})", matches.only_now),
+        ]
+        return [(f"{counted(len(names), 'image')} {title}", sorted(names)) for title, names in some if names]
+
+    def lines(self):
+        """Lines for the terminal about what changed."""
+        before, now = (printable(side.record.folder) for side in self.comparison.sides)
+        lines = [f"{now} compared with {before}: {self.total()}"]
+        words = ((NEW, GONE, UNCHANGED), ("newly dark", "lit again", "still dark"))
+        for k, name in enumerate((*self.classes, "dark")):
+            texts = []
+            for state, word in zip(words[0], words[k == len(self.classes)]):
+                number, uncertain = self.of(k, state)
+                texts.append(f"{number} {word}" + (f" ({uncertain} uncertain)" if uncertain else ""))
+            lines.append(f"{name}: {', '.join(texts)}")
+        lines += self.comparison.warnings()
+        named = [f"{compared.now.shown}: {note}" for compared in self.modules for note in compared.notes]
+        for title, sentences in self.lists():
+            named += [f"{title}:", *(f"  {sentence}" for sentence in sentences)]
+        if len(named) > MOST_LINES:
+            named[MOST_LINES:] = [f"… and {len(named) - MOST_LINES} more lines; comparison.html has them all."]
+        return [*lines, *named, f"{self.target} and comparison.csv show every cell."]
+
+    def sides(self):
+        """Rows about both records: what it is, before, now."""
+        sides = self.comparison.sides
+        rows = [
+            ["record", *(printable(side.record.folder) for side in sides)],
+            ["judged", *(judged(side.record) for side in sides)],
+            ["network", *(printable(side.info["trained"] or side.info["network"]) for side in sides)],
+        ]
+        for k, name in enumerate(self.classes):
+            rows.append([f"{name} counts from", *(f"{side.thresholds[k]:.3f}" for side in sides)])
+        counts = [[side.record.count(f"grid {sign} ''") for side in sides] for sign in ("!=", "=")]
+        rows += [[name, *map(str, pair)] for name, pair in zip(("modules", "images of cells"), counts) if any(pair)]
+        people = [len({labels.who for labels in side.people.values()}) for side in sides]
+        labels = [f"{len(side.people)} by {counted(n, 'person', 'people')}" for side, n in zip(sides, people)]
+        return rows + ([["cells labelled", *labels]] if any(people) else [])
+
+    def warnings(self):
+        """Sentences at the top of the page."""
+        lines = self.comparison.warnings()
+        turned = [compared for compared in self.modules if compared.turned]
+        if turned:
+            cells = sum(cell.is_change for compared in turned for cell in compared.cells)
+            seem = "module seems" if len(turned) == 1 else "modules seem"
+            lines.append(
+                f"{len(turned)} {seem} to be turned, and compared as shown: the changes of "
+                f"{counted(cells, 'cell')} there are counted, but mean nothing. Such modules come last."
+            )
+        return lines
+
+    def counts_of(self, k):
+        """A row of the page's counts: new, uncertain, gone, uncertain, unchanged, none, not comparable."""
+        others = [self.of(k, state)[0] for state in (UNCHANGED, NONE, NOT_COMPARABLE)]
+        return [*self.of(k, NEW), *self.of(k, GONE), *others]
+
+    # ---------------------------------------------------------------- files
+
+    def write(self):
+        """Write the page, and its data into the folder CHUNKS beside it, but for what it shows at first."""
+        data = PageData(self.comparison, self.modules, self.cells, self.target)
+        embedded = data.first_chunks()
+        names = set()
+        for name, value in data.chunks():
+            names.add(name)
+            if name in embedded:
+                embedded[name] = value
+                continue
+            with atomic_path(self.target.parent / CHUNKS / f"{name}.js") as temporary:
+                temporary.write_text(f"chunk({json_of(name)},{json_of(value)});\n", encoding="utf-8")
+        about = {
+            "chunks": CHUNKS,
+            "modules_per_chunk": MODULES_PER_CHUNK,
+            "classes": self.classes,
+            "dark": TOO_DARK_VERDICT,
+            "sides": self.sides(),
+            "warnings": self.warnings(),
+            "total": self.total(),
+            "meaning": self.meaning(),
+            "counts": [self.counts_of(k) for k in range(len(self.classes) + 1)],
+            "lists": self.lists(),
+            "modules": data.module_rows(),
+            "changes": data.changes(),
+            "small": data.small_images(),
+        }
+        fill("comparison.html", self.target, about, embedded)
+        for path in (self.target.parent / CHUNKS).glob("*.js"):  # of an earlier page
+            if path.stem not in names - embedded.keys():
+                path.unlink(missing_ok=True)
+
+
+def judged(record):
+    """The days on which a record's images were judged, such as "2026-11-28"."""
+    query = "SELECT min(judged), max(judged) FROM images WHERE judged IS NOT NULL"
+    first, last = (text[:10] if text else "not yet" for text in record.connection.execute(query).fetchone())
+    return first if first == last else f"{first} to {last}"

@@ -1,0 +1,180 @@
+"""What comparison.html shows of modules and cells, in chunks that it reads when they are needed."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+
+from elcells.files import MODULES, InputError, printable
+from elcells.pages.page import PageImage, jpeg
+from elcells.records.comparison import GONE, NEW, NONE, NOT_COMPARABLE, UNCHANGED, WHEN
+
+MODULES_PER_CHUNK = 25
+CELLS_PER_GROUP = 100  # that have an image of their own and changed
+SMALL_MODULES, SMALL_CELLS = 6, 100  # whose images stand in the page too, smaller, so that it can be mailed alone
+SMALL_SIDE = 150  # pixels of such a cell
+LETTERS = {NEW: "n", GONE: "g", UNCHANGED: "u", NONE: "-", NOT_COMPARABLE: "?"}
+
+
+class PageData:
+    """The data of the page `target` about a Comparison. modules, cells: Compared of modules, and of single cells.
+
+    Cells lie in groups, and groups in chunks: a group is a module, or CELLS_PER_GROUP changed cells that have an image
+    of their own.
+    """
+
+    def __init__(self, comparison, modules, cells, target):
+        self.sides = comparison.sides
+        self.modules = modules
+        self.target = target
+        self.kinds = range(len(comparison.classes) + 1)  # places in Change.states
+        singles = [(compared, cell) for compared in cells for cell in compared.cells if cell.is_change]
+        self.singles = [singles[k : k + CELLS_PER_GROUP] for k in range(0, len(singles), CELLS_PER_GROUP)]
+        self.groups = [[(compared, cell) for cell in compared.cells] for compared in modules] + self.singles
+
+    def module_rows(self):
+        """The rows of the page's table of modules: name, file, serial, counts, uncertain changes, notes."""
+        return [self.module_row(compared) for compared in self.modules]
+
+    def module_row(self, compared):
+        """One of the rows."""
+        counts = [compared.count(k, state) for k in self.kinds for state in (NEW, GONE, UNCHANGED)]
+        uncertain = sum(compared.counts[k, state, True] for k in self.kinds for state in (NEW, GONE))
+        module = self.sides[1].modules[compared.now.image]
+        file = printable(Path(compared.now.path).name) + (f", page {compared.now.page}" if compared.now.page else "")
+        serial = printable(compared.now.serial or compared.before.serial)
+        return [module["name"], file, serial, *counts, uncertain, "; ".join(compared.notes)]
+
+    def changes(self):
+        """[number of the group, place in it, two letters for each state] of each changed cell."""
+        changes = []
+        for number, group in enumerate(self.groups):
+            for place, (_, cell) in enumerate(group):
+                if cell.is_change:
+                    pairs = zip(cell.states, cell.uncertain)
+                    changes.append([number, place, "".join(LETTERS[s] + ("!" if u else ".") for s, u in pairs)])
+        return changes
+
+    # ---------------------------------------------------------------- chunks
+
+    def chunks(self):
+        """Yield (name, groups) of each chunk."""
+        for start in range(0, len(self.modules), MODULES_PER_CHUNK):
+            modules = self.modules[start : start + MODULES_PER_CHUNK]
+            yield self.chunk_of(start), [self.module_group(compared) for compared in modules]
+        for number, group in enumerate(self.singles):
+            cells = [self.cell_entry(*pair) | {"name": pair[0].now.shown} for pair in group]
+            yield self.chunk_of(len(self.modules) + number), [{"cells": cells}]
+
+    def chunk_of(self, group):
+        """The name of the chunk in which a group lies, by the group's number."""
+        single = group - len(self.modules)
+        return f"cells-{single}" if single >= 0 else f"modules-{group // MODULES_PER_CHUNK}"
+
+    def first_chunks(self):
+        """{name: None} of the chunks that the page needs for what it shows at first."""
+        numbers = [*range(len(self.modules))[:SMALL_MODULES], *(group for group, *_ in self.changes()[:SMALL_CELLS])]
+        return dict.fromkeys(self.chunk_of(number) for number in numbers)
+
+    def module_group(self, compared):
+        """A module: its images, their sizes and captions, and the cells of which there is something to say."""
+        rows = self.rows(compared)
+        nodes = [np.reshape(json.loads(row["nodes"]), (row["rows"] + 1, row["columns"] + 1, 2)) for row in rows]
+        paths = self.module_paths(compared)
+        cells = [self.cell_entry(compared, c) | {"at": [corners_of(n, c) for n in nodes]} for c in compared.cells]
+        return {
+            "images": [url(path, self.target) for path in paths],
+            "sizes": [size_of_image(path, corners) for path, corners in zip(paths, nodes)],
+            "captions": [caption(when, row) for when, row in zip(WHEN, rows)],
+            "cells": cells,
+        }
+
+    def cell_entry(self, compared, cell):
+        """A Change of a Compared."""
+        seen = (cell.before, cell.now)
+        return {
+            "row": cell.row,
+            "column": cell.column,
+            "states": "".join(LETTERS[state] for state in cell.states),
+            "uncertain": "".join(str(int(value)) for value in cell.uncertain),
+            "p": [s.probabilities for s in seen],
+            "who": [printable(s.who) for s in seen],
+            "src": [source for source, _ in self.images_of(compared, cell)],
+        }
+
+    # ---------------------------------------------------------------- images
+
+    def rows(self, compared):
+        """The rows of Record.modules of both images of a module."""
+        return [side.modules[item.image] for side, item in zip(self.sides, (compared.before, compared.now))]
+
+    def module_paths(self, compared):
+        """The files of both images of a module."""
+        rows = self.rows(compared)
+        return [side.record.folder / MODULES / f"{row['name']}.jpg" for side, row in zip(self.sides, rows)]
+
+    def images_of(self, compared, cell):
+        """(URL, name) of both images of a Change; the URL of an image of its own that is gone is ""."""
+        images = []
+        for side, seen, item in zip(self.sides, (cell.before, cell.now), (compared.before, compared.now)):
+            if item.grid:
+                path = side.record.folder / seen.file
+                images.append((url(path, self.target) if seen.file else "", str(path)))
+            else:
+                images.append((source(item.name, self.target), item.name))
+        return images
+
+    def small_images(self):
+        """{URL: the same image, smaller, as data: URI} of the first modules and the first changed cells."""
+        small = {}
+        for compared in self.modules[:SMALL_MODULES]:
+            for path in self.module_paths(compared):
+                with contextlib.suppress(InputError):  # it is gone
+                    small[url(path, self.target)] = jpeg(PageImage(path).gray)
+        for group, place, _ in self.changes()[:SMALL_CELLS]:
+            for address, name in self.images_of(*self.groups[group][place]):
+                if address and not address.startswith("data:"):
+                    with contextlib.suppress(InputError):
+                        small[address] = jpeg(PageImage(name).gray, SMALL_SIDE, 80)
+        return small
+
+
+def caption(when, row):
+    """What stands above a module's image; row: of Record.modules."""
+    metadata = ", ".join(f"{name} {value}" for name, value in json.loads(row["metadata"]).items() if value)
+    page = f", page {row['page']}" if row["page"] else ""
+    texts = [f"{when}: {printable(row['path'])}{page}", printable(metadata), f"cells of {row['cell_pixels']} pixels"]
+    return "; ".join(text for text in texts if text)
+
+
+def corners_of(nodes, cell):
+    """The corners of a Change in the image, [[x, y], …]; nodes: (rows + 1, columns + 1, 2)."""
+    row, column = cell.row - 1, cell.column - 1
+    return [nodes[row + y, column + x].tolist() for y, x in ((0, 0), (0, 1), (1, 1), (1, 0))]
+
+
+def url(path, target):
+    """Where the page `target` finds a file of a results folder, a URL."""
+    try:
+        relative = os.path.relpath(path, target.parent)
+    except ValueError:  # another drive of Windows
+        return Path(path).absolute().as_uri()
+    return quote(os.fsencode(relative.replace(os.sep, "/")))
+
+
+def source(name, target):
+    """Where the page finds an image of a cell, a URL; "" where it can't be read any more."""
+    with contextlib.suppress(InputError):
+        return PageImage(name).source(target)
+    return ""
+
+
+def size_of_image(path, nodes):
+    """[width, height] in pixels of a module's image; where it is gone, enough for its nodes."""
+    with contextlib.suppress(OSError), Image.open(path) as image:
+        return list(image.size)
+    return np.ceil(nodes.max((0, 1)) + 1).astype(int).tolist()

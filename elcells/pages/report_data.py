@@ -1,0 +1,252 @@
+"""What a report shows of a record: counts of all cells, the table of modules, and columns of the cells to look at.
+
+Each cell is what people said, and what the network called where they said nothing.
+"""
+
+import json
+import os
+from array import array
+from collections import Counter, defaultdict
+
+import numpy as np
+from scipy.special import expit, logit
+
+from elcells.data.levels import NEARLY_BLACK
+from elcells.files import folder_of_all, printable
+from elcells.inference.cells import TOO_DARK, UNSURE
+from elcells.pages.page import json_of
+from elcells.records.record import final_calls, image_name
+
+# Bits of a cell's state; templates/report.js has the same
+UNSURE_CALL, DARK, UNREADABLE, LABELLED, CORRECTED, SHOWN = (1 << k for k in range(6))
+DARK_KIND, UNREADABLE_KIND = -1, -2  # kinds of cells beside the sums of their calls' bits
+BINS = 20  # of a histogram
+STEPS = 10_000  # probabilities are whole numbers of such parts
+
+
+class Judgement:
+    """Says what a cell is. classes, thresholds: of the record."""
+
+    def __init__(self, classes, thresholds):
+        self.classes = classes
+        t = logit(np.clip(np.asarray(thresholds, float), 1e-4, 1 - 1e-4))
+        self.near = list(zip(expit(t - UNSURE).tolist(), expit(t + UNSURE).tolist()))
+        self.columns = [f"p_{name}" for name in classes]
+
+    def of(self, row, labels):
+        """(state, calls, network's calls) of a row of Record.cells, all bits; labels: of a person, or None."""
+        network = [row[name] for name in self.classes]
+        judged = network[0] is not None
+        told = labels is not None and any(value is not None for value in labels.values)
+        state = LABELLED if labels else 0
+        if told and any(value not in (None, call) for value, call in zip(labels.values, network)):
+            state |= CORRECTED
+        if not told:
+            if row["error"] == TOO_DARK or (judged and row["brightness"] < NEARLY_BLACK):
+                state |= DARK
+            elif not judged:
+                state |= UNREADABLE
+            elif labels or self.is_near(row):
+                state |= UNSURE_CALL
+        calls = 0 if state & (DARK | UNREADABLE) else bits(final_calls(row, labels, self.classes))
+        return (state | SHOWN if state or calls else 0), calls, bits(network)
+
+    def is_near(self, row):
+        """Whether a judged cell is within UNSURE of a threshold."""
+        return any(low < row[name] < high for name, (low, high) in zip(self.columns, self.near))
+
+    def probabilities(self, row):
+        """A cell's probabilities as whole numbers of STEPS, -1 where it was not judged."""
+        return [-1 if row[name] is None else round(row[name] * STEPS) for name in self.columns]
+
+
+def bits(calls):
+    """Calls (1, 0 or None for each class) as one number."""
+    return sum(1 << k for k, call in enumerate(calls) if call)
+
+
+class Cells:
+    """Columns of cells, as the page takes them.
+
+    A cell's place is its number in its module, row by row, or, for an image of a cell, in `names`.
+    """
+
+    def __init__(self, classes):
+        self.module = array("i")  # number of the module, -1 for an image of a cell
+        self.place = array("i")
+        self.state = array("b")
+        self.calls = array("i")
+        self.p = [array("h") for _ in classes]
+        self.names = []
+        self.errors = {}
+        self.people = {}  # number of the cell: [values, who, time, network's calls]
+        self.sources = {}  # number of the cell: URL of its image, where that is not made from its name
+
+    def __len__(self):
+        return len(self.state)
+
+    def add(self, module, place, judged, probabilities, row, labels):
+        """Add a cell. judged: as Judgement.of gives it."""
+        state, calls, network = judged
+        number = len(self)
+        self.module.append(module)
+        self.place.append(place)
+        self.state.append(state)
+        self.calls.append(calls)
+        for column, p in zip(self.p, probabilities):
+            column.append(p)
+        if row["error"]:
+            self.errors[number] = printable(row["error"])
+        if labels:
+            self.people[number] = [labels.values, printable(labels.who or "somebody"), labels.time, network]
+
+    def data(self, chosen=None):
+        """The same for JSON; chosen: numbers of the cells that are taken, by default all."""
+        numbers = range(len(self)) if chosen is None else chosen
+        place = self.place
+        names = self.names
+        if chosen is not None:
+            names = [self.names[self.place[k]] for k in chosen if self.module[k] < 0]
+            alone = iter(range(len(names)))
+            place = {k: next(alone) if self.module[k] < 0 else self.place[k] for k in chosen}
+        columns = {
+            "module": [self.module[k] for k in numbers],
+            "place": [place[k] for k in numbers],
+            "state": [self.state[k] for k in numbers],
+            "calls": [self.calls[k] for k in numbers],
+            "p": [[column[k] for k in numbers] for column in self.p],
+            "names": names,
+        }
+        for name in ("errors", "people", "sources"):
+            values = getattr(self, name)
+            columns[name] = values if chosen is None else {n: values[k] for n, k in enumerate(chosen) if k in values}
+        return columns if chosen is None else columns | {"index": list(chosen)}
+
+    def surest_first(self):
+        """Numbers of all cells: those with a defect, the highest probability first, then the others."""
+        calls = np.frombuffer(self.calls, np.int32) if len(self) else np.zeros(0, int)
+        called = (calls[:, None] >> np.arange(len(self.p))) & 1
+        p = np.stack([np.asarray(column) for column in self.p], 1) if len(self) else np.zeros((0, len(self.p)))
+        return np.argsort(-np.where(called, p, -1).max(1, initial=-1), kind="stable").tolist()
+
+
+class Contents:
+    """What a report shows, made from a record in one pass over its cells."""
+
+    def __init__(self, record):
+        self.record = record
+        self.classes = record.classes
+        self.judgement = Judgement(self.classes, record.info["thresholds"])
+        self.people = record.people()
+        self.shown = Cells(self.classes)
+        self.images = array("q")  # id of each shown cell's image
+        self.maps = {}  # number of a shown cell: its class map, bytes
+        self.kinds = Counter()
+        self.unsure = 0
+        self.corrected = 0
+        self.histograms = np.zeros((len(self.classes), BINS), int)
+        self.folders = defaultdict(Counter)
+        self.root = root_of(record)
+        self.modules = []  # rows of Record.modules, those in which one was found
+        self.failed = []  # errors of the others
+        self.counts = []  # of each module: cells, each class, dark, with a defect or dark, with a correction
+        for row in record.modules():
+            if row["image"] is None:
+                self.failed.append(printable(row["error"]))
+            else:
+                self.modules.append(row)
+        self.details = [""] * len(self.modules)  # JSON of each module's nodes and cells
+        self.numbers = {row["image"]: number for number, row in enumerate(self.modules)}
+        self.counts = [[0] * (len(self.classes) + 4) for _ in self.modules]
+        self.read()
+
+    def read(self):
+        """Go through all cells."""
+        cells = first = image = None
+        for row in self.record.cells():
+            number = self.numbers.get(row["image"], -1) if row["file"] else -1
+            if row["image"] != image:
+                self.end_module(image, cells, first)
+                image, first = row["image"], len(self.shown)
+                cells = Cells(self.classes) if number >= 0 else None
+            labels = self.people.get((row["image"], row["row"], row["column"])) if self.people else None
+            judged = self.judgement.of(row, labels)
+            p = self.judgement.probabilities(row)
+            self.count(row, judged, p)
+            place = 0
+            if number >= 0:
+                place = (row["row"] - 1) * self.modules[number]["columns"] + row["column"] - 1
+                cells.add(number, place, judged, p, row, labels)
+                self.count_of_module(number, judged)
+            if judged[0] & SHOWN:
+                self.show(row, number, place, judged, p, labels)
+        self.end_module(image, cells, first)
+
+    def end_module(self, image, cells, first):
+        """Keep a module whose cells are complete. first: number of its first shown cell."""
+        if cells is not None:
+            number = self.numbers[image]
+            columns = {name: values for name, values in cells.data().items() if name not in ("module", "names")}
+            nodes = json.loads(self.modules[number]["nodes"])
+            self.details[number] = json_of({"nodes": nodes, "first": first, **columns})
+
+    def show(self, row, number, place, judged, p, labels):
+        """Take up a cell that is to be looked at."""
+        if number < 0:
+            place = len(self.shown.names)
+            self.shown.names.append(printable(image_name(row).removeprefix(self.root)))
+        if row["map"]:
+            self.maps[len(self.shown)] = row["map"]
+        self.images.append(row["image"])
+        self.shown.add(number, place, judged, p, row, labels)
+
+    def count(self, row, judged, p):
+        """Count a cell."""
+        state, calls, _ = judged
+        kind = DARK_KIND if state & DARK else UNREADABLE_KIND if state & UNREADABLE else calls
+        self.kinds[kind] += 1
+        self.unsure += bool(state & UNSURE_CALL)
+        self.corrected += bool(state & CORRECTED)
+        if p[0] >= 0:
+            for k, value in enumerate(p):
+                self.histograms[k, min(value * BINS // STEPS, BINS - 1)] += 1
+        if not row["file"]:
+            self.folders[os.path.dirname(row["path"])][kind] += 1
+
+    def count_of_module(self, number, judged):
+        """Count a cell of a module."""
+        state, calls, _ = judged
+        counts = self.counts[number]
+        counts[0] += 1
+        for k in range(len(self.classes)):
+            counts[1 + k] += calls >> k & 1
+        counts[-3] += bool(state & DARK)
+        counts[-2] += bool(calls or state & DARK)
+        counts[-1] += bool(state & CORRECTED)
+
+    def worst_first(self):
+        """Numbers of the modules, those with the largest share of cells with a defect or too dark first."""
+        shares = [counts[-2] / max(1, counts[0]) for counts in self.counts]
+        return sorted(range(len(shares)), key=lambda number: -shares[number])
+
+    def agreement(self):
+        """For each class (cells on which network and people agree, cells that both judged), and cells by person."""
+        pairs = [[0, 0] for _ in self.classes]
+        who = Counter()
+        unsure = 0
+        for number, (values, name, _, network) in self.shown.people.items():
+            who[name] += 1
+            unsure += all(value is None for value in values)
+            for k, value in enumerate(values):
+                if value is not None and self.shown.p[k][number] >= 0:
+                    pairs[k][0] += value == network >> k & 1
+                    pairs[k][1] += 1
+        return {"agreement": pairs, "who": who.most_common(), "unsure": unsure}
+
+
+def root_of(record):
+    """The folder, with its last separator, that all images of single cells lie in; "" where there is none."""
+    query = "SELECT min(path), max(path) FROM images WHERE grid = ''"  # whatever folder these share, all share
+    paths = record.connection.execute(query).fetchone()
+    folder = folder_of_all(paths) if paths[0] is not None else None
+    return os.path.join(folder, "") if folder else ""

@@ -1,0 +1,122 @@
+"use strict";
+// The report: what a cell is and what it is called. Head, tables, modules, cells and dialog have their own scripts.
+const { classes, thresholds, modules } = data;
+const first = chunks.first; // what the page holds itself
+const [UNSURE, DARK, UNREADABLE, LABELLED, CORRECTED, SHOWN] = [1, 2, 4, 8, 16, 32]; // of a state, as in report_data.py
+const [DARK_KIND, UNREADABLE_KIND] = [-1, -2]; // the other kinds are a cell's calls as bits
+const SCALE = 1e4; // of probabilities
+const said = n => n.toLocaleString("en");
+const counted = (n, noun, plural = noun + "s") => `${said(n)} ${n === 1 ? noun : plural}`;
+const percent = (n, of) => (of ? `${((100 * n) / of).toFixed(1)} %` : "");
+const summed = numbers => numbers.reduce((all, n) => all + n, 0);
+const listed = names => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`);
+const isCalled = (calls, k) => (calls >> k) & 1;
+
+function paragraphs(...texts) {
+  return texts.filter(Boolean).map(textContent => make("p", { textContent }));
+}
+
+// ---- kinds of cells
+
+function verdictOf(calls) {
+  return classes.filter((_, k) => isCalled(calls, k)).join(" and ") || "no defect";
+}
+
+function kindName(kind) {
+  if (kind === DARK_KIND) return "dark (too dark to judge)";
+  if (kind === UNREADABLE_KIND) return "unreadable";
+  const named = classes.filter((_, k) => isCalled(kind, k)).length;
+  if (!named || classes.length === 1) return verdictOf(kind);
+  return named === 1 ? `${verdictOf(kind)} only` : classes.length === 2 ? "both" : verdictOf(kind);
+}
+
+function colourOfKind(kind) {
+  if (kind === DARK_KIND) return verdicts["nearly black"];
+  const called = classes.flatMap((_, k) => (isCalled(kind, k) ? [k] : []));
+  if (kind === UNREADABLE_KIND || !called.length) return verdicts["no defect"];
+  return called.length > 1 ? verdicts["crack and inactive"] : (verdicts[classes[called[0]]] ?? colourOf(called[0]));
+}
+
+// Defects first, then no defect, dark, unreadable.
+function inOrder(kinds) {
+  return [...kinds].sort((a, b) => (a > 0 ? 0 : 1) - (b > 0 ? 0 : 1) || (a > 0 ? a - b : b - a));
+}
+
+// ---- cells
+
+// A cell from columns of cells; number: its number among the shown cells, -1 where it is not one of them.
+function cellOf(columns, i, number, module = columns.module[i]) {
+  const place = columns.place[i];
+  const wide = module < 0 ? 1 : modules.columns[module];
+  return {
+    number,
+    module,
+    row: Math.floor(place / wide) + 1,
+    column: (place % wide) + 1,
+    name: columns.names?.[place] ?? "",
+    state: columns.state[i],
+    calls: columns.calls[i],
+    p: columns.p.map(of => (of[i] < 0 ? null : of[i] / SCALE)),
+    error: columns.errors[i] ?? "",
+    people: columns.people[i],
+    source: columns.sources[i],
+  };
+}
+
+const isJudged = cell => cell.p[0] !== null;
+const kindOf = cell => (cell.state & DARK ? DARK_KIND : cell.state & UNREADABLE ? UNREADABLE_KIND : cell.calls);
+
+function wordsOf(cell) {
+  return cell.state & DARK ? "too dark to judge" : cell.state & UNREADABLE ? "unreadable" : verdictOf(cell.calls);
+}
+
+function byPeople(cell) {
+  const [values, who] = cell.people;
+  if (values.every(value => value === null)) return `${who} was not sure`;
+  return cell.state & CORRECTED ? `corrected by ${who}: ${verdictOf(cell.calls)}` : `confirmed by ${who}`;
+}
+
+function moduleTitle(n) {
+  const serial = modules.metadata.find(([name]) => name.toLowerCase() === "serial")?.[1][n];
+  return serial ? `${serial} (${modules.file[n]})` : modules.file[n];
+}
+
+function titleOf(cell) {
+  return cell.module < 0 ? cell.name : `${moduleTitle(cell.module)}, row ${cell.row}, column ${cell.column}`;
+}
+
+// ---- where things are
+
+const linkOf = n => `#module=${encodeURIComponent(modules.name[n])}`;
+
+function urlOf(cell) {
+  if (cell.source) return cell.source;
+  if (cell.module < 0) return data.base + cell.name.split("/").map(encodeURIComponent).join("/");
+  const two = n => String(n).padStart(2, "0"); // as elcells/modules/saving.py names the files
+  return `cut/${encodeURIComponent(modules.name[cell.module])}/r${two(cell.row)}_c${two(cell.column)}.png`;
+}
+
+// URLs of a module's image, the best first.
+function moduleImages(n) {
+  const beside = data.alone ? [] : [`modules/${encodeURIComponent(modules.name[n])}.jpg`];
+  return [...beside, first.images[n]].filter(Boolean);
+}
+
+// Promise of a module's nodes and cells, or null where they are not there.
+function moduleData(n) {
+  if (n in first.modules) return Promise.resolve(first.modules[n]);
+  if (data.alone) return Promise.resolve(null);
+  return needChunk(`modules-${Math.floor(n / data.modules_a_file)}`).then(chunk => chunk?.[n] ?? null);
+}
+
+// Lets an image take the next URL where one can't be loaded; then(loaded) is told whether one could.
+function loadAny(image, urls, then) {
+  const left = [...urls];
+  const next = () => {
+    if (left.length) image.src = left.shift();
+    else then(false);
+  };
+  image.onload = () => then(true);
+  image.onerror = next;
+  next();
+}

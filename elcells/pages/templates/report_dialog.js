@@ -1,0 +1,194 @@
+"use strict";
+// A cell enlarged. Then, since everything is defined here, the start of the page.
+const dialog = document.querySelector("dialog");
+const enlarged = $("enlarged");
+const crop = $("crop");
+const map = $("map");
+const STEPS = { back: "ArrowLeft", next: "ArrowRight", up: "ArrowUp", down: "ArrowDown" };
+let opened = null;
+let isMapShown = false;
+let dialogTurn = 0;
+
+// cells: a list, or {length, at(i)}. wide: cells of a module in a row, 0 where up and down mean nothing.
+function openCell(cells, place, wide) {
+  opened = { cells, place, wide };
+  showOpened();
+  if (!dialog.open) dialog.showModal();
+}
+
+function showOpened() {
+  const { cells, place, wide } = opened;
+  const cell = cells.at(place);
+  const turn = ++dialogTurn;
+  $("heading").textContent = titleOf(cell);
+  $("facts").replaceChildren(...factsOf(cell));
+  for (const [id, key] of Object.entries(STEPS)) {
+    $(id).disabled = neighbour(key, place, cells.length, wide) === null;
+    $(id).hidden = !wide && (id === "up" || id === "down");
+  }
+  $("state").textContent = "";
+  crop.hidden = true;
+  enlarged.hidden = false;
+  enlarged.alt = titleOf(cell);
+  enlarged.removeAttribute("src");
+  loadAny(enlarged, data.alone || cell.state & UNREADABLE ? [] : [urlOf(cell)], loaded => {
+    if (turn !== dialogTurn) return; // another cell was asked for meanwhile
+    if (loaded) fitMap();
+    else showInstead(cell, turn);
+  });
+  showMap(cell, turn);
+}
+
+// ---- what is said about it
+
+function factsOf(cell) {
+  const unsure = cell.state & UNSURE ? ", unsure: within 1 logit of a threshold" : "";
+  const verdict = make("b", { textContent: wordsOf(cell) });
+  const facts = [make("p", {}, swatch(colourOfKind(kindOf(cell))), " ", verdict, unsure)];
+  if (cell.people) facts.push(make("p", { textContent: labelsOf(cell) }));
+  if (isJudged(cell)) facts.push(...cell.p.map(barOf));
+  if (cell.state & UNREADABLE) facts.push(make("p", { className: "bad", textContent: cell.error }));
+  if (cell.module >= 0) {
+    const link = make("a", { href: linkOf(cell.module), textContent: "show the module" });
+    link.addEventListener("click", () => dialog.close());
+    facts.push(make("p", {}, link));
+  }
+  return facts;
+}
+
+function labelsOf(cell) {
+  const [values, , when, network] = cell.people;
+  const words = value => (value === null ? "unsure" : value ? "yes" : "no");
+  const labels = classes.map((name, k) => `${name} ${words(values[k])}`).join(", ");
+  const before = isJudged(cell) ? `called it ${verdictOf(network)}` : "had no call";
+  return `${byPeople(cell)} (${when.slice(0, 10)}: ${labels}). The network ${before}.`;
+}
+
+function barOf(p, k) {
+  const bar = make("i", { ariaHidden: "true" });
+  const properties = { "--p": `${100 * p}%`, "--t": `${100 * thresholds[k]}%`, "--colour": colourOf(k) };
+  for (const [name, value] of Object.entries(properties)) bar.style.setProperty(name, value);
+  const value = make("span", { textContent: `${classes[k]} ${p.toFixed(3)}` });
+  const threshold = make("span", { className: "soft", textContent: `threshold ${thresholds[k].toFixed(3)}` });
+  return make("div", { className: "bar" }, value, threshold, bar);
+}
+
+// ---- its image and class map
+
+// Where the file of the cell is not there, it is cut out of the module's image; else its small version is shown.
+async function showInstead(cell, turn) {
+  const found = cell.module < 0 ? null : await moduleData(cell.module);
+  const image = new Image();
+  const loaded = found && (await new Promise(then => loadAny(image, moduleImages(cell.module), then)));
+  if (turn !== dialogTurn) return;
+  const thumb = first.thumbs[cell.number];
+  if (loaded) {
+    cutOut(cell, found, image);
+    fitMap();
+    $("state").textContent = "Cut out of the module's image, because the file of the cell is not beside this page.";
+  } else if (thumb) {
+    enlarged.onerror = null;
+    enlarged.src = thumb;
+    $("state").textContent = "A small version, because the file of the cell is not where it was.";
+  } else if (!(cell.state & UNREADABLE)) {
+    $("state").textContent = "The image of this cell is not in this page, and not where it was.";
+  }
+}
+
+function cutOut(cell, found, image) {
+  const corners = cornersOf(cell.module, found, (cell.row - 1) * modules.columns[cell.module] + cell.column - 1);
+  const scale = image.naturalWidth / sizeOf(cell.module, found)[0]; // it may have been made smaller
+  const sides = [0, 1].map(k => corners.map(corner => scale * corner[k]));
+  const [left, top] = sides.map(values => Math.min(...values));
+  const [width, height] = [Math.max(...sides[0]) - left, Math.max(...sides[1]) - top];
+  crop.width = 400;
+  crop.height = Math.max(1, Math.round((crop.width * height) / width));
+  crop.getContext("2d").drawImage(image, left, top, width, height, 0, 0, crop.width, crop.height);
+  crop.hidden = false;
+  enlarged.hidden = true;
+}
+
+async function showMap(cell, turn) {
+  map.hidden = true;
+  $("unmapped").textContent = "";
+  $("see").setAttribute("aria-pressed", isMapShown);
+  if (!isMapShown) return;
+  const values = await mapOf(cell);
+  if (turn !== dialogTurn || !isMapShown) return;
+  if (!values) {
+    $("unmapped").textContent = "This cell has no class map here: only cells with a defect and unsure ones have one.";
+    return;
+  }
+  paintMap(map, values, classes);
+  fitMap();
+  map.hidden = false;
+}
+
+async function mapOf(cell) {
+  if (first.maps[cell.number] || cell.number < 0 || data.alone) return first.maps[cell.number];
+  const chunk = await needChunk(`maps-${Math.floor(cell.number / data.maps_a_file)}`);
+  return chunk?.[cell.number];
+}
+
+// The network sees an image that is not square mirrored at its longer edges (elcells/data/images.py, to_square).
+function fitMap() {
+  const sides = crop.hidden ? [enlarged.naturalWidth, enlarged.naturalHeight] : [crop.width, crop.height];
+  const longer = Math.max(...sides);
+  const isSquare = longer <= 1.05 * Math.min(...sides);
+  const [width, height] = isSquare ? [100, 100] : sides.map(side => (100 * longer) / side);
+  const place = { left: (100 - width) / 2, top: (100 - height) / 2, width, height };
+  for (const [name, value] of Object.entries(place)) map.style[name] = `${value}%`;
+}
+
+// ---- keys and buttons
+
+function step(key) {
+  const place = neighbour(key, opened.place, opened.cells.length, opened.wide);
+  if (place === null) return;
+  opened.place = place;
+  showOpened();
+}
+
+function toggleMap() {
+  isMapShown = !isMapShown;
+  showMap(opened.cells.at(opened.place), dialogTurn);
+}
+
+document.addEventListener("keydown", event => {
+  if (!dialog.open || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key.toLowerCase() === "m") toggleMap();
+  if (event.key.startsWith("Arrow")) {
+    step(event.key);
+    event.preventDefault();
+  }
+});
+dialog.addEventListener("click", event => {
+  if (event.target === dialog) dialog.close();
+});
+for (const [id, key] of Object.entries(STEPS)) $(id).addEventListener("click", () => step(key));
+$("see").addEventListener("click", toggleMap);
+$("close").addEventListener("click", () => dialog.close());
+
+// ---- start
+
+function showAllModules() {
+  prepareModules();
+  const find = showTable(order => {
+    moduleOrder = order;
+    showModules(0);
+  });
+  addEventListener("hashchange", () => goToModule(find));
+  goToModule(find);
+}
+
+showHead();
+showCounts();
+showNotes();
+if (modules.name.length) showAllModules();
+if (data.shown) {
+  prepareCells();
+  showSorted();
+  loadCells();
+}
+showHistograms();
+showFolders();

@@ -1,0 +1,108 @@
+"use strict";
+// The head of the report: who judged, counts, people, notes; and the histograms.
+function showHead() {
+  $("title").textContent = `Defects in solar cells: ${data.folder}`;
+  document.title = `${data.folder}: defects in solar cells`;
+  const [begun, ended] = data.judged;
+  const when = !begun ? "" : begun === ended ? ` on ${begun}` : ` from ${begun} to ${ended}`;
+  const from = classes.map((name, k) => `as ${name} from a probability of ${thresholds[k].toFixed(3)} on`);
+  const mean = data.symmetries ? " Each probability is the mean over the cell's eight orientations." : "";
+  $("about").append(
+    ...paragraphs(`Judged${when} by ${data.trained}.`),
+    make("ul", {}, ...data.quality.map(textContent => make("li", { textContent }))),
+    ...paragraphs(
+      `Thresholds: a cell counts ${listed(from)} (operating point ${data.operating_point}). With lower thresholds ` +
+        `more defects are found, and more sound cells are called defective.${mean}`,
+    ),
+  );
+}
+
+// Counts that add up to all cells; for our classes also those that are 0.
+function showCounts() {
+  const always = classes.length === 2 ? [1, 2, 3, 0] : [0];
+  const kinds = inOrder(new Set([...always, ...Object.keys(data.kinds).map(Number)]));
+  const all = summed(Object.values(data.kinds));
+  const tile = (n, ...name) => make("div", {}, make("b", { textContent: said(n) }), ...name);
+  $("counts").append(
+    tile(data.images, data.images === 1 ? "image" : "images"),
+    tile(all, all === 1 ? "cell" : "cells"),
+    ...kinds.flatMap((kind, i) => [
+      make("span", { className: "sign", textContent: i ? "+" : "=" }),
+      tile(data.kinds[kind] ?? 0, swatch(colourOfKind(kind)), ` ${kindName(kind)}`),
+    ]),
+  );
+  $("sums").append(
+    ...paragraphs(
+      `Of these, ${counted(data.unsure, "cell is", "cells are")} unsure: the probability of a class is within ` +
+        "1 logit of its threshold (between 0.27 and 0.73 for a threshold of 0.5): the other call is nearly as likely.",
+      aboutPeople(),
+    ),
+  );
+}
+
+function aboutPeople() {
+  const { agreement, who, unsure } = data.people;
+  if (!who.length) return "Nobody has labelled a cell yet: all calls are the network's. review.html is for labelling.";
+  const names = who.map(([name, n]) => `${name} ${said(n)}`).join(", ");
+  const agreed = agreement.flatMap(([same, of], k) =>
+    of ? [`on ${classes[k]} in ${said(same)} of ${said(of)} (${percent(same, of)})`] : [],
+  );
+  const some = unsure ? `; not sure about ${said(unsure)}` : "";
+  const together = agreed.length ? ` Network and people agree ${listed(agreed)}.` : "";
+  return (
+    `People labelled ${counted(summed(who.map(([, n]) => n)), "cell")} (${names}${some}).${together} ` +
+    `${counted(data.corrected, "cell was", "cells were")} corrected: all counts, colours and filters follow people ` +
+    "where they said something."
+  );
+}
+
+function showNotes() {
+  const doubtful = modules.name.flatMap((_, n) => (modules.doubt[n] ? [n] : []));
+  const doubts = doubtful.map(n =>
+    make("span", {}, make("a", { href: linkOf(n), textContent: moduleTitle(n) }), ` (${modules.doubt[n]})`),
+  );
+  const unsure = `${counted(doubtful.length, "module is", "modules are")} not sure; look whether the grid fits: `;
+  const lost = `${counted(data.failed.length, "image")} in which no module was found: `;
+  const waiting = `${counted(data.waiting, "image")} of a run that was stopped not judged yet.`;
+  const notes = [
+    data.small && make("li", {}, data.small),
+    doubts.length && make("li", {}, unsure, folded(doubts)),
+    data.failed.length && make("li", { className: "bad" }, lost, folded(data.failed)),
+    data.waiting && make("li", { className: "bad" }, waiting),
+    ...data.assumed.map(text => make("li", {}, text)),
+  ].filter(Boolean);
+  if (notes.length) $("notes").append(make("h2", { textContent: "Notes" }), make("ul", {}, ...notes));
+}
+
+// A list; a long one is opened by a click.
+function folded(items) {
+  const list = make("ul", {}, ...items.map(item => make("li", {}, item)));
+  return items.length <= 5 ? list : make("details", {}, make("summary", {}, `all ${said(items.length)}`), list);
+}
+
+function showHistograms() {
+  $("probabilities").hidden = !Object.keys(data.kinds).some(kind => Number(kind) >= 0);
+  const figures = data.histograms.map((bins, k) => {
+    const caption = `${classes[k]} (threshold ${thresholds[k].toFixed(3)})`;
+    return make("figure", {}, make("figcaption", { textContent: caption }), histogram(bins, k));
+  });
+  $("histograms").append(...figures);
+}
+
+function histogram(bins, k) {
+  const svg = drawn("svg", { viewBox: "0 0 320 130", role: "img" });
+  svg.append(drawn("title", {}, `${classes[k]}: cells by probability, threshold ${thresholds[k].toFixed(3)}`));
+  const most = Math.max(...bins.map(n => Math.log1p(n)), 1);
+  const text = (x, y, value, style = "") => drawn("text", { x, y, "text-anchor": "middle", style }, value);
+  bins.forEach((n, i) => {
+    const high = (90 * Math.log1p(n)) / most;
+    const bar = drawn("rect", { x: 10 + 15 * i, y: 105 - high, width: 14, height: high, fill: colourOf(k) });
+    const range = `${(i / bins.length).toFixed(2)} to ${((i + 1) / bins.length).toFixed(2)}`;
+    bar.append(drawn("title", {}, `${range}: ${counted(n, "cell")}`));
+    svg.append(bar, ...(n ? [text(17 + 15 * i, 101 - high, said(n), "font-size: 7px")] : []));
+  });
+  const x = 10 + 300 * thresholds[k];
+  svg.append(drawn("line", { x1: x, x2: x, y1: 8, y2: 105, stroke: "currentColor", "stroke-dasharray": "3 2" }));
+  svg.append(...[0, 0.5, 1].map(value => text(10 + 300 * value, 120, value)));
+  return svg;
+}

@@ -1,0 +1,45 @@
+"""What a record keeps about each run: which network judged, and how."""
+
+import datetime
+import json
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """How images are judged: what a record's runs say. FIXED names what must stay the same in a record."""
+
+    network: str
+    sha256: str
+    trained: str
+    classes: tuple
+    operating_point: str
+    thresholds: tuple
+    symmetries: bool
+    precision: str
+    engine: str
+
+    def row(self):
+        """The same as SQLite takes it: {column: value}."""
+        lists = {"classes": json.dumps(self.classes), "thresholds": json.dumps(self.thresholds)}
+        return vars(self) | lists | {"symmetries": int(self.symmetries)}
+
+
+FIXED = {  # columns of runs that can't change: what the user would call them
+    "sha256": "network",
+    "operating_point": "operating point",
+    "thresholds": "threshold",
+    "symmetries": "--tta",
+    "precision": "precision",
+}
+
+
+def now():
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def info_of_row(row):
+    """The RunInfo of a run, from its columns (a dict, as Record.info)."""
+    values = {name: row[name] for name in RunInfo.__dataclass_fields__}
+    lists = {"classes": tuple(values["classes"]), "thresholds": tuple(values["thresholds"])}
+    return RunInfo(**values | lists | {"symmetries": bool(values["symmetries"])})

@@ -1,0 +1,334 @@
+"""Two records of the same modules compared: which images belong together, and what is new, gone or unchanged."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import linux
+from PIL import Image
+
+from elcells.files import InputError
+from elcells.inference.cells import TOO_DARK, CellResult, Place
+from elcells.modules.cutting import CutModule
+from elcells.modules.turning import turn_of
+from elcells.pages.comparison import write_comparison
+from elcells.records.matching import items, match
+from elcells.records.metadata import keep_metadata
+from elcells.records.opening import reading, writing
+from elcells.records.requests import ImageResult, Request, module_name
+from elcells.records.runs import RunInfo
+
+INFO = RunInfo("a.onnx", "00", "a.onnx: a network", ("crack", "inactive"), "F1", (0.5, 0.5), False, "float32", "torch")
+SOUND, CRACKED, INACTIVE, DARK = (0.01, 0.01), (0.99, 0.01), (0.01, 0.99), None
+SIDE = 20  # pixels of a cell
+
+
+def cell_result(name, path, row, column, p, bright):
+    """A CellResult of a module's cell with probabilities p, or DARK."""
+    place = Place(name, row, column, 1)
+    file = f"cut/{name}/r{row:02}_c{column:02}.png"
+    if p is DARK:
+        return CellResult(file, brightness=0.02, error=TOO_DARK, place=place)
+    return CellResult(file, tuple(int(v >= 0.5) for v in p), p, bright, place=place)
+
+
+def module_result(path, cells, size=(3, 2), brightness=None):
+    """The ImageResult of a module of (columns, rows) cells; cells: {(row, column): probabilities}, others are sound."""
+    columns, rows = size
+    name = module_name(path, 0)
+    bright = np.full((rows, columns), 0.5) if brightness is None else brightness
+    results = [
+        cell_result(name, path, r, c, cells.get((r, c), SOUND), float(bright[r - 1, c - 1]))
+        for r in range(1, rows + 1)
+        for c in range(1, columns + 1)
+    ]
+    nodes = np.stack(np.meshgrid(np.arange(columns + 1.0), np.arange(rows + 1.0)), -1) * SIDE
+    module = CutModule(
+        path, columns, rows, 0.9, 0.1, True, cell_pixels=SIDE, corners=(0.0,) * 8, nodes=tuple(nodes.ravel())
+    )
+    return ImageResult(Request(path, path, 0, 1, 1, size), cells=tuple(results), module=module)
+
+
+def single_result(path, p, bright=0.5):
+    """The ImageResult of an image of a cell."""
+    cell = CellResult(path, tuple(int(v >= 0.5) for v in p), p, bright)
+    return ImageResult(Request(path, path, 0, 1, 1), cells=(cell,))
+
+
+def make(folder, results, serials=None, info=INFO):
+    """A results folder with ImageResults, and serials of some paths."""
+    with writing(folder, info) as record:
+        for result in results:
+            record.add(result)
+        keep_metadata(record, {(path, 0): {"serial": serial} for path, serial in (serials or {}).items()})
+    return folder
+
+
+def compare(before, now):
+    """Compare two results folders: (rows of comparison.csv, data of comparison.html, lines)."""
+    with reading(now) as record, reading(before) as earlier:
+        lines = write_comparison(record, earlier)
+    with open(now / "comparison.csv", newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file, delimiter=";"))
+    text = (now / "comparison.html").read_text(encoding="utf-8")
+    return rows, json.loads(text.split('id="data">')[1].split("</script>")[0]), lines
+
+
+def states(tmp_path, before, now):
+    """The rows of one cell, (1, 1), with the probabilities `before` and `now`."""
+    make(tmp_path / "a", [module_result("/a/m.png", {(1, 1): before})])
+    make(tmp_path / "b", [module_result("/b/m.png", {(1, 1): now})])
+    return compare(tmp_path / "a", tmp_path / "b")[0][0]
+
+
+# ---------------------------------------------------------------- which images belong together
+
+
+def matched(tmp_path, before, now):
+    """[(path before, path now)] and the Matches of modules {path: serial}."""
+    for folder, serials in (("a", before), ("b", now)):
+        make(tmp_path / folder, [module_result(path, {}) for path in serials], {p: s for p, s in serials.items() if s})
+    with reading(tmp_path / "a") as a, reading(tmp_path / "b") as b:
+        found = match([*items(a)], [*items(b)])
+    return sorted((a.path, b.path) for a, b, _ in found.pairs), found
+
+
+def test_a_serial_counts_more_than_a_file_name(tmp_path):
+    pairs, found = matched(tmp_path, {"/a/1.png": "X", "/a/2.png": "Y"}, {"/b/1.png": "Y", "/b/2.png": "X"})
+    assert pairs == [("/a/1.png", "/b/2.png"), ("/a/2.png", "/b/1.png")]
+    assert {how for *_, how in found.pairs} == {"serial"}
+
+
+def test_a_file_name_counts_where_a_serial_is_missing_but_never_against_serials(tmp_path):
+    pairs, found = matched(tmp_path, {"/a/1.png": "X", "/a/2.png": "Y"}, {"/b/1.tif": "", "/b/2.png": "Z"})
+    assert pairs == [("/a/1.png", "/b/1.tif")]
+    assert found.only_before == ["/a/2.png (serial Y)"] and found.only_now == ["/b/2.png (serial Z)"]
+
+
+def test_folders_tell_files_of_one_name_apart(tmp_path):
+    before = dict.fromkeys(["/2024/s1/el/m.png", "/2024/s2/el/m.png", "/2024/s3/el/m.png"], "")
+    now = dict.fromkeys(["/2026/s2/el/m.png", "/2026/s1/el/m.png"], "")
+    pairs, found = matched(tmp_path, before, now)
+    assert pairs == [("/2024/s1/el/m.png", "/2026/s1/el/m.png"), ("/2024/s2/el/m.png", "/2026/s2/el/m.png")]
+    assert found.only_before == ["/2024/s3/el/m.png"] and not found.doubtful
+
+
+def test_suffixes_tell_files_apart_where_folders_do_not(tmp_path):
+    pairs, _ = matched(
+        tmp_path, dict.fromkeys(["/a/m.png", "/a/m.jpg"], ""), dict.fromkeys(["/b/m.jpg", "/b/m.png"], "")
+    )
+    assert pairs == [("/a/m.jpg", "/b/m.jpg"), ("/a/m.png", "/b/m.png")]
+
+
+def test_what_nothing_tells_apart_is_named_and_not_guessed(tmp_path):
+    pairs, found = matched(tmp_path, dict.fromkeys(["/a/s1/m.png", "/a/s2/m.png"], ""), {"/b/s3/m.png": ""})
+    assert not pairs and len(found.doubtful) == 3
+    assert all("file name m, and nothing tells them apart" in line for line in found.doubtful)
+
+
+def test_a_serial_that_stands_twice_is_named_and_not_guessed(tmp_path):
+    pairs, found = matched(tmp_path, {"/a/1.png": "X"}, {"/b/8.png": "X", "/b/9.png": "X"})
+    assert not pairs and len(found.doubtful) == 3 and "serial X" in found.doubtful[0]
+
+
+def test_every_image_is_compared_or_named(tmp_path):
+    before = [
+        module_result("/a/m.png", {}),
+        module_result("/a/turned.png", {}, (3, 2)),
+        module_result("/a/gone.png", {}),
+    ]
+    failed = ImageResult(Request("/b/m.png", "/b/m.png", 0, 1, 1, (3, 2)), error="/b/m.png: no module found")
+    now = [failed, module_result("/b/turned.png", {}, (2, 3)), single_result("/b/gone.png", SOUND)]
+    rows, data, lines = compare(make(tmp_path / "a", before), make(tmp_path / "b", now))
+    text = json.dumps(data["lists"])
+    assert not rows and "no module found" in text and "3x2 cells before, 2x3 now" in text
+    assert "1 image only in the record before" in text and "1 image only in the record of now" in text
+    assert any("3x2 cells before" in line for line in lines)
+
+
+# ---------------------------------------------------------------- what changed
+
+
+@pytest.mark.parametrize(
+    "before, now, crack, inactive, dark",
+    [
+        (SOUND, CRACKED, "new", "none", "none"),
+        (CRACKED, INACTIVE, "gone", "new", "none"),
+        (CRACKED, CRACKED, "unchanged", "none", "none"),
+        (CRACKED, DARK, "not comparable", "not comparable", "new"),
+        (DARK, SOUND, "not comparable", "not comparable", "gone"),
+        (DARK, DARK, "not comparable", "not comparable", "unchanged"),
+    ],
+)
+def test_a_cell_is_compared_class_by_class(tmp_path, before, now, crack, inactive, dark):
+    row = states(tmp_path, before, now)
+    assert (row["crack"], row["inactive"], row["dark"]) == (crack, inactive, dark)
+
+
+@pytest.mark.parametrize(
+    "before, now, uncertain", [(0.01, 0.99, "0"), (0.4, 0.99, "1"), (0.2, 0.6, "1"), (0.2, 0.8, "0")]
+)
+def test_a_change_near_a_threshold_is_uncertain(tmp_path, before, now, uncertain):
+    row = states(tmp_path, (before, 0.01), (now, 0.01))
+    assert row["crack"] == "new" and row["crack_uncertain"] == uncertain and row["inactive_uncertain"] == "0"
+    assert (row["p_crack_before"], row["p_crack_now"]) == (f"{before:.4f}", f"{now:.4f}")
+
+
+def test_labels_of_people_win_and_are_certain(tmp_path):
+    make(tmp_path / "a", [single_result("/a/c.png", (0.4, 0.01))])
+    make(tmp_path / "b", [single_result("/b/c.png", (0.4, 0.01))])
+    with writing(tmp_path / "a", INFO) as record, record.connection:
+        record.connection.execute("INSERT INTO labels VALUES (1, 0, 0, 'crack', 1, 'Ann', '2026-01-01')")
+    with writing(tmp_path / "b", INFO) as record, record.connection:
+        record.connection.execute("INSERT INTO labels VALUES (1, 0, 0, 'crack', 0, 'Bob', '2026-01-01')")
+    ((row,), _, _) = compare(tmp_path / "a", tmp_path / "b")
+    assert (row["crack"], row["crack_uncertain"], row["inactive"]) == ("gone", "0", "none")
+    assert (row["person_before"], row["person_now"], row["row"]) == ("Ann", "Bob", "")
+
+
+def test_counts_add_up_and_worst_modules_come_first(tmp_path):
+    before = [module_result("/a/few.png", {(1, 1): CRACKED}), module_result("/a/many.png", {(1, 2): INACTIVE})]
+    now = [module_result("/b/few.png", {(1, 1): CRACKED, (2, 1): (0.6, 0.01)})]
+    now.append(module_result("/b/many.png", {(1, 1): CRACKED, (1, 3): DARK}))
+    rows, data, lines = compare(make(tmp_path / "a", before), make(tmp_path / "b", now))
+    assert len(rows) == 12 and {sum(counts[k] for k in (0, 2, 4, 5, 6)) for counts in data["counts"]} == {12}
+    assert [(row[1], row[3], row[-2]) for row in data["modules"]] == [("many.png", 1, 0), ("few.png", 1, 1)]
+    assert (
+        "crack: 2 new (1 uncertain), 0 gone, 1 unchanged" in lines
+        and "dark: 1 newly dark, 0 lit again, 0 still dark" in lines
+    )
+
+
+def test_other_networks_and_thresholds_are_warned_about(tmp_path):
+    other = replace(INFO, sha256="11", thresholds=(0.5, 0.25))
+    make(tmp_path / "a", [single_result("/a/c.png", SOUND)])
+    _, data, lines = compare(tmp_path / "a", make(tmp_path / "b", [single_result("/b/c.png", SOUND)], info=other))
+    assert len(data["warnings"]) == 1 and data["warnings"][0] in lines
+    assert (
+        "another network (both are called a.onnx)" in data["warnings"][0]
+        and "inactive 0.250 now" in data["warnings"][0]
+    )
+
+
+def test_only_classes_of_both_are_compared(tmp_path):
+    single = replace(INFO, classes=("crack",), thresholds=(0.5,))
+    strange = replace(INFO, classes=("dirt",), thresholds=(0.5,))
+    make(tmp_path / "a", [single_result("/a/c.png", CRACKED)])
+    make(tmp_path / "b", [single_result("/b/c.png", CRACKED[:1])], info=single)
+    make(tmp_path / "c", [single_result("/c/c.png", CRACKED[:1])], info=strange)
+    ((row,), data, _) = compare(tmp_path / "a", tmp_path / "b")
+    assert row["crack"] == "unchanged" and "inactive" not in row and "class inactive" in data["warnings"][-1]
+    with pytest.raises(InputError, match="other classes"):
+        compare(tmp_path / "a", tmp_path / "c")
+    with pytest.raises(InputError, match="itself"):
+        compare(tmp_path / "a", tmp_path / "a")
+
+
+# ---------------------------------------------------------------- turned modules
+
+
+@pytest.mark.parametrize(
+    "quarters, shape", [(0, (6, 10)), (2, (6, 10)), (1, (8, 8)), (3, (8, 8)), (1, (6, 10)), (3, (8, 16))]
+)
+def test_a_turned_module_is_noticed(quarters, shape):
+    rng = np.random.default_rng(0)
+    before = rng.normal(0.5, 0.05, shape) + np.linspace(0, 0.1, shape[1])
+    seen = 0.8 * before + rng.normal(0, 0.01, shape)
+    now = np.rot90(seen, -quarters)
+    now = now + np.linspace(0.3, 0, now.shape[1])  # the camera stood elsewhere
+    now[0, :2] = 0.02  # and two cells have failed
+    now[1, 1] = np.nan
+    assert turn_of(before, now) == 90 * quarters
+    assert turn_of(before, rng.normal(0.5, 0.05, now.shape)) == 0  # another module says nothing
+
+
+def test_a_turned_module_is_named_and_compared_as_it_stands(tmp_path):
+    bright = np.random.default_rng(1).uniform(0.3, 0.7, (6, 10))
+    make(tmp_path / "a", [module_result("/a/m.png", {(1, 1): CRACKED}, (10, 6), bright)])
+    make(tmp_path / "b", [module_result("/b/m.png", {(6, 10): CRACKED}, (10, 6), bright[::-1, ::-1])])
+    rows, data, lines = compare(tmp_path / "a", tmp_path / "b")
+    assert (rows[0]["crack"], rows[-1]["crack"]) == ("gone", "new")
+    assert "turned by 180 degrees; compared as it stands" in rows[0]["notes"]
+    assert "1 module seems to be turned" in data["warnings"][0] and any("180 degrees" in line for line in lines)
+
+
+# ---------------------------------------------------------------- the page
+
+
+def with_images(folder, results):
+    """A results folder whose files of modules and cells are there."""
+    make(folder, results)
+    for result in results:
+        name = module_name(result.request.path, 0)
+        (folder / "modules").mkdir(exist_ok=True)
+        (folder / "cut" / name).mkdir(parents=True)
+        Image.new("L", (3 * SIDE, 2 * SIDE), 128).save(folder / "modules" / f"{name}.jpg")
+        for cell in result.cells:
+            Image.new("L", (SIDE, SIDE), 90).save(folder / cell.filename)
+    return folder
+
+
+def test_the_page_shows_every_change(browser, tmp_path):
+    worst = "/b/<b>'worst\".png"
+    with_images(
+        tmp_path / "2024; a",
+        [module_result(worst.replace("/b/", "/a/"), {(2, 2): INACTIVE}), module_result("/a/x.png", {})],
+    )
+    changed = module_result(worst, {(1, 1): CRACKED, (2, 3): (0.99, 0.99)})
+    now = with_images(tmp_path / "2026 é", [module_result("/b/x.png", {}), changed])
+    compare(tmp_path / "2024; a", now)
+    page = browser.new_page()
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("requestfailed", lambda request: errors.append(request.url))
+    page.goto((now / "comparison.html").as_uri())
+    page.wait_for_selector("#cells button")
+    assert page.locator("#table tbody tr").count() == 2 and page.locator("#cells li").count() == 3
+    first = page.locator("figure.module").first
+    assert [first.locator(f"polygon.{kind}").count() for kind in ("new", "gone", "unchanged")] == [6, 2, 0]
+    assert "<b>'worst\".png" in first.inner_text()
+    first.locator("polygon.area").first.press("Enter")
+    page.wait_for_function("document.querySelector('dialog img').naturalWidth")
+    assert "row 1, column 1" in page.inner_text("#about") and "0.010 before, 0.990 now" in page.inner_text("#about")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.getElementById('about').innerText.includes('row 2, column 2')")
+    page.keyboard.press("Escape")
+    page.click("button[data-kind='gone inactive']")
+    page.wait_for_function("document.querySelectorAll('#cells li').length === 1")
+    page.fill("#search", "x.png")
+    page.click("#table tbody a")
+    assert page.locator("#table tbody tr").count() == 1 and "#module=x_" in page.url
+    assert not errors
+    page.close()
+    alone = tmp_path / "mail" / "comparison.html"
+    alone.parent.mkdir()
+    alone.write_bytes((now / "comparison.html").read_bytes())
+    page = browser.new_page()
+    page.goto(alone.as_uri())
+    page.wait_for_function(
+        "[...document.querySelectorAll('#cells img')].filter(image => image.naturalWidth).length === 6"
+    )
+    page.wait_for_function("document.querySelectorAll('figure.module image[href^=\"data:\"]').length === 4")
+    page.close()
+
+
+def test_data_of_an_earlier_page_is_removed(tmp_path):
+    paths = [f"/{k}.png" for k in range(60)]
+    make(tmp_path / "a", [module_result(f"/a{path}", {}) for path in paths])
+    now = make(tmp_path / "b", [module_result(f"/b{path}", {}) for path in paths])
+    (now / "comparison").mkdir()
+    (now / "comparison" / "modules-7.js").write_text("old")
+    compare(tmp_path / "a", now)
+    names = sorted(path.name for path in (now / "comparison").iterdir())
+    assert names == ["modules-1.js", "modules-2.js"]  # the first one stands in the page
+
+
+@linux
+def test_names_that_are_not_unicode_are_compared(tmp_path):
+    name = b"/a/\xff<!--.png".decode("utf-8", "surrogateescape")
+    make(tmp_path / "a", [module_result(name, {(1, 1): CRACKED})])
+    make(tmp_path / "b", [module_result(name.replace("/a/", "/b/"), {})])
+    rows, data, _ = compare(tmp_path / "a", tmp_path / "b")
+    assert rows[0]["crack"] == "gone" and data["modules"][0][1] == "?<!--.png"

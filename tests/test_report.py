@@ -1,0 +1,344 @@
+"""The report of a record: what it counts and shows, its files, and the page in a real browser where one is."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import sqlite3
+
+import numpy as np
+import pytest
+from conftest import CPU
+from PIL import Image
+
+import predict
+from elcells.files import RECORD
+from elcells.inference.cells import TOO_DARK, CellResult, Place
+from elcells.modules.cutting import CutModule
+from elcells.pages import report
+from elcells.pages.report import write_report
+from elcells.records.metadata import keep_metadata
+from elcells.records.opening import reading, writing
+from elcells.records.requests import ImageResult, Request, module_name
+from elcells.records.runs import RunInfo
+
+INFO = RunInfo("a.onnx", "00", "a.onnx: a network", ("crack", "inactive"), "f1", (0.5, 0.4), False, "float32", "torch")
+SOUND, CRACKED, INACTIVE, BOTH, NEAR = (0.01, 0.01), (0.99, 0.01), (0.01, 0.9), (0.8, 0.95), (0.45, 0.01)
+STRANGE = "<b>Zelle \"1\"; größe & 'x'#1%2.png"
+MAP = bytes(range(200))  # a class map of 2 x 10 x 10
+SIDE = 30  # pixels of a cell
+MODULES = 8
+CRACKS = 210  # images of cells with a crack
+JOERG, ANA = "Jörg <b>", "Ana"
+
+
+def cell(name, p, place=None, **more):
+    """A CellResult with probabilities, or one that is too dark to judge."""
+    if p is None:
+        return CellResult(name, brightness=0.02, error=TOO_DARK, place=place)
+    calls = tuple(int(value >= threshold) for value, threshold in zip(p, INFO.thresholds))
+    return CellResult(name, calls, p, 0.5, place=place, map=MAP if any(calls) or p is NEAR else None, **more)
+
+
+def add_module(record, folder, number):
+    """Add a module of 3 x 2 cells, of which the first `number % 6` have a crack and one of module 1 is dark."""
+    path = f"{folder}/in/string{number % 2}/module{number}.png"
+    name = module_name(path, 0)
+    places = list(itertools.product((1, 2), (1, 2, 3)))
+    given = [CRACKED if k < number % 6 else SOUND for k in range(6)]
+    if number == 1:
+        given[5] = None
+    files = [f"cut/{name}/r{row:02}_c{column:02}.png" for row, column in places]
+    cells = [cell(file, p, Place(name, row, column, 1)) for file, p, (row, column) in zip(files, given, places)]
+    nodes = np.stack(np.meshgrid(np.arange(4.0), np.arange(3.0)), -1) * SIDE + 10
+    why = "" if number else "the grid hardly fits"
+    module = CutModule(path, 3, 2, 0.9, 0.1, not why, why, cell_pixels=SIDE, corners=(0.0,) * 8, nodes=(*nodes.ravel(),))
+    record.add(ImageResult(Request(path, path, 0, 1, 1, (3, 2)), cells=tuple(cells), module=module))
+    pixels = np.random.default_rng(number).integers(60, 200, (80, 110), np.uint8)
+    (record.folder / "modules").mkdir(exist_ok=True)
+    Image.fromarray(pixels).save(record.folder / "modules" / f"{name}.jpg")
+    (record.folder / "cut" / name).mkdir(parents=True)
+    for file in files:
+        Image.fromarray(pixels[:SIDE, :SIDE]).save(record.folder / file)
+
+
+def add_cells(record, folder, elpv):
+    """Add images of cells, with a strange name, of 16 bits, near a threshold, inactive, broken, and many cracks."""
+    image = next((elpv.parent / "images").glob("*.png"))
+    pixels = np.asarray(Image.open(image).convert("L"))
+    given = {STRANGE: BOTH, "deep.png": INACTIVE, "near.png": NEAR, "sound.png": SOUND, "dark.png": None}
+    given |= {f"crack/c{number:03}.png": (0.8 + number / 2000, 0.01) for number in range(CRACKS)}
+    Image.fromarray(pixels[::3, ::3]).save(folder / "small.png")
+    (folder / "in" / "crack").mkdir(parents=True)
+    for name, p in given.items():
+        path = folder / "in" / name
+        if name == "deep.png":
+            Image.fromarray(pixels.astype(np.uint16) * 16).save(path)
+        else:
+            os.link(folder / "small.png", path)
+        record.add(ImageResult(Request(str(path), str(path), 0, 1, 1), cells=(cell(str(path), p),)))
+    path = str(folder / "in" / "broken.png")
+    error = f"{path}: can't be read </script><b>"
+    result = ImageResult(Request(path, path, 0, 1, 1), error, cells=(CellResult(path, error=error),))
+    record.add(result)
+    path = str(folder / "in" / "nothing.png")
+    record.add(ImageResult(Request(path, path, 0, 1, 1, (3, 2)), f"{path}: no module there"))
+
+
+def label(folder, cells):
+    """Put people's labels into a record: {(end of the path, row, column): (crack, inactive, who)}."""
+    connection = sqlite3.connect(folder / RECORD)
+    for (end, row, column), (crack, inactive, who) in cells.items():
+        [image] = connection.execute("SELECT id FROM images WHERE path LIKE ?", (f"%{end}",)).fetchone()
+        for name, value in (("crack", crack), ("inactive", inactive)):
+            values = (image, row, column, name, value, who, "2026-11-28T13:00:00+00:00")
+            connection.execute("INSERT INTO labels VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+    connection.commit()
+    connection.close()
+
+
+LABELS = {
+    ("module7.png", 1, 1): (0, 0, JOERG),  # the network called a crack
+    ("module1.png", 2, 3): (0, 1, JOERG),  # too dark for the network
+    ("sound.png", 0, 0): (0, 0, ANA),
+    ("near.png", 0, 0): (None, None, ANA),
+}
+
+
+@pytest.fixture(scope="module")
+def site(elpv, tmp_path_factory):
+    """A results folder with a report: 8 modules with serials, images of cells, labels of two people. Only to be read."""
+    folder = tmp_path_factory.mktemp("site")
+    with writing(folder / "out", INFO) as record:
+        add_cells(record, folder, elpv)
+        for number in range(MODULES):
+            add_module(record, folder, number)
+        rows = [row for row in record.images() if "module" in row["path"]]
+        keep_metadata(record, {(row["path"], 0): {"serial": f"S{row['path'][-5]}", "string": "1"} for row in rows})
+    label(folder / "out", LABELS)
+    with reading(folder / "out") as record:
+        write_report(record)
+    return folder / "out"
+
+
+@pytest.fixture
+def copy(site, tmp_path):
+    """A copy of that results folder."""
+    return shutil.copytree(site, tmp_path / "copy")
+
+
+def held(path):
+    """The data inside a page."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(encoding="utf-8"))
+    return json.loads(found[1])
+
+
+def chunk(path):
+    """The value of a file of data, or of the data that a page holds."""
+    return json.loads(re.search(r'^(?:<script>)?chunk\("[\w-]+",(.*)\);$', path.read_text(encoding="utf-8"), re.M)[1])
+
+
+# ---------------------------------------------------------------- what it counts
+
+
+def test_counts_add_up_to_all_cells_and_follow_people(site):
+    page = held(site / "report.html")
+    cracks = sum(number % 6 for number in range(MODULES)) - 1 + CRACKS
+    assert page["kinds"] == {"0": page["kinds"]["0"], "1": cracks, "2": 2, "3": 1, "-1": 1, "-2": 1}
+    assert sum(page["kinds"].values()) == 6 * MODULES + CRACKS + 6 and page["images"] == MODULES + CRACKS + 7
+    assert page["unsure"] == 1 and page["corrected"] == 2 and page["shown"] == cracks + 2 + 1 + 1 + 1 + 3
+
+
+def test_people_are_named_with_how_often_they_agree(site):
+    people = held(site / "report.html")["people"]
+    assert dict(people["who"]) == {JOERG: 2, ANA: 2} and people["unsure"] == 1
+    assert people["agreement"] == [[1, 2], [2, 2]]  # of the dark cell the network said nothing
+
+
+def test_every_module_is_in_the_table_the_worst_first(site):
+    page = held(site / "report.html")
+    modules = page["modules"]
+    assert len(modules["name"]) == MODULES and modules["file"][4] == "string1/module1.png"
+    assert dict(modules["metadata"])["serial"] == [f"S{n}" for n in (0, 2, 4, 6, 1, 3, 5, 7)]
+    counts = dict(zip(dict(modules["metadata"])["serial"], modules["counts"]))
+    assert counts["S5"] == [6, 5, 0, 0, 5, 0] and counts["S1"] == [6, 1, 1, 0, 2, 1]
+    assert modules["doubt"][0] == "the grid hardly fits" and page["failed"][0].endswith("no module there")
+    first = chunk(site / "report.html")
+    assert len(first["modules"]) == len(first["images"]) == report.FIRST_MODULES and "6" in first["modules"]
+
+
+def test_every_defect_is_in_the_files_with_its_class_map(site):
+    page, cells = held(site / "report.html"), chunk(site / "report" / "cells.js")
+    assert len(cells["state"]) == page["shown"] and page["shown"] > report.FIRST_CELLS
+    names = [name for name in cells["names"] if name.startswith("crack/")]
+    assert len(names) == CRACKS and STRANGE in cells["names"]
+    called = [n for n, (calls, p) in enumerate(zip(cells["calls"], cells["p"][0])) if calls and p >= 0]
+    assert set(map(str, called)) <= set(chunk(site / "report" / "maps-0.js"))
+    modules = chunk(site / "report" / "modules-0.js")
+    assert len(modules) == MODULES and all(len(module["state"]) == 6 for module in modules.values())
+    assert [k for k, m in enumerate(cells["module"]) if m == 6][0] == modules["6"]["first"]
+
+
+def test_names_and_errors_can_not_leave_their_place(site):
+    text = (site / "report.html").read_text(encoding="utf-8") + (site / "report" / "cells.js").read_text()
+    assert "</script><b>" not in text and "<b>Zelle" not in text and "broken.png" in text
+
+
+def test_a_report_of_a_run_shows_all_defective_cells(exported, elpv, tmp_path):
+    folder = elpv.parent / "images"
+    paths = [str(path) for path in sorted(folder.glob("*.png"))[:24]]
+    assert predict.main([*paths, "--model", str(exported), *CPU, "--out", str(tmp_path)]) == 0
+    with reading(tmp_path) as record:
+        positive = {os.path.basename(cell.filename) for cell in record.results() if any(cell.calls)}
+    page, cells = held(tmp_path / "report.html"), chunk(tmp_path / "report" / "cells.js")
+    shown = {name for name, calls in zip(cells["names"], cells["calls"]) if calls}
+    assert shown == positive and sum(page["kinds"].values()) == 24
+    assert [sum(bins) for bins in page["histograms"]] == [24, 24]
+    thumbs = chunk(tmp_path / "report.html")["thumbs"]
+    assert len(thumbs) == page["shown"] and all(thumb.startswith("data:image/jpeg") for thumb in thumbs.values())
+
+
+# ---------------------------------------------------------------- its files
+
+
+def test_files_that_did_not_change_are_left_alone_and_old_ones_removed(copy):
+    before = {path: path.stat().st_mtime_ns for path in (copy / "report").iterdir()}
+    (copy / "report" / "modules-99.js").write_text("old")
+    (copy / "report" / "mine.txt").write_text("a user's")
+    with reading(copy) as record:
+        write_report(record)
+    after = {path: path.stat().st_mtime_ns for path in (copy / "report").iterdir()}
+    assert after.pop(copy / "report" / "mine.txt") and after == before
+
+
+def test_what_no_browser_shows_is_converted_once(copy, monkeypatch):
+    [converted] = (copy / "report").glob("deep_*.jpg")
+    number = chunk(copy / "report" / "cells.js")["sources"]
+    assert list(number.values()) == [f"report/{converted.name}"]
+    with Image.open(converted) as image:
+        assert image.mode == "L" and image.size == (300, 300)
+    read = []
+    original = report.PageImage
+    monkeypatch.setattr(report, "PageImage", lambda path: read.append(str(path)) or original(path))
+    monkeypatch.setattr(report, "FIRST_CELLS", 0)
+    with reading(copy) as record:
+        write_report(record)
+    assert not read and converted.exists()
+
+
+def test_a_single_file_says_what_it_has_no_room_for(copy, monkeypatch):
+    monkeypatch.setattr(report, "MAILED_BYTES", report.PAGE_BYTES + 80_000)
+    with reading(copy) as record:
+        write_report(record, copy / "mail.html")
+    first, page = chunk(copy / "mail.html"), held(copy / "mail.html")
+    few = len(first["cells"]["state"])
+    assert page["alone"] and len(first["modules"]) == MODULES and 0 < few == len(first["thumbs"]) < page["shown"]
+    assert (copy / "mail.html").stat().st_size < report.MAILED_BYTES
+    p = [max(p) for p in zip(*first["cells"]["p"])]
+    assert min(p) > 6000  # the surest
+
+
+# ---------------------------------------------------------------- in a browser
+
+
+@pytest.fixture
+def tab(browser):
+    """A page of a browser that takes note of script errors."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    page.close()
+    assert not errors
+
+
+def open_report(tab, path, address=""):
+    tab.goto(path.as_uri() + address)
+    tab.wait_for_function("document.querySelector('#grid img')?.complete && document.querySelector('polygon')")
+
+
+def test_cells_are_filtered_sorted_and_paged(site, tab):
+    open_report(tab, site / "report.html")
+    page = held(site / "report.html")
+    tab.wait_for_function("columns.state.length === data.shown")
+    assert tab.locator("#grid li").count() == 200
+    tab.locator("#cells .pager button[aria-label^=next]").first.click()
+    assert tab.locator("#grid li").count() == page["shown"] - 200
+    for kind, count in {"inactive only": 2, "unsure": 1, "dark": 1, "unreadable": 1, "corrected": 2}.items():
+        tab.click(f"button[data-kind='{kind}']")
+        assert tab.locator("#grid li").count() == count, kind
+    assert sum(JOERG in text for text in tab.locator("#grid li").all_inner_texts()) == 2
+    tab.click("button[data-kind=both]")
+    assert tab.inner_text("#grid .file") == STRANGE
+    tab.click("button[data-kind='crack only']")
+    tab.select_option("#sorting", "by crack")
+    assert tab.inner_text("#grid .p >> nth=0").split() == ["crack", "0.990"]
+    tab.select_option("#sorting", "by file")
+    assert tab.inner_text("#grid .file >> nth=1") == "crack/c001.png"
+
+
+def test_a_cell_is_enlarged_and_its_map_shown_on_request(site, tab):
+    open_report(tab, site / "report.html")
+    tab.click("button[data-kind='inactive only']")
+    tab.select_option("#sorting", "by file")
+    tab.locator("#grid button").first.click()
+    tab.wait_for_function("document.getElementById('enlarged').naturalWidth === 300")  # of deep.png, converted
+    assert "deep.png" in tab.inner_text("#heading") and tab.is_hidden("#map")
+    tab.keyboard.press("m")
+    tab.wait_for_selector("#map:not([hidden])")
+    tab.keyboard.press("ArrowRight")
+    assert "S1" in tab.inner_text("#heading") and "row 2, column 3" in tab.inner_text("#heading")
+    assert JOERG in tab.inner_text("#facts") and "The network had no call" in tab.inner_text("#facts")
+    tab.keyboard.press("Escape")
+    assert not tab.evaluate("document.querySelector('dialog').open")
+
+
+def test_a_module_is_found_by_table_link_and_keys(site, tab):
+    open_report(tab, site / "report.html")
+    serials = "#table tbody tr td:first-child"
+    assert tab.locator(serials).all_inner_texts()[:2] == ["S5", "S4"]
+    assert tab.locator("figure.module").count() == 6
+    tab.click("#table th button:has-text('serial')")
+    assert tab.locator(serials).all_inner_texts() == [f"S{n}" for n in range(MODULES)]
+    tab.click(f"{serials} >> text=S7")  # on the second page
+    tab.wait_for_function("document.querySelectorAll('figure.module').length === 2")
+    figure = tab.locator("figure.module", has_text="module7.png")
+    assert figure.locator("polygon").count() == 6 and "serial S7" in figure.inner_text()
+    assert figure.locator("polygon.corrected").get_attribute("aria-label").startswith("row 1, column 1: no defect")
+    assert not figure.locator("polygon.corrected.defect").count()
+    tab.fill("#table input", "module3")
+    tab.wait_for_function("document.querySelectorAll('figure.module').length === 1")
+    tab.locator("polygon[aria-label^='row 1, column 2']").focus()
+    for key in ("Enter", "ArrowDown", "ArrowRight"):
+        tab.keyboard.press(key)
+    assert tab.inner_text("#heading") == "S3 (string1/module3.png), row 2, column 3"
+
+
+def test_a_link_opens_its_module_and_probabilities_are_shown_on_all(site, tab):
+    name = held(site / "report.html")["modules"]["name"][0]  # the last one in the table
+    open_report(tab, site / "report.html", f"#module={name}")
+    tab.wait_for_selector("figure.module >> text=module0.png")
+    assert "the grid hardly fits" in tab.inner_text("#figures")
+    tab.evaluate("location.hash = linkOf(modules.file.indexOf('string1/module5.png'))")
+    tab.wait_for_function("document.querySelectorAll('figure.module').length === 6")
+    assert tab.locator(".view span:visible").count() == 0
+    tab.click("button:has-text('Probabilities')")
+    assert tab.locator(".view span:visible").count() == 5 + 4 + 3 + 2 + 1
+
+
+def test_a_report_that_was_mailed_alone_still_shows_its_cells(site, tab, tmp_path):
+    shutil.copy(site / "report.html", tmp_path / "mail.html")
+    open_report(tab, tmp_path / "mail.html")
+    tab.wait_for_selector("#missing:not([hidden])")
+    assert "Only 100 of these cells are in this file" in tab.inner_text("#missing")
+    assert tab.locator("#grid li").count() == 100 and tab.locator("#table tbody tr").count() == MODULES
+    tab.locator("polygon[aria-label^='row 1, column 2']").first.click()
+    tab.wait_for_selector("#crop:not([hidden])")
+    assert "Cut out of the module's image" in tab.inner_text("#state")
+
+
+def test_a_report_fits_a_phone(site, tab):
+    tab.set_viewport_size({"width": 390, "height": 800})
+    open_report(tab, site / "report.html")
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
