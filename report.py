@@ -12,9 +12,8 @@ import contextlib
 import sys
 from pathlib import Path
 
-from elcells.pages.comparison import write_comparison
-
 from elcells.files import InputError, command
+from elcells.pages.comparison import write_comparison
 from elcells.pages.derived import derive
 from elcells.pages.report import write_report
 from elcells.records.labels import take_labels
@@ -31,8 +30,8 @@ def options():
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders that `predict.py --out` filled")
     text = "take the results of all folders into this one, which is made where it is missing"
     parser.add_argument("--out", type=Path, metavar="DIR", help=text)
-    text = "labels that people gave in review.html, taken into the record"
-    parser.add_argument("--labels", nargs="+", default=[], metavar="CSV", help=text)
+    text = "labels that people gave in review.html, taken into the record; may be given several times"
+    parser.add_argument("--labels", action="append", default=[], metavar="CSV", help=text)
     text = "what else is known of the images (filename;serial;string;…), taken into the record"
     parser.add_argument("--metadata", metavar="CSV", help=text)
     text = "results folder of an earlier inspection of the same modules, to compare with (comparison.html)"

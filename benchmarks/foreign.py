@@ -25,8 +25,8 @@ from elcells.evaluation.metrics import bootstrap_mean_f1, interval_groups, metri
 from elcells.evaluation.plots import plot_errors
 from elcells.evaluation.results import number
 from elcells.files import atomic_path, command
-from elcells.inference.networks import SHIPPED, Network, open_network
 from elcells.inference.cells import UNSURE, doubt
+from elcells.inference.networks import SHIPPED, Network, open_network
 from elcells.training.weights import cells_in_training
 
 LINES = "crack lines"  # this and the next are parts in which every cell has a crack

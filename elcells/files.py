@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 MAX_REASON = 400  # characters of another library's message that are shown
 RECORD = "results.sqlite"  # of a results folder
 CUT, OVERLAYS, MODULES = "cut", "overlays", "modules"  # its folders of cells cut from modules, and of images of modules
+REPORT = "report"  # its folder of the files beside report.html
 ANY_NAME = "surrogateescape"  # error handler that keeps file names that are not UTF-8 and writes them back unchanged
 
 

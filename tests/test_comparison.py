@@ -302,8 +302,8 @@ def test_the_page_shows_every_change(browser, tmp_path):
     assert page.locator("#table tbody tr").count() == 1 and "#module=x_" in page.url
     assert not errors
     page.close()
-    alone = tmp_path / "mail" / "comparison.html"
-    alone.parent.mkdir()
+    alone = tmp_path / "sent" / "by mail" / "comparison.html"
+    alone.parent.mkdir(parents=True)
     alone.write_bytes((now / "comparison.html").read_bytes())
     page = browser.new_page()
     page.goto(alone.as_uri())

@@ -13,6 +13,7 @@ from conftest import CPU
 from PIL import Image
 
 import predict
+from elcells.data.outputs import is_output
 from elcells.files import RECORD
 from elcells.inference.cells import TOO_DARK, CellResult, Place
 from elcells.modules.cutting import CutModule
@@ -53,7 +54,9 @@ def add_module(record, folder, number):
     cells = [cell(file, p, Place(name, row, column, 1)) for file, p, (row, column) in zip(files, given, places)]
     nodes = np.stack(np.meshgrid(np.arange(4.0), np.arange(3.0)), -1) * SIDE + 10
     why = "" if number else "the grid hardly fits"
-    module = CutModule(path, 3, 2, 0.9, 0.1, not why, why, cell_pixels=SIDE, corners=(0.0,) * 8, nodes=(*nodes.ravel(),))
+    module = CutModule(
+        path, 3, 2, 0.9, 0.1, not why, why, cell_pixels=SIDE, corners=(0.0,) * 8, nodes=(*nodes.ravel(),)
+    )
     record.add(ImageResult(Request(path, path, 0, 1, 1, (3, 2)), cells=tuple(cells), module=module))
     pixels = np.random.default_rng(number).integers(60, 200, (80, 110), np.uint8)
     (record.folder / "modules").mkdir(exist_ok=True)
@@ -108,7 +111,7 @@ LABELS = {
 
 @pytest.fixture(scope="module")
 def site(elpv, tmp_path_factory):
-    """A results folder with a report: 8 modules with serials, images of cells, labels of two people. Only to be read."""
+    """A results folder with a report: 8 modules with serials, images of cells, labels of two people."""
     folder = tmp_path_factory.mktemp("site")
     with writing(folder / "out", INFO) as record:
         add_cells(record, folder, elpv)
@@ -177,7 +180,7 @@ def test_every_defect_is_in_the_files_with_its_class_map(site):
     assert set(map(str, called)) <= set(chunk(site / "report" / "maps-0.js"))
     modules = chunk(site / "report" / "modules-0.js")
     assert len(modules) == MODULES and all(len(module["state"]) == 6 for module in modules.values())
-    assert [k for k, m in enumerate(cells["module"]) if m == 6][0] == modules["6"]["first"]
+    assert next(k for k, m in enumerate(cells["module"]) if m == 6) == modules["6"]["first"]
 
 
 def test_names_and_errors_can_not_leave_their_place(site):
@@ -224,7 +227,7 @@ def test_what_no_browser_shows_is_converted_once(copy, monkeypatch):
     monkeypatch.setattr(report, "FIRST_CELLS", 0)
     with reading(copy) as record:
         write_report(record)
-    assert not read and converted.exists()
+    assert not read and is_output(converted)
 
 
 def test_a_single_file_says_what_it_has_no_room_for(copy, monkeypatch):

@@ -77,8 +77,8 @@ def json_of(value):
 
 
 def fill(template, target, data, chunks=None):
-    """Write a page: `template` of pages/templates, in which page.css takes the place of STYLE, page.js of SHARED, `data`
-    (a dict that JSON can hold) of DATA, and `chunks` of CHUNKS: {name: value} that `needChunk` of page.js finds in it.
+    """Write a page: `template` of pages/templates, in which page.css takes the place of STYLE, page.js of SHARED,
+    `data` (a dict that JSON can hold) of DATA, and `chunks` of CHUNKS: {name: value} that `needChunk` of page.js finds.
     A script `NAME.js` of pages/templates takes the place of its name.
     """
     templates = Path(__file__).with_name("templates")

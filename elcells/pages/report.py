@@ -14,14 +14,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from elcells.data.images import as_lines, size_of
-from elcells.files import CUT, MODULES, InputError, atomic_path, folder_of_all, printable, relative
+from elcells.files import CUT, MODULES, REPORT, InputError, atomic_path, folder_of_all, printable, relative
 from elcells.modules.saving import cell_name
 from elcells.pages.page import SHOWN_SIDE, THUMBNAIL_SIDE, PageImage, browser_shows, fill, jpeg, json_of
 from elcells.pages.report_data import Contents
 from elcells.records.record import WAITING, image_name
 from elcells.records.summary import FINE_CRACKS, line_about_small
 
-FOLDER = "report"  # of its files
 quality_lines = lambda info: ["(quality lines of the lead)"]  # TEMPORARY
 OWN_FILE = re.compile(r"(cells|(modules|maps)-\d+)\.js|.*_[0-9a-f]{8}\.jpg|\.tmp\d+_.*")  # that a report writes there
 MODULES_A_FILE, MAPS_A_FILE = 24, 1000
@@ -44,7 +43,7 @@ def write_report(record, single_file=None):
         first = embedded(contents, MAILED_BYTES - PAGE_BYTES - len(json_of(data)), with_maps=True)
         fill("report.html", single_file, data, {"first": first})
         return
-    files = Files(record.folder / FOLDER)
+    files = Files(record.folder / REPORT)
     add_sources(contents, files)
     write_chunks(contents, files)
     first = embedded(contents, FIRST_BYTES, FIRST_MODULES, FIRST_CELLS)
@@ -85,7 +84,7 @@ class Files:
             with atomic_path(path) as temporary:
                 image.save(temporary, "JPEG", quality=88)
         self.names.add(path.name)
-        return f"{FOLDER}/{quote(path.name)}"
+        return f"{REPORT}/{quote(path.name)}"
 
     def remove_others(self):
         """Remove what an earlier report left here."""
@@ -154,7 +153,7 @@ def embedded(contents, most_bytes, most_modules=None, most_cells=None, with_maps
         first["thumbs"][number] = thumb
         if levels:
             first["maps"][number] = levels
-    return first | {"cells": contents.shown.data(sorted(chosen))}
+    return first | {"cells": contents.shown.some(sorted(chosen))}
 
 
 def image_of_module(path):
@@ -195,7 +194,7 @@ def page_data(contents):
     return {
         "classes": contents.classes,
         "thresholds": info["thresholds"],
-        "chunks": FOLDER,
+        "chunks": REPORT,
         "alone": False,
         "modules_a_file": MODULES_A_FILE,
         "maps_a_file": MAPS_A_FILE,

@@ -15,12 +15,13 @@ from elcells.data.levels import NEARLY_BLACK
 from elcells.files import folder_of_all, printable
 from elcells.inference.cells import TOO_DARK, UNSURE
 from elcells.pages.page import json_of
-from elcells.records.record import final_calls, image_name
+from elcells.records.record import FAILED, final_calls, image_name
 
 # Bits of a cell's state; templates/report.js has the same
 UNSURE_CALL, DARK, UNREADABLE, LABELLED, CORRECTED, SHOWN = (1 << k for k in range(6))
 DARK_KIND, UNREADABLE_KIND = -1, -2  # kinds of cells beside the sums of their calls' bits
 BINS = 20  # of a histogram
+DENSE, SPARSE = ("module", "place", "state", "calls"), ("errors", "people", "sources")  # columns of cells
 STEPS = 10_000  # probabilities are whole numbers of such parts
 
 
@@ -100,27 +101,24 @@ class Cells:
         if labels:
             self.people[number] = [labels.values, printable(labels.who or "somebody"), labels.time, network]
 
-    def data(self, chosen=None):
-        """The same for JSON; chosen: numbers of the cells that are taken, by default all."""
-        numbers = range(len(self)) if chosen is None else chosen
-        place = self.place
-        names = self.names
-        if chosen is not None:
-            names = [self.names[self.place[k]] for k in chosen if self.module[k] < 0]
-            alone = iter(range(len(names)))
-            place = {k: next(alone) if self.module[k] < 0 else self.place[k] for k in chosen}
-        columns = {
-            "module": [self.module[k] for k in numbers],
-            "place": [place[k] for k in numbers],
-            "state": [self.state[k] for k in numbers],
-            "calls": [self.calls[k] for k in numbers],
-            "p": [[column[k] for k in numbers] for column in self.p],
-            "names": names,
-        }
-        for name in ("errors", "people", "sources"):
+    def data(self):
+        """The same for JSON."""
+        columns = {name: list(getattr(self, name)) for name in DENSE}
+        p = [list(column) for column in self.p]
+        return columns | {"p": p, "names": self.names} | {name: getattr(self, name) for name in SPARSE}
+
+    def some(self, chosen):
+        """The same of some cells by their numbers, which it has as `index`."""
+        columns = {name: [getattr(self, name)[k] for k in chosen] for name in DENSE}
+        columns["p"] = [[column[k] for k in chosen] for column in self.p]
+        alone = [n for n, k in enumerate(chosen) if self.module[k] < 0]
+        columns["names"] = [self.names[columns["place"][n]] for n in alone]
+        for place, n in enumerate(alone):
+            columns["place"][n] = place
+        for name in SPARSE:
             values = getattr(self, name)
-            columns[name] = values if chosen is None else {n: values[k] for n, k in enumerate(chosen) if k in values}
-        return columns if chosen is None else columns | {"index": list(chosen)}
+            columns[name] = {n: values[k] for n, k in enumerate(chosen) if k in values}
+        return columns | {"index": chosen}
 
     def surest_first(self):
         """Numbers of all cells: those with a defect, the highest probability first, then the others."""
@@ -147,16 +145,12 @@ class Contents:
         self.histograms = np.zeros((len(self.classes), BINS), int)
         self.folders = defaultdict(Counter)
         self.root = root_of(record)
-        self.modules = []  # rows of Record.modules, those in which one was found
-        self.failed = []  # errors of the others
-        self.counts = []  # of each module: cells, each class, dark, with a defect or dark, with a correction
-        for row in record.modules():
-            if row["image"] is None:
-                self.failed.append(printable(row["error"]))
-            else:
-                self.modules.append(row)
+        images = list(record.modules())
+        self.modules = [row for row in images if row["image"] is not None]
+        self.failed = [printable(row["error"]) for row in images if row["image"] is None and row["status"] == FAILED]
         self.details = [""] * len(self.modules)  # JSON of each module's nodes and cells
         self.numbers = {row["image"]: number for number, row in enumerate(self.modules)}
+        # Of each module: cells, each class, dark, with a defect or dark, with a correction
         self.counts = [[0] * (len(self.classes) + 4) for _ in self.modules]
         self.read()
 
