@@ -17,7 +17,7 @@ from elcells.data.outputs import is_output
 from elcells.files import RECORD
 from elcells.inference.cells import TOO_DARK, CellResult, Place
 from elcells.modules.cutting import CutModule
-from elcells.pages import report
+from elcells.pages import beside, report
 from elcells.pages.report import write_report
 from elcells.records.metadata import keep_metadata
 from elcells.records.opening import reading, writing
@@ -207,7 +207,8 @@ def test_a_report_of_a_run_shows_all_defective_cells(exported, elpv, tmp_path):
 
 def test_files_that_did_not_change_are_left_alone_and_old_ones_removed(copy):
     before = {path: path.stat().st_mtime_ns for path in (copy / "report").iterdir()}
-    (copy / "report" / "modules-99.js").write_text("old")
+    for name in ("modules-99.js", "old_00000000.jpg"):
+        (copy / "report" / name).write_text("of an earlier report")
     (copy / "report" / "mine.txt").write_text("a user's")
     with reading(copy) as record:
         write_report(record)
@@ -222,8 +223,8 @@ def test_what_no_browser_shows_is_converted_once(copy, monkeypatch):
     with Image.open(converted) as image:
         assert image.mode == "L" and image.size == (300, 300)
     read = []
-    original = report.PageImage
-    monkeypatch.setattr(report, "PageImage", lambda path: read.append(str(path)) or original(path))
+    original = beside.PageImage
+    monkeypatch.setattr(beside, "PageImage", lambda path: read.append(str(path)) or original(path))
     monkeypatch.setattr(report, "FIRST_CELLS", 0)
     with reading(copy) as record:
         write_report(record)
@@ -236,7 +237,7 @@ def test_a_single_file_says_what_it_has_no_room_for(copy, monkeypatch):
         write_report(record, copy / "mail.html")
     first, page = chunk(copy / "mail.html"), held(copy / "mail.html")
     few = len(first["cells"]["state"])
-    assert page["alone"] and len(first["modules"]) == MODULES and 0 < few == len(first["thumbs"]) < page["shown"]
+    assert page["alone"] and 0 < len(first["modules"]) < MODULES and 0 < few == len(first["thumbs"]) < page["shown"]
     assert (copy / "mail.html").stat().st_size < report.MAILED_BYTES
     p = [max(p) for p in zip(*first["cells"]["p"])]
     assert min(p) > 6000  # the surest
@@ -339,6 +340,19 @@ def test_a_report_that_was_mailed_alone_still_shows_its_cells(site, tab, tmp_pat
     tab.locator("polygon[aria-label^='row 1, column 2']").first.click()
     tab.wait_for_selector("#crop:not([hidden])")
     assert "Cut out of the module's image" in tab.inner_text("#state")
+
+
+def test_a_single_file_shows_what_it_has_and_says_what_not(copy, tab, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MAILED_BYTES", report.PAGE_BYTES + 80_000)
+    with reading(copy) as record:
+        write_report(record, tmp_path / "mail.html")
+    requests = []
+    tab.on("request", lambda request: requests.append(request.url))
+    open_report(tab, tmp_path / "mail.html")
+    few = len(chunk(tmp_path / "mail.html")["modules"])
+    assert f"the {few} worst modules are in this file; those of the other {MODULES - few}" in tab.inner_text("#modules")
+    assert re.search(r"Only \d+ of these cells are in this file", tab.inner_text("#missing"))
+    assert [url for url in requests if not url.startswith("data:")] == [(tmp_path / "mail.html").as_uri()]
 
 
 def test_a_report_fits_a_phone(site, tab):

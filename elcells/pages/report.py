@@ -1,35 +1,32 @@
 """The HTML report of a record: report.html, and its data in files beside it, so that it shows any number of cells."""
 
 import base64
-import hashlib
 import io
 import json
 import os
-import re
 from collections import Counter
-from pathlib import Path
-from urllib.parse import quote
 
 from PIL import Image
 from tqdm import tqdm
 
 from elcells.data.images import as_lines, size_of
-from elcells.files import CUT, MODULES, REPORT, InputError, atomic_path, folder_of_all, printable, relative
+from elcells.files import CUT, MODULES, REPORT, InputError, folder_of_all, printable, relative
+from elcells.inference.networks import shipped_sha256
+from elcells.inference.origin import quality_of
 from elcells.modules.saving import cell_name
-from elcells.pages.page import SHOWN_SIDE, THUMBNAIL_SIDE, PageImage, browser_shows, fill, jpeg, json_of
-from elcells.pages.report_data import Contents
+from elcells.pages.beside import SEEN_BEFORE, Files, url
+from elcells.pages.page import THUMBNAIL_SIDE, PageImage, browser_shows, fill, jpeg, json_of
+from elcells.pages.report_data import UNREADABLE, Contents
 from elcells.records.record import WAITING, image_name
 from elcells.records.summary import FINE_CRACKS, line_about_small
 
-quality_lines = lambda info: ["(quality lines of the lead)"]  # TEMPORARY
-OWN_FILE = re.compile(r"(cells|(modules|maps)-\d+)\.js|.*_[0-9a-f]{8}\.jpg|\.tmp\d+_.*")  # that a report writes there
 MODULES_A_FILE, MAPS_A_FILE = 24, 1000
 FIRST_MODULES, FIRST_CELLS = 6, 100  # that are in the page itself, for when it is mailed without its files
 FIRST_BYTES = 3_000_000  # of their images
 MAILED_BYTES = 20_000_000  # of a single file
 PAGE_BYTES, CELL_BYTES = 60_000, 100  # of them, what the page needs without data, and a cell without its image
+MODULES_SHARE = 0.6  # of these bytes at most for modules
 EMBEDDED_BYTES, EMBEDDED_SIDE = 400_000, 1600  # of a module's image: larger ones are made smaller
-SEEN_BEFORE = "SELECT path, page, bytes, modified FROM images WHERE id = ?"
 
 
 def write_report(record, single_file=None):
@@ -48,49 +45,10 @@ def write_report(record, single_file=None):
     write_chunks(contents, files)
     first = embedded(contents, FIRST_BYTES, FIRST_MODULES, FIRST_CELLS)
     fill("report.html", record.folder / "report.html", page_data(contents), {"first": first})
-    files.remove_others()
+    files.remove_others(record)
 
 
-# ---------------------------------------------------------------- files beside the page
-
-
-class Files:
-    """The files of a report beside its page. folder: Path."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.names = set()
-
-    def write_chunk(self, name, text):
-        """Write NAME.js, which gives the page the value of this JSON; it stays untouched where it is the same."""
-        path = self.folder / f"{name}.js"
-        self.names.add(path.name)
-        content = f"chunk({json_of(name)},{text});\n".encode()
-        if not path.is_file() or path.stat().st_size != len(content) or path.read_bytes() != content:
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(content)
-
-    def converted(self, row):
-        """The URL of an image that no browser shows, converted once; row: of SEEN_BEFORE. None where it is gone."""
-        stem = re.sub(r"[^\w.-]+", "_", printable(Path(row["path"]).stem))[:60]
-        key = "#".join(map(str, row)).encode("utf-8", "surrogateescape")
-        path = self.folder / f"{stem}_{hashlib.sha256(key).hexdigest()[:8]}.jpg"
-        if not path.is_file():
-            try:
-                image = PageImage(image_name(row)).gray.convert("L")
-            except InputError:
-                return None
-            image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-            with atomic_path(path) as temporary:
-                image.save(temporary, "JPEG", quality=88)
-        self.names.add(path.name)
-        return f"{REPORT}/{quote(path.name)}"
-
-    def remove_others(self):
-        """Remove what an earlier report left here."""
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if OWN_FILE.fullmatch(path.name) and path.name not in self.names:
-                path.unlink(missing_ok=True)
+# ---------------------------------------------------------------- its files
 
 
 def write_chunks(contents, files):
@@ -110,7 +68,7 @@ def write_chunks(contents, files):
 def add_sources(contents, files):
     """Find the URL of each shown image of a cell that is not made from its name: what no browser shows is converted."""
     shown = contents.shown
-    alone = [k for k in range(len(shown)) if shown.module[k] < 0 and k not in shown.errors]
+    alone = [k for k in range(len(shown)) if shown.module[k] < 0 and not shown.state[k] & UNREADABLE]
     for number in tqdm(alone, "images", unit="image", leave=False, disable=None):
         row = contents.record.connection.execute(SEEN_BEFORE, [contents.images[number]]).fetchone()
         if row["page"] or not browser_shows(row["path"]):
@@ -133,12 +91,12 @@ def embedded(contents, most_bytes, most_modules=None, most_cells=None, with_maps
     (and class maps) of the cells by number.
     """
     folder = contents.record.folder
-    left = most_bytes
+    used = 0
     first = {"modules": {}, "images": {}, "thumbs": {}, "maps": {}}
     for number in contents.worst_first()[:most_modules]:
         image = image_of_module(folder / MODULES / f"{contents.modules[number]['name']}.jpg")
-        left -= len(image) + len(contents.details[number])
-        if left < 0:
+        used += len(image) + len(contents.details[number])
+        if used > most_bytes * (1 if most_modules else MODULES_SHARE):
             break
         first["modules"][number] = json.loads(contents.details[number])
         first["images"][number] = image
@@ -146,8 +104,8 @@ def embedded(contents, most_bytes, most_modules=None, most_cells=None, with_maps
     for number in tqdm(contents.shown.surest_first()[:most_cells], "cells", unit="cell", leave=False, disable=None):
         thumb = thumbnail(contents, number)
         levels = base64.b64encode(contents.maps.get(number, b"") if with_maps else b"").decode()
-        left -= len(thumb) + len(levels) + CELL_BYTES
-        if left < 0 and most_cells is None:
+        used += len(thumb) + len(levels) + CELL_BYTES
+        if used > most_bytes and most_cells is None:
             break
         chosen.append(number)
         first["thumbs"][number] = thumb
@@ -200,7 +158,7 @@ def page_data(contents):
         "maps_a_file": MAPS_A_FILE,
         "folder": printable(record.folder.resolve().name),
         "trained": printable(info["trained"]),
-        "quality": quality_lines(info),
+        "quality": quality_of(info["sha256"], shipped_sha256()),
         "operating_point": info["operating_point"],
         "symmetries": info["symmetries"],
         "judged": [(time or "")[:10] for time in judged],
@@ -255,14 +213,6 @@ def module_columns(contents):
 def base_url(contents):
     """The URL of the folder of the images of single cells, from the page; "" where the page needs none."""
     return url(contents.root, contents.record.folder) + "/" if contents.root else ""
-
-
-def url(path, folder):
-    """The URL of a file or folder from a page in `folder`."""
-    try:
-        return quote(os.fsencode(os.path.relpath(path, folder).replace(os.sep, "/")))
-    except ValueError:  # another drive of Windows
-        return Path(path).as_uri()
 
 
 def folder_rows(contents):

@@ -14,11 +14,10 @@ from urllib.parse import quote
 import numpy as np
 
 from elcells.data.tables import CLASSES
-from elcells.files import ANY_NAME, CUT, MODULES, InputError, relative
+from elcells.files import ANY_NAME, CUT, MODULES, REPORT, InputError, relative
 from elcells.inference.cells import UNSURE, doubt
+from elcells.pages.beside import SEEN_BEFORE, Files, url
 from elcells.pages.page import PageImage, browser_shows, fill, json_of
-from elcells.pages.report import FOLDER as REPORT_FILES
-from elcells.pages.report import SEEN_BEFORE, Files, url
 from elcells.records.record import cell_name_of
 
 MOST = 5000  # cells near a threshold, and labelled cells, that a page shows
@@ -193,7 +192,7 @@ def review_cell(record, row, why):
         source = url(row["path"], record.folder)
     else:
         seen = record.connection.execute(SEEN_BEFORE, [row["image"]]).fetchone()
-        source = Files(record.folder / REPORT_FILES).converted(seen)
+        source = Files(record.folder / REPORT).converted(seen)
     return ReviewCell(image, why, probabilities_of(record, row), row["map"], source)
 
 

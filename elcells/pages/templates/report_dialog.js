@@ -178,6 +178,10 @@ function showAllModules() {
     showModules(0);
   });
   addEventListener("hashchange", () => goToModule(find));
+  document.addEventListener("click", event => {
+    // The address stays the same, but the module may be out of sight
+    if (event.target.hash && event.target.hash === location.hash) goToModule(find);
+  });
   goToModule(find);
 }
 

@@ -26,6 +26,15 @@ function legendOfAll() {
   return legend;
 }
 
+// In a single file: how many modules it has no room for.
+function leftOut() {
+  const here = Object.keys(first.modules).length;
+  const others = modules.name.length - here;
+  if (!data.alone || !others) return "";
+  const images = `The images of the ${said(here)} worst modules are in this file`;
+  return `${images}; those of the other ${said(others)} are left out to keep it small enough for mail.`;
+}
+
 function prepareModules() {
   const order = classes.length > 1 ? ", from above" : "";
   const explained =
@@ -42,6 +51,7 @@ function prepareModules() {
     make("h2", { textContent: "Images of the modules" }),
     legendOfAll(),
     make("p", { className: "soft" }, "In the order of the table. ", hint),
+    ...paragraphs(leftOut()),
     make("div", { className: "tools screen" }, toggle, choice, pagers[0]),
     make("div", { id: "figures" }),
     pagers[1],
