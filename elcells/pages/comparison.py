@@ -6,8 +6,9 @@ import numpy as np
 from scipy.special import expit, logit
 
 from elcells.colours import TOO_DARK_VERDICT
-from elcells.files import atomic_path, counted, printable
+from elcells.files import counted, printable
 from elcells.inference.cells import UNSURE
+from elcells.pages.beside import Files
 from elcells.pages.comparison_data import MODULES_PER_CHUNK, PageData
 from elcells.pages.page import fill, json_of
 from elcells.records.comparison import (
@@ -164,14 +165,12 @@ class ComparisonPage:
         """Write the page, and its data into the folder CHUNKS beside it, but for what it shows at first."""
         data = PageData(self.comparison, self.modules, self.cells, self.target)
         embedded = data.first_chunks()
-        names = set()
+        files = Files(self.target.parent / CHUNKS)
         for name, value in data.chunks():
-            names.add(name)
             if name in embedded:
                 embedded[name] = value
-                continue
-            with atomic_path(self.target.parent / CHUNKS / f"{name}.js") as temporary:
-                temporary.write_text(f"chunk({json_of(name)},{json_of(value)});\n", encoding="utf-8")
+            else:
+                files.write_chunk(name, json_of(value))
         about = {
             "chunks": CHUNKS,
             "modules_per_chunk": MODULES_PER_CHUNK,
@@ -188,9 +187,7 @@ class ComparisonPage:
             "small": data.small_images(),
         }
         fill("comparison.html", self.target, about, embedded)
-        for path in (self.target.parent / CHUNKS).glob("*.js"):  # of an earlier page
-            if path.stem not in names - embedded.keys():
-                path.unlink(missing_ok=True)
+        files.remove_others()
 
 
 def judged(record):
