@@ -21,7 +21,7 @@ from tqdm import tqdm
 from elcells.data.finding import SUFFIXES, find_images
 from elcells.data.images import as_lines
 from elcells.data.suspicions import LIKE_MODULE
-from elcells.files import InputError, command, counted
+from elcells.files import InputError, command, counted, printable
 from elcells.inference.engines import ENGINES, PRECISIONS
 from elcells.inference.networks import SHIPPED, Network, default_path, open_network
 from elcells.inference.origin import describe_network, warning_about
@@ -87,16 +87,16 @@ class Tally:
 # ---------------------------------------------------------------- what is judged, and by what
 
 
-def requests_of(args):
+def requests_of(args, classes):
     """The Requests for all images that the inputs stand for, what the user's table says about them, {(path, page):
-    {column: text}}, and the Found; raises InputError where there are none."""
+    {column: text}}, and the Found; raises InputError where there are none. classes: of the network."""
     found = find_images(args.inputs)
     say(*found.lines())
     if not found.paths:
         raise InputError(f"{' '.join(args.inputs)}: no images there ({' '.join(sorted(SUFFIXES))})")
     grid = grid_size(args.grid) if args.grid else None
     corners = corners_of_images(args.corners, found.paths) if args.corners else {}
-    metadata, lines = read_metadata(args.metadata, found.paths) if args.metadata else ({}, [])
+    metadata, lines = read_metadata(args.metadata, found.paths, classes) if args.metadata else ({}, [])
     say(*lines)
     grids = grids_of(args.metadata, metadata)
     requests = {}
@@ -138,9 +138,9 @@ def info_of(network):
     """The RunInfo of a Network."""
     engine = open_network(network)
     return RunInfo(
-        network=Path(network.path).name,
+        network=printable(Path(network.path).name),
         sha256=network.sha256(),
-        trained=describe_network(Path(network.path).name, engine.metadata),
+        trained=printable(describe_network(Path(network.path).name, engine.metadata)),
         classes=engine.classes,
         operating_point=network.operating_point,
         thresholds=tuple(round(float(t), 6) for t in engine.thresholds(network.operating_point)),
@@ -269,7 +269,7 @@ def main(argv=None):
     args = options().parse_args(argv)
     check_options(args)
     network = network_of(args)
-    requests, metadata, found = requests_of(args)
+    requests, metadata, found = requests_of(args, open_network(network).classes)
     with workers(args.workers, args.dask) as who:
         if not args.out:
             complete = print_rows(requests, network, who)

@@ -17,7 +17,7 @@ from elcells.pages.comparison import write_comparison
 from elcells.pages.derived import derive
 from elcells.pages.report import write_report
 from elcells.records.labels import take_labels
-from elcells.records.merging import merge
+from elcells.records.merging import check_same, merge
 from elcells.records.metadata import take_metadata
 from elcells.records.opening import changing, reading, writing
 from elcells.records.runs import info_of_row
@@ -49,8 +49,11 @@ def opened(folders, out):
             yield record
         return
     with reading(folders[0]) as first:
-        info = info_of_row(first.info)
-    with writing(out, info) as record:
+        info = first.info
+    for folder in folders:
+        with reading(folder) as other:
+            check_same(info, other)
+    with writing(out, info_of_row(info)) as record:
         for folder in folders:
             merge(record, folder)
         yield record

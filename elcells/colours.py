@@ -10,6 +10,7 @@ VERDICT_COLOURS = {
     "crack and inactive": "#cc79a7",
     TOO_DARK_VERDICT: "#009e73",
 }
+OTHER_COLOUR = "#d55e00"  # of what a network of other classes says
 CLASS_COLOURS = ("#e69f00", "#56b4e9", "#d55e00", "#0072b2", "#f0e442", "#009e73")  # crack, inactive, others
 
 

@@ -174,6 +174,11 @@ def print_any_name():
             stream.reconfigure(errors="backslashreplace")
 
 
+def one_line(text):
+    """Text without line breaks."""
+    return " ".join(text.split())
+
+
 def printable(name):
     """A file name as text that any library can draw or write, with ? for bytes that are not UTF-8 and control codes."""
     text = str(name).encode("utf-8", "replace").decode("utf-8")

@@ -2,6 +2,8 @@
 
 import csv
 import os
+import sqlite3
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +16,11 @@ from elcells.inference.cells import TOO_DARK, CellResult, Place
 from elcells.modules.cutting import CutModule
 from elcells.records.exports import write_tables
 from elcells.records.labels import agreement, lines_about_people, take_labels
-from elcells.records.opening import reading, writing
+from elcells.records.opening import changing, reading, writing
 from elcells.records.record import final_calls
 from elcells.records.requests import ImageResult, module_name, request_of
 from elcells.records.runs import RunInfo
+from elcells.records.summary import lines_about
 
 INFO = RunInfo("n.onnx", "00", "n.onnx", ("crack", "inactive"), "f1", (0.5, 0.4), False, "float32", "onnxruntime")
 HEADER = "filename;crack;inactive;unsure;who;when\n"
@@ -155,8 +158,11 @@ def test_the_newest_label_counts_and_the_same_table_again_changes_nothing(out):
         ("../in/a/x.png;1;0;yes;A;", "line 2: unsure is 'yes'"),
         ("../in/a/x.png;1;0;;A;yesterday", "line 2: when is 'yesterday'"),
         ("x.png;1;0;;A;", "may be"),
-        ("else/y.png;1;0;;A;", "no label of a cell"),
-        ("../in/m.png;1;0;;A;", "no label of a cell"),
+        ("else/y.png;1;0;;A;", "no row means a cell"),
+        ("../in/m.png;1;0;;A;", "no row means a cell"),
+        ("../in/a/x.png;;;;A;", "no row has a label"),
+        ("../in/a/x.png;1;0;;A;9999-12-31T23:59:59-10:00", "line 2: when is"),
+        ("../in/a/\0.png;1;0;;A;", "no row means a cell"),
     ],
 )
 def test_bad_labels_are_one_sentence_and_change_nothing(out, capsys, row, words):
@@ -167,6 +173,92 @@ def test_bad_labels_are_one_sentence_and_change_nothing(out, capsys, row, words)
     assert (out / "cells.csv").read_bytes() == before
     with reading(out) as record:
         assert not record.people()
+
+
+def test_calls_of_the_network_are_no_labels(out, capsys):
+    assert report.main([str(out), "--labels", str(out / "cells.csv")]) == 2
+    assert "has the network's calls" in capsys.readouterr().err
+
+
+def test_a_table_without_times_is_as_old_as_its_file(out):
+    new = table(out / "new.csv", "../in/a/x.png;0;1;;B;2026-11-28T12:00:00Z")
+    old = table(out / "old.csv", "../in/a/x.png;0;0;A", header="filename;crack;inactive;who\n")
+    os.utime(old, (10**9, 10**9))
+    for path in (new, old):
+        assert report.main([str(out), "--labels", path]) == 0
+    assert calls(out)["a/x.png"] == (0, 1)
+
+
+def test_the_newest_label_of_each_class_counts(out):
+    first = table(out / "1.csv", "../in/a/x.png;0;1;;A;2026-11-27T12:00:00Z")
+    later = table(out / "2.csv", "../in/a/x.png;;0;;B;2026-11-28T12:00:00Z")
+    with changing(out) as record:
+        for path in (later, first):
+            take_labels(record, path)
+    assert calls(out)["a/x.png"] == (0, 0)
+
+
+@pytest.mark.parametrize("way", ["moved", "link", "images moved"])
+def test_the_pages_own_table_is_understood_wherever_the_folder_is(out, tmp_path, way):
+    given = table(out / "labels.csv", "../in/a/x.png;0;0;;A;")
+    if way == "moved":
+        (tmp_path / "deep" / "er").mkdir(parents=True)
+        out = out.rename(tmp_path / "deep" / "er" / "out")
+    elif way == "link":
+        (tmp_path / "p" / "q").mkdir(parents=True)
+        (tmp_path / "p" / "q" / "out").symlink_to(out, target_is_directory=True)
+        out = tmp_path / "p" / "q" / "out"
+    else:
+        (tmp_path / "in").rename(tmp_path / "archive")
+        (tmp_path / "in").symlink_to(tmp_path / "archive", target_is_directory=True)
+    with changing(out) as record:
+        take_labels(record, str(out / Path(given).name))
+    assert calls(out)["a/x.png"] == (0, 0)
+
+
+def test_labels_go_with_a_module_that_is_cut_otherwise_and_that_is_said(out, images, capsys):
+    name = named(out)
+    given = table(out / "labels.csv", f"cut/{name}/r01_c01.png;1;0;;A;", f"cut/{name}/r01_c02.png;1;0;;A;")
+    with writing(out, INFO) as record:
+        take_labels(record, given)
+        corners = np.array([[1, 1], [9, 1], [9, 9], [1, 9]])
+        failed = ImageResult(request_of(str(images[2]), (2, 2), corners), "no module")
+        record.expect([failed.request])
+        record.add(failed)
+        assert record.dropped == 2 and not record.people()
+        assert "Labels of 2 cells were dropped" in "\n".join(lines_about(record))
+
+
+def test_labels_of_an_image_that_failed_since_stop_nothing(out, images):
+    name = named(out)
+    with writing(out, INFO) as record:
+        take_labels(record, table(out / "labels.csv", f"cut/{name}/r01_c01.png;1;0;;A;"))
+        record.add(ImageResult(request_of(str(images[2]), (2, 2)), "no module"))
+        record.end()
+    assert report.main([str(out)]) == 0 and not lines_of_people(out)
+
+
+def lines_of_people(folder):
+    with reading(folder) as record:
+        return lines_about_people(record)
+
+
+def test_what_was_not_derived_is_derived_by_the_next_run(out, tmp_path):
+    good = table(out / "labels.csv", "../in/a/x.png;0;0;;A;")
+    assert report.main([str(out), "--labels", good, "--metadata", table(tmp_path / "bad.csv", "x.png;1")]) == 2
+    with writing(out, INFO) as record:
+        assert not record.is_derived()
+        record.end()
+    assert report.main([str(out)]) == 0
+    with writing(out, INFO) as record:
+        assert record.is_derived()
+
+
+def test_a_record_outlives_its_images(out, images):
+    for path in images:
+        path.unlink()
+    given = table(out / "labels.csv", "../in/a/x.png;0;0;;A;")
+    assert report.main([str(out), "--labels", given]) == 0 and calls(out)["a/x.png"] == (0, 0)
 
 
 def test_rows_of_no_cell_are_named_and_the_others_taken(out, capsys):
@@ -189,12 +281,12 @@ def test_labels_go_with_another_image_of_the_name(out, images):
 
 
 def test_metadata_stand_in_the_tables_and_stay(out, tmp_path):
-    site = table(tmp_path / "site.csv", "in/m.png;=S1;3;", header="filename;serial;string;grid\n")
+    site = table(tmp_path / "site.csv", "in/m.png;=S1;3;;A7", header="filename;serial;string;grid;id\n")
     assert report.main([str(out), "--metadata", site]) == 0
     assert report.main([str(out)]) == 0
     [module] = rows(out / "modules.csv")
     assert (module["serial"], module["string"]) == ("'=S1", "3") and "grid" not in module
-    assert open_results(out).modules["serial"].tolist() == ["=S1"]
+    assert open_results(out).modules[["serial", "id"]].values.tolist() == [["=S1", "A7"]]
 
 
 @pytest.mark.parametrize(
@@ -203,6 +295,7 @@ def test_metadata_stand_in_the_tables_and_stay(out, tmp_path):
         ("filename;serial\n", ["nothing.png;1"], "no row belongs to any of the images"),
         ("filename;serial\n", ["in/m.png;1", "in/m.png;2"], "line 3: in/m.png stands there twice"),
         ("filename;score\n", ["in/m.png;1"], "line 1: modules.csv has a column 'score'"),
+        ("filename;crack\n", ["in/m.png;1"], "line 1: modules.csv has a column 'crack'"),
         ("name;serial\n", ["in/m.png;1"], "no column 'filename'"),
     ],
 )
@@ -251,11 +344,14 @@ def test_results_of_two_networks_are_not_one(out, tmp_path, capsys):
         (["out", "--out", "out"], "is one of the folders"),
         (["out", "--before", "out"], "is the folder itself"),
         (["nothing"], "no results.sqlite there"),
+        (["old"], "no record of this version"),
         (["out", "--before", "nothing"], "no results.sqlite there"),
     ],
 )
 def test_folders_that_make_no_sense_are_one_sentence(out, tmp_path, monkeypatch, capsys, given, words):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").mkdir()
+    sqlite3.connect("old/results.sqlite").execute("CREATE TABLE runs (id)").connection.close()
     assert report.main(given) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1 and not (tmp_path / "nothing").exists()

@@ -36,15 +36,18 @@ class Names:
     def meant(self, line, filename):
         """The image that the file name in a line means, a list of its names; empty where there is none.
 
-        It is the one that the name leads to from one of the folders; else the only one whose path ends like that.
-        Raises InputError where several do.
+        It is the one that the name leads to from the first of the folders from which it leads to one; else the only one
+        whose path ends like that. Raises InputError where several do.
         """
         filename = WRONG_BYTE.sub(lambda match: chr(int(match[1], 16)), filename)
-        keys = {file_key(os.path.join(folder, filename)) for folder in self.folders} & self.by_key.keys()
-        if not keys:
-            tail = Path(filename.replace("\\", "/")).parts
-            candidates = self.by_last_part[tail[-1]] if tail else []
-            keys = {file_key(name) for name in candidates if Path(name).parts[-len(tail) :] == tail}
+        if "\0" in filename:
+            return []
+        for folder in self.folders:
+            if found := self.by_key.get(file_key(os.path.join(folder, filename))):
+                return found
+        tail = [part for part in Path(filename.replace("\\", "/")).parts if part != ".."]
+        candidates = self.by_last_part.get(tail[-1], []) if tail else []
+        keys = {file_key(name) for name in candidates if list(Path(name).parts[-len(tail) :]) == tail}
         if len(keys) > 1:
             one, other, *_ = sorted(self.by_key[key][0] for key in keys)
             raise InputError(f"{self.path}, line {line}: {filename} may be {one} or {other}; give its whole path")

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from elcells.colours import NO_DEFECT, VERDICT_COLOURS
+from elcells.colours import NO_DEFECT, OTHER_COLOUR, VERDICT_COLOURS
 from elcells.files import atomic_path
 
 FILL = "38"  # opacity of a defective cell's colour, hexadecimal
@@ -15,15 +15,14 @@ ENTRY_GAP = 34  # pixels between the texts of a legend
 
 
 def verdict(calls, classes):
-    """The name in VERDICT_COLOURS for a cell's calls, 0 or 1 for each class; "crack" for classes other than ours."""
-    text = " and ".join(name for name, call in zip(classes, calls) if call) or NO_DEFECT
-    return text if text in VERDICT_COLOURS else "crack"
+    """What a cell's calls, 0 or 1 for each class, say: "crack and inactive"."""
+    return " and ".join(name for name, call in zip(classes, calls) if call) or NO_DEFECT
 
 
 def draw_module(module, path, verdicts, probabilities=None, judged=True):
     """Save a CutModule's image with its grid, each cell in the colour of its verdict, and probabilities at defects.
 
-    verdicts: a name of VERDICT_COLOURS for each cell. probabilities: text for each cell. judged: False where no network
+    verdicts: what is said of each cell (`verdict`). probabilities: text for each cell. judged: False where no network
     has judged the cells, so that the legend does not claim that they have no defect.
     """
     with_text = probabilities is not None
@@ -74,7 +73,7 @@ def draw_cells(image, grid, verdicts, probabilities):
     thick = max(1, round(cell / 22))
     places = sorted(range(len(corners)), key=lambda place: verdicts[place] != NO_DEFECT)  # defects on top
     for place in places:
-        colour = VERDICT_COLOURS[verdicts[place]]
+        colour = VERDICT_COLOURS.get(verdicts[place], OTHER_COLOUR)
         if verdicts[place] == NO_DEFECT:
             draw.polygon([tuple(corner) for corner in corners[place]], outline=colour, width=thin)
             continue
@@ -89,7 +88,8 @@ def draw_cells(image, grid, verdicts, probabilities):
 def legend(verdicts, with_text):
     """Pairs (colour, text): how many cells have each verdict; then (None, text): what the numbers in cells are."""
     entries = []
-    for name, colour in VERDICT_COLOURS.items():
+    others = dict.fromkeys(sorted(set(verdicts) - VERDICT_COLOURS.keys()), OTHER_COLOUR)
+    for name, colour in (VERDICT_COLOURS | others).items():
         if name in verdicts:
             entries.append((colour, f"{name}: {verdicts.count(name)}"))
     return [*entries, (None, "numbers: probability")] if with_text else entries

@@ -108,8 +108,13 @@ def choose(record):
 
 
 def table_name(path, folder):
-    """The name of an image in a table of labels in a folder: relative to it, bytes that are no UTF-8 as \\udcXX."""
-    return relative(path, folder).encode("utf-8", "backslashreplace").decode()
+    """The name of an image in a table of labels in a folder: relative to it, bytes that are no UTF-8 as \\udcXX.
+
+    path: an image's real path, or that of a file in the folder.
+    """
+    folder = os.path.abspath(folder)
+    inside = os.path.abspath(path).startswith(os.path.join(folder, ""))
+    return relative(path, folder if inside else os.path.realpath(folder)).encode("utf-8", "backslashreplace").decode()
 
 
 def base64_of(maps):
@@ -139,7 +144,8 @@ def next_steps(folder, classes):
 
 
 def write_page(target, cells, classes, thresholds, folder, key, more):
-    """Write the page and return how many cells it shows; cells that can't be read are left out.
+    """Write the page and return how many cells it shows; those that can't be read are left out, and there is no page
+    without cells.
 
     cells: iterable of ReviewCell, of which one at a time is held. folder: the table of labels belongs there. key: under
     which a browser keeps the labels, the same for every page about the same cells. more: further data of the page:
@@ -155,8 +161,9 @@ def write_page(target, cells, classes, thresholds, folder, key, more):
         maps = base64_of(cell.maps)
         entry = {"file": table_name(cell.image.path, folder), "src": source, "why": cell.why, "p": cell.probabilities}
         entries.append(entry | ({"maps": maps} if maps else {}))
-    if not entries:
-        raise InputError(f"{target}: no cell to look at, so no page is written")
+    if not entries:  # nor an earlier one
+        Path(target).unlink(missing_ok=True)
+        return 0
     data = {"classes": list(classes), "thresholds": [round(float(t), 4) for t in thresholds], "cells": entries}
     data |= {
         "key": key,
@@ -170,8 +177,6 @@ def write_page(target, cells, classes, thresholds, folder, key, more):
 def write_review(record):
     """Write review.html and the files in review/ into a record's folder; returns how many cells it shows."""
     chosen = choose(record)
-    if not chosen:
-        return 0
     cells = (review_cell(record, row, why) for row, why in chosen)
     more = {
         "opinion": "The network's opinion",

@@ -8,11 +8,11 @@ import csv
 import datetime
 import json
 
-from elcells.files import atomic_path, printable
+from elcells.files import atomic_path, one_line, printable
 from elcells.inference.engines import needed
 from elcells.modules.cutting import CORNERS
 from elcells.records.labels import corrections
-from elcells.records.record import Labels, image_name
+from elcells.records.record import Labels, image_name, quoted
 
 # First characters of a formula, also as wide as Chinese ones (OWASP, "CSV Injection")
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
@@ -39,11 +39,6 @@ def write_csv(path, fields, rows):
             writer = csv.writer(file, delimiter=";", lineterminator="\n")
             writer.writerow([safe(name) for name in fields])
             writer.writerows([safe(value) for value in row] for row in rows)
-
-
-def one_line(text):
-    """Text without line breaks."""
-    return " ".join(text.split())
 
 
 # ---------------------------------------------------------------- cells
@@ -96,7 +91,7 @@ def module_fields(classes, metadata=()):
 
 def counts_of_modules(record):
     """{id of an image: [number of cells with each class …, nearly black cells]}, corrected by people's labels."""
-    sums = ", ".join(f'sum("{name}")' for name in record.classes)
+    sums = ", ".join(f"sum({quoted(name)})" for name in record.classes)
     query = f"SELECT image, {sums}, sum(error != '') FROM cells WHERE row > 0 GROUP BY image"
     counts = {image: list(numbers) for image, *numbers in record.connection.execute(query)}
     for image, k, call, label in corrections(record):

@@ -1,14 +1,14 @@
 """What people say about cells: labels from a table into a record, and a record's calls corrected by them."""
 
 import datetime
+import os
 import re
 from collections import namedtuple
 
 from elcells.data.naming import Names
 from elcells.data.tables import read_rows
-from elcells.files import CUT, InputError, counted
+from elcells.files import CUT, InputError, counted, one_line, printable
 from elcells.records.record import image_name, now, quoted
-from elcells.records.requests import request_of
 
 CELL = re.compile(rf"{CUT}/([^/]+)/r(\d+)_c(\d+)\.png$")  # the end of a cut cell's path
 MOST_NAMES = 3  # of cells that a record does not have
@@ -25,40 +25,48 @@ def take_labels(record, path):
     Raises InputError, naming the line, for a value that is none, and where no row means a cell of the record.
     """
     table = read_rows(path, ["filename", *record.classes])
-    names = None
+    if any(f"p_{name}" in table for name in record.classes):
+        raise InputError(f"{path}: has the network's calls, not a person's; give the labels.csv that review.html saved")
+    saved = datetime.datetime.fromtimestamp(os.stat(path).st_mtime, datetime.UTC).isoformat(timespec="seconds")
+    images = {image_name(image): image["id"] for image in record.images()}
+    names = Names(path, images, record.folder)
     given = []
     strangers = []
     for line, row in table.iterrows():
         labels = labels_of(path, line, row, record.classes)
-        cell = cut_cell(record, row["filename"])
-        if cell is None:
-            names = names or Names(path, [image_name(image) for image in record.images()], record.folder)
-            cell = single_cell(record, names, line, row["filename"])
+        time = time_of(path, line, row["when"]) if row.get("when") else saved
+        cell = cut_cell(record, row["filename"]) or single_cell(record, names.meant(line, row["filename"]), images)
         if cell is None:
             strangers.append(f"line {line}: {row['filename']}")
         elif labels:
-            given.append(Given(cell, labels, row.get("who", ""), time_of(path, line, row.get("when", ""))))
+            given.append(Given(cell, labels, row.get("who", ""), time))
     if not given:
-        raise InputError(f"{path}: no label of a cell in {record.folder}; give the table that its review.html saved")
+        what = "no row means a cell" if strangers else "no row has a label"
+        raise InputError(f"{path}: {what} of {record.folder}; give the labels.csv that its review.html saved")
+    taken = set()
     with record.connection:
         for label in given:
             for name, value in label.labels.items():
-                keep_label(record, (*label.cell, name, value, label.who, label.time))
-    lines = [f"{path}: labels of {counted(len(given), 'cell')} taken into the record"]
+                if keep_label(record, (*label.cell, name, value, label.who, label.time)):
+                    taken.add(label.cell)
+    lines = [f"{path}: labels of {counted(len(taken), 'cell')} taken into the record"]
+    if older := len({label.cell for label in given} - taken):
+        lines.append(f"{path}: labels of {counted(older, 'cell')} are older than those in the record, which stay")
     if strangers:
         shown = ", ".join(strangers[:MOST_NAMES]) + (", …" if len(strangers) > MOST_NAMES else "")
         rows = counted(len(strangers), "row belongs", "rows belong")
-        lines.append(f"{path}: {rows} to no cell of {record.folder} ({shown})")
+        lines.append(one_line(printable(f"{path}: {rows} to no cell of {record.folder} ({shown})")))
     return lines, not strangers
 
 
 def keep_label(record, values):
-    """Keep a label, a row of the table `labels`, unless that person gave the cell a newer one."""
-    record.connection.execute(
+    """Keep a label, a row of the table `labels`, unless that person gave the cell a newer one; whether it was kept."""
+    cursor = record.connection.execute(
         "INSERT INTO labels VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET label = excluded.label, "
         "time = excluded.time WHERE excluded.time >= time",
         values,
     )
+    return cursor.rowcount > 0
 
 
 def labels_of(path, line, row, classes):
@@ -75,12 +83,11 @@ def labels_of(path, line, row, classes):
 
 
 def time_of(path, line, text):
-    """A time (ISO 8601) in UTC, which can be compared as text; now for an empty one."""
+    """A time (ISO 8601) in UTC, which can be compared as text."""
     try:
-        time = datetime.datetime.fromisoformat(text or now())
-    except ValueError:
+        return datetime.datetime.fromisoformat(text).astimezone(datetime.UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError):
         raise InputError(f"{path}, line {line}: when is {text!r}, expected a time such as {now()}") from None
-    return time.astimezone(datetime.UTC).isoformat(timespec="seconds")
 
 
 def cut_cell(record, filename):
@@ -94,52 +101,57 @@ def cut_cell(record, filename):
     return tuple(found) if found else None
 
 
-def single_cell(record, names, line, filename):
-    """(image, 0, 0) of a cell with an image of its own by that image's name, or None."""
-    for name in names.meant(line, filename):
-        row = record.known(request_of(name))
-        query = "SELECT 1 FROM cells WHERE image = ? AND row = 0"
-        if row and record.connection.execute(query, (row["id"],)).fetchone():
-            return row["id"], 0, 0
+def single_cell(record, names, images):
+    """(image, 0, 0) of the cell whose image has one of these names, or None; images: {name: id} of the record."""
+    for name in names:
+        query = "SELECT image FROM cells WHERE image = ? AND row = 0"
+        if record.connection.execute(query, (images[name],)).fetchone():
+            return images[name], 0, 0
     return None
 
 
 # ---------------------------------------------------------------- what follows from them
 
 
+def labelled_cells(record):
+    """Cells that people labelled: list of (image, the network's calls or None of each class, Labels)."""
+    columns = ", ".join(map(quoted, record.classes))
+    those = 'SELECT DISTINCT image, row, "column" FROM labels'
+    query = f'SELECT image, row, "column", {columns} FROM cells JOIN ({those}) USING (image, row, "column")'
+    people = record.people()
+    return [
+        (image, calls, people[image, row, column]) for image, row, column, *calls in record.connection.execute(query)
+    ]
+
+
 def corrections(record):
     """Cells whose call people changed: list of (image, class number, network's call or None, label)."""
     changed = []
-    columns = ", ".join(map(quoted, record.classes))
-    query = f'SELECT {columns} FROM cells WHERE image = ? AND row = ? AND "column" = ?'
-    for cell, labels in record.people().items():
-        row = record.connection.execute(query, cell).fetchone()
-        for k, (call, label) in enumerate(zip(row, labels.values)):
+    for image, calls, labels in labelled_cells(record):
+        for k, (call, label) in enumerate(zip(calls, labels.values)):
             if label is not None and label != call:
-                changed.append((cell[0], k, call, label))
+                changed.append((image, k, call, label))
     return changed
 
 
 def agreement(record):
     """How often network and people agree: {class: (cells on which they agree, cells that both judged)}."""
-    labelled = dict.fromkeys(range(len(record.classes)), 0)
-    for labels in record.people().values():
-        for k, label in enumerate(labels.values):
-            labelled[k] += label is not None
-    counts = {name: [labelled[k], labelled[k]] for k, name in enumerate(record.classes)}
-    for _, k, call, _ in corrections(record):
-        counts[record.classes[k]][0] -= 1
-        counts[record.classes[k]][1] -= call is None
-    return {name: tuple(pair) for name, pair in counts.items()}
+    counts = {name: [0, 0] for name in record.classes}
+    for _, calls, labels in labelled_cells(record):
+        for count, call, label in zip(counts.values(), calls, labels.values):
+            if call is not None and label is not None:
+                count[0] += call == label
+                count[1] += 1
+    return {name: tuple(count) for name, count in counts.items()}
 
 
 def lines_about_people(record):
     """Lines on whose labels a record has, and how often network and people agree; none without labels."""
-    people = record.people()
-    if not people:
+    cells = labelled_cells(record)
+    if not cells:
         return []
-    who = sorted({labels.who or "somebody" for labels in people.values()})
+    who = sorted({labels.who or "somebody" for _, _, labels in cells})
     agreed = ", ".join(f"{name} {same} of {both}" for name, (same, both) in agreement(record).items())
     changed = counted(len(corrections(record)), "call")
-    cells = counted(len(people), "cell")
-    return [f"{cells} labelled by {', '.join(who)}; network and people agree on {agreed}; {changed} corrected."]
+    number = counted(len(cells), "cell")
+    return [f"{number} labelled by {', '.join(who)}; network and people agree on {agreed}; {changed} corrected."]

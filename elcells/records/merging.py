@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import os
 import shutil
+import sqlite3
 
 from tqdm import tqdm
 
@@ -22,23 +23,31 @@ def merge(record, folder):
     Raises InputError where another network, or the same with other settings, judged there.
     """
     with reading(folder) as other:
-        check_same(record, other)
-        with record.connection:
-            runs = {row["id"]: take_run(record, row) for row in other.runs(["*"])}
-            for row in tqdm(list(other.images()), str(folder), unit="image", leave=False):
-                take_image(record, other, row, runs)
-            for row in other.connection.execute("SELECT * FROM lenses"):
-                values = (text(row["folder"]), row["width"], row["height"], row["grid"], row["bend"])
-                query = "INSERT OR IGNORE INTO lenses VALUES (CAST(? AS TEXT), ?, ?, ?, ?)"
-                record.connection.execute(query, values)
+        check_same(record.info, other)
+        try:
+            with record.connection:
+                take_all(record, other)
+        except sqlite3.DatabaseError as error:
+            raise InputError(f"{folder}: can't be taken into {record.folder} ({error})") from None
 
 
-def check_same(record, other):
-    """Raise InputError unless two records were judged in the same way."""
-    if record.classes != other.classes:
+def take_all(record, other):
+    """Take over another record's runs, images and lenses."""
+    runs = {row["id"]: take_run(record, row) for row in other.runs(["*"])}
+    for row in tqdm(list(other.images()), str(other.folder), unit="image", leave=False):
+        take_image(record, other, row, runs)
+    for row in other.connection.execute("SELECT * FROM lenses"):
+        values = (text(row["folder"]), row["width"], row["height"], row["grid"], row["bend"])
+        query = "INSERT OR IGNORE INTO lenses VALUES (CAST(? AS TEXT), ?, ?, ?, ?)"
+        record.connection.execute(query, values)
+
+
+def check_same(info, other):
+    """Raise InputError unless a Record was judged in the same way as one whose `info` this is."""
+    if info["classes"] != other.classes:
         raise InputError(f"{other.folder}: its network knows other defects; only results of one network can be one")
     for column, what in FIXED.items():
-        if record.info[column] != other.info[column]:
+        if info[column] != other.info[column]:
             raise InputError(
                 f"{other.folder}: was judged with another {what}; judge the images again with one network and settings"
             )
@@ -96,11 +105,16 @@ def take_image(record, other, row, runs):
         for table in ("modules", "cells"):
             for line in other.connection.execute(f"SELECT * FROM {table} WHERE image = ?", (row["id"],)):
                 record.insert(table, values_of(line) | {"image": image})
-        take_files(record.folder, other.folder, module_name(row["path"], row["page"]))
-    elif same:
+        if row["grid"] or (have and have["grid"]):
+            take_files(record.folder, other.folder, module_name(row["path"], row["page"]))
+    else:
         image = have["id"]
-    else:  # people labelled another state of the image
-        return
+        if have["metadata"] == "{}":
+            record.update_image(image, {"metadata": row["metadata"]})
+        if not same:  # people labelled another state of the image
+            query = 'SELECT count(*) FROM (SELECT DISTINCT row, "column" FROM labels WHERE image = ?)'
+            record.dropped += other.connection.execute(query, (row["id"],)).fetchone()[0]
+            return
     for line in other.connection.execute("SELECT * FROM labels WHERE image = ?", (row["id"],)):
         keep_label(record, (image, *tuple(line)[1:]))
 
@@ -114,7 +128,9 @@ def replace_image(record, row, have, same, run):
     del values["id"]
     if have is None:
         return record.insert("images", values)
-    for table in ("modules", "cells", *(() if same else ("labels",))):
+    if not same:
+        record.drop_labels(have["id"])
+    for table in ("modules", "cells"):
         record.connection.execute(f"DELETE FROM {table} WHERE image = ?", (have["id"],))
     if values["metadata"] == "{}":
         del values["metadata"]

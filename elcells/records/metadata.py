@@ -9,19 +9,18 @@ from elcells.modules.cutting import grid_size
 from elcells.records.exports import module_fields
 from elcells.records.record import image_name
 
-OWN = set(module_fields(())) - {"filename"}
 GRID = "grid"  # the column that is not kept but says how an image is cut
 
 
-def read_metadata(path, names):
+def read_metadata(path, names, classes):
     """Read a `;`-separated table with `filename` and any other columns for images: {name: {column: text}}.
 
-    names: of the images, as find_images gives them. Returns this and lines about rows that belong to no image.
-    Raises InputError, naming the line, where a row may mean several images, or two rows mean one, and for a column with
-    the name of one in modules.csv.
+    names: of the images, as find_images gives them. classes: of the network. Returns this and lines about rows that
+    belong to no image. Raises InputError, naming the line, where a row may mean several images or two rows mean one, and
+    for a column with the name of one in modules.csv.
     """
     table = read_rows(path, ["filename"])
-    for name in table.columns.intersection(OWN):
+    for name in table.columns.intersection(module_fields(classes)).drop("filename"):
         raise InputError(f"{path}, line 1: modules.csv has a column {name!r} of its own; rename yours")
     images = Names(path, names)
     values = {}
@@ -66,6 +65,6 @@ def keep_metadata(record, metadata):
 def take_metadata(record, path):
     """Read a table of metadata into a record whose images were judged; returns lines about rows of no image."""
     rows = {image_name(row): (row["path"], row["page"]) for row in record.images()}
-    metadata, lines = read_metadata(path, list(rows))
+    metadata, lines = read_metadata(path, list(rows), record.classes)
     keep_metadata(record, {rows[name]: values for name, values in metadata.items()})
     return lines

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from elcells.files import ANY_NAME, MODULES, OVERLAYS, RECORD, InputError, locked
 from elcells.modules.cutting import CORNERS
-from elcells.records.record import Record, quoted
+from elcells.records.record import RESERVED, Record, quoted
 
 LOCK = ".results.lock"
-VERSION = 1  # of the tables below
+VERSION = 2  # of the tables below
 APPLICATION = int.from_bytes(b"ELce", "big")  # SQLite's application_id, which tells a record from other databases
 
 
@@ -79,10 +79,9 @@ def open_file(folder, classes):
         try:
             connection = stack.enter_context(contextlib.closing(connect(path, timeout=0)))
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            marks = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
-            if marks == [0, 0] and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            if marks_of(connection) == (0, 0) and not connection.execute("SELECT * FROM sqlite_master").fetchone():
                 make_tables(connection, classes)
-            elif marks != [APPLICATION, VERSION]:
+            elif marks_of(connection) != (APPLICATION, VERSION):
                 raise InputError(f"{path}: is no record of this version; give another --out")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA foreign_keys = ON")
@@ -92,8 +91,19 @@ def open_file(folder, classes):
         return connection
 
 
+def marks_of(connection):
+    """The two numbers in a database that tell what it is and of which version."""
+    return tuple(connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+
+
 def make_tables(connection, classes):
-    """Make the tables of a new record."""
+    """Make the tables of a new record; raises InputError for classes of names that it can't hold."""
+    taken = [*RESERVED, *(f"p_{name.lower()}" for name in classes)]
+    for place, name in enumerate(classes):
+        if name.lower() in (*taken, *(other.lower() for other in classes[:place])):
+            raise InputError(
+                f"the network's class {name!r} has a name that a record uses itself; rename it and train again"
+            )
     columns = [quoted(name) + " INTEGER" for name in classes] + [quoted(f"p_{name}") + " REAL" for name in classes]
     tables = TABLES.format(corners=", ".join(f"{name} REAL" for name in CORNERS), classes=", ".join(columns))
     marks = f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION};"
@@ -110,11 +120,15 @@ def changing(folder):
     with reading(folder):
         pass
     with locked(folder / LOCK, f"{folder}: a run is writing there; wait for it"):
-        with contextlib.closing(open_file(folder, ())) as connection:
-            record = Record(folder, connection)
-            record.classes = record.info["classes"]
-            yield record
-            connection.execute("PRAGMA journal_mode = DELETE")
+        try:
+            with contextlib.closing(open_file(folder, ())) as connection:
+                record = Record(folder, connection)
+                record.classes = record.info["classes"]
+                with record.derived_anew():
+                    yield record
+                connection.execute("PRAGMA journal_mode = DELETE")
+        except sqlite3.DatabaseError as error:
+            raise InputError(f"{folder / RECORD}: can't be written ({error}); the same command goes on") from None
 
 
 @contextlib.contextmanager
@@ -126,6 +140,8 @@ def reading(folder):
     try:
         with contextlib.closing(connect(path, timeout=1)) as connection:
             connection.execute("PRAGMA query_only = ON")
+            if marks_of(connection) != (APPLICATION, VERSION):
+                raise InputError(f"{path}: is no record of this version; judge the images again into another folder")
             record = Record(folder, connection)
             if not connection.execute("SELECT count(*) FROM runs").fetchone()[0]:  # a run was killed as it began
                 raise InputError(f"{folder}: no results there yet; run `python predict.py IMAGES --out {folder}` again")

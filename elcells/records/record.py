@@ -4,6 +4,7 @@ An image is known by its real path and the page in its file, a cell by its image
 it was judged as it is on the disk now; what failed or changed is judged again.
 """
 
+import contextlib
 import json
 import secrets
 from collections import namedtuple
@@ -18,7 +19,8 @@ from elcells.records.requests import ImageResult, module_name, text
 from elcells.records.runs import FIXED, now
 
 JUDGED, FAILED, WAITING = "judged", "failed", "waiting"  # status of an image
-AS_LABELLED = ("bytes", "modified", "grid")  # columns of an image: people's labels hold while they stay
+AS_LABELLED = ("bytes", "modified", "grid", "corners")  # columns of an image: people's labels hold while they stay
+RESERVED = "image row column file brightness error map path page metadata name sure".split()  # beside a cell's classes
 Labels = namedtuple("Labels", "values who time")  # of a person for a cell; values: 1, 0 or None (unsure) for each class
 ALL_CELLS = """
 SELECT images.path, images.page, modules.name, modules.sure, cells.* FROM cells JOIN images ON images.id = cells.image
@@ -37,6 +39,8 @@ class Record:
         self.folder = Path(folder)
         self.connection = connection
         self.run = None
+        self.dropped = 0  # cells whose labels were dropped, because their image changed
+        self._people = (None, None)  # how many changes there were before, and what people() gave
 
     # ---------------------------------------------------------------- reading
 
@@ -73,15 +77,17 @@ class Record:
         return list(dict.fromkeys(name for row in rows for name in json.loads(row["metadata"])))
 
     def people(self):
-        """{(image, row, column): the newest Labels that a person gave the cell}."""
+        """{(image, row, column): Labels that people gave the cell}: the newest of each class, and who gave the last."""
+        changes = self.connection.total_changes
+        if self._people[0] == changes:
+            return self._people[1]
         newest = {}
         for row in self.connection.execute("SELECT * FROM labels ORDER BY time, who"):
             cell = (row["image"], row["row"], row["column"])
-            values, who, _ = newest.get(cell, Labels((None,) * len(self.classes), None, None))
-            if who != row["who"]:
-                values = (None,) * len(self.classes)
+            values = newest[cell].values if cell in newest else (None,) * len(self.classes)
             k = self.classes.index(row["class"])
             newest[cell] = Labels((*values[:k], row["label"], *values[k + 1 :]), row["who"], row["time"])
+        self._people = (changes, newest)
         return newest
 
     def modules(self):
@@ -158,7 +164,9 @@ class Record:
                 if row is None:
                     waiting |= {"error": f"{printable(request.name)}: not judged yet", "judged": None}
                     self.insert("images", self.image_row(ImageResult(request)) | waiting | {"metadata": "{}"})
-                elif row["status"] == FAILED:
+                    continue
+                self.drop_old_labels(row, ImageResult(request))
+                if row["status"] == FAILED:
                     self.update_image(row["id"], {"corners": waiting["corners"]})
                 else:
                     self.update_image(row["id"], waiting)
@@ -177,9 +185,7 @@ class Record:
                 image = self.insert("images", self.image_row(result) | {"metadata": "{}"})
             else:
                 image = row["id"]
-                old = [row[name] for name in AS_LABELLED]
-                if old != [request.bytes, request.modified, request.grid_text]:  # people labelled another image
-                    self.connection.execute("DELETE FROM labels WHERE image = ?", (image,))
+                self.drop_old_labels(row, result)
                 self.update_image(image, self.image_row(result))
                 for table in ("modules", "cells"):
                     self.connection.execute(f"DELETE FROM {table} WHERE image = ?", (image,))
@@ -187,6 +193,18 @@ class Record:
                 self.insert("modules", module_row(result) | {"image": image})
             for cell in result.cells:
                 self.insert("cells", self.cell_row(cell) | {"image": image})
+
+    def drop_old_labels(self, row, result):
+        """Remove the labels of an image, a row of `images`, where people labelled another state than the result's."""
+        new = self.image_row(result)
+        if any(row[name] != new[name] for name in AS_LABELLED):
+            self.drop_labels(row["id"])
+
+    def drop_labels(self, image):
+        """Remove the labels of an image, by its id, and count the cells that had some."""
+        query = 'SELECT count(*) FROM (SELECT DISTINCT row, "column" FROM labels WHERE image = ?)'
+        self.dropped += self.connection.execute(query, (image,)).fetchone()[0]
+        self.connection.execute("DELETE FROM labels WHERE image = ?", (image,))
 
     def image_row(self, result):
         """A row of `images` for an ImageResult, {column: value}."""
@@ -254,6 +272,17 @@ class Record:
         before = self.connection.execute(query, (self.run,)).fetchone()
         derived = ["cells.csv", "results.xlsx", "report.html", *(["modules.csv"] if self.count("grid != ''") else [])]
         return bool(before and before["finished"]) and all((self.folder / name).exists() for name in derived)
+
+    @contextlib.contextmanager
+    def derived_anew(self):
+        """The context in which what is derived from the record is out of date; if it fails, the next run sees that."""
+        newest = "id = (SELECT max(id) FROM runs)"
+        finished = self.connection.execute(f"SELECT finished FROM runs WHERE {newest}").fetchone()[0]
+        with self.connection:
+            self.connection.execute(f"UPDATE runs SET finished = NULL WHERE {newest}")
+        yield
+        with self.connection:
+            self.connection.execute(f"UPDATE runs SET finished = ? WHERE {newest}", (finished,))
 
     def end(self):
         """Note that the run has done all that it was asked for, and that everything is derived from its results."""

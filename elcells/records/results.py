@@ -45,7 +45,8 @@ class Results:
     def modules(self):
         """A row for each image of a module, with the columns of modules.csv."""
         with reading(self.folder) as record:
-            return frame(module_rows(record), module_fields(record.classes, record.metadata_fields()), record.classes)
+            metadata = record.metadata_fields()
+            return frame(module_rows(record), module_fields(record.classes, metadata), record.classes, metadata)
 
     @property
     def images(self):
@@ -66,12 +67,14 @@ def table(cursor):
     return frame(map(tuple, cursor), fields)
 
 
-def frame(rows, fields, classes=()):
-    """Rows as a DataFrame with integers that may be missing, numbers, times and text."""
+def frame(rows, fields, classes=(), texts=()):
+    """Rows as a DataFrame with integers that may be missing, numbers, times and text; texts: fields that are text."""
     result = pd.DataFrame(list(rows), columns=fields, dtype=object)
     for name in fields:
         column = result[name]
-        if name in TIMES:
+        if name in texts:
+            result[name] = column.fillna("").astype(str)
+        elif name in TIMES:
             result[name] = pd.to_datetime(column, utc=True, format="ISO8601")
         elif name in LISTS:
             result[name] = column.map(json.loads)

@@ -14,7 +14,11 @@ def lines_about(record):
     if waiting := record.count(f"status = '{WAITING}'"):
         errors.insert(0, f"{counted(waiting, 'image')} of a run that was stopped not judged yet; give them again.")
     modules = [row for row in record.modules() if row["image"] is not None]
-    return [counts_of(record), *lines_about_people(record), *lines_of(errors, modules, "report.html")]
+    dropped = []
+    if record.dropped:
+        cells = counted(record.dropped, "cell")
+        dropped = [f"Labels of {cells} were dropped: since people gave them, the image or its grid has changed."]
+    return [counts_of(record), *dropped, *lines_about_people(record), *lines_of(errors, modules, "report.html")]
 
 
 def counts_of(record):
