@@ -139,7 +139,8 @@ def held(path):
 
 def chunk(path):
     """The value of a file of data, or of the data that a page holds."""
-    return json.loads(re.search(r'^(?:<script>)?chunk\("[\w-]+",(.*)\);$', path.read_text(encoding="utf-8"), re.M)[1])
+    call = r'^(?:<script>)?chunk\("[\w-]+",(.*?)(?:,"[0-9a-f]{16}")?\);$'
+    return json.loads(re.search(call, path.read_text(encoding="utf-8"), re.M)[1])
 
 
 # ---------------------------------------------------------------- what it counts
@@ -280,6 +281,14 @@ def test_cells_are_filtered_sorted_and_paged(site, tab):
     assert tab.inner_text("#grid .p >> nth=0").split() == ["crack", "0.990"]
     tab.select_option("#sorting", "by file")
     assert tab.inner_text("#grid .file >> nth=1") == "crack/c001.png"
+
+
+def test_data_of_another_state_of_the_record_are_not_taken(copy, tab):
+    page = copy / "report.html"
+    page.write_text(page.read_text(encoding="utf-8").replace(held(page)["stamp"], "0" * 16), encoding="utf-8")
+    open_report(tab, page)
+    tab.wait_for_selector("#missing:not([hidden])")
+    assert "of a newer report" in tab.inner_text("#missing")
 
 
 def test_a_cell_is_enlarged_and_its_map_shown_on_request(site, tab):

@@ -171,7 +171,7 @@ def test_modules_of_a_review_lie_in_files_beside_it(tmp_path, monkeypatch):
 
 def chunk_of(path):
     """The value of a chunk that the page loads."""
-    return json.loads(re.fullmatch(r'chunk\("[^"]*",(.*)\);\n', path.read_text(encoding="utf-8"))[1])
+    return json.loads(re.fullmatch(r'chunk\("[^"]*",(.*),"[0-9a-f]{16}"\);\n', path.read_text(encoding="utf-8"))[1])
 
 
 @posix

@@ -7,25 +7,47 @@ from pathlib import Path
 from urllib.parse import quote
 
 from elcells.files import ANY_NAME, InputError, atomic_path, printable
-from elcells.pages.page import SHOWN_SIDE, PageImage, json_of
+from elcells.pages.page import SHOWN_SIDE, PageImage, browser_shows, json_of
 from elcells.records.record import image_name
 
 OWN_FILE = re.compile(r"(cells|modules|maps)(-\d+)?\.js|.*_[0-9a-f]{8}\.jpg|\.tmp\d+_.*")  # that a page's writer makes
 SEEN_BEFORE = "SELECT path, page, bytes, modified FROM images WHERE id = ?"
 
 
-class Files:
-    """The files of one page in a folder (Path) beside it."""
+def stamp_of(*records):
+    """What tells the state of Records from any other, text: a page takes no chunk of another state."""
+    digest = hashlib.sha256()
+    for record in records:
+        for query in ("SELECT path, page, status, judged, metadata FROM images", "SELECT * FROM labels"):
+            for row in record.connection.execute(query):
+                digest.update(repr(tuple(row)).encode("utf-8", ANY_NAME))
+    return digest.hexdigest()[:16]
 
-    def __init__(self, folder):
+
+def source_of(image, record, files):
+    """Where a page in the record's folder finds an image, by its id: a URL, None where it can't be read.
+
+    files: Files, which get a copy of an image that no browser shows.
+    """
+    row = record.connection.execute(SEEN_BEFORE, [image]).fetchone()
+    if not row["page"] and browser_shows(row["path"]):
+        return url(row["path"], files.folder.parent)
+    return files.converted(row)
+
+
+class Files:
+    """The files of one page in a folder (Path) beside it. stamp: `stamp_of` what the page shows."""
+
+    def __init__(self, folder, stamp=""):
         self.folder = folder
+        self.stamp = stamp
         self.names = set()
 
     def write_chunk(self, name, text):
         """Write NAME.js, which gives the page the value of this JSON; it stays untouched where it is the same."""
         path = self.folder / f"{name}.js"
         self.names.add(path.name)
-        content = f"chunk({json_of(name)},{text});\n".encode()
+        content = f"chunk({json_of(name)},{text},{json_of(self.stamp)});\n".encode()
         if not path.is_file() or path.stat().st_size != len(content) or path.read_bytes() != content:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(content)

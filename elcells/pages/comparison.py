@@ -8,7 +8,7 @@ from scipy.special import expit, logit
 from elcells.colours import TOO_DARK_VERDICT
 from elcells.files import counted, printable
 from elcells.inference.cells import UNSURE
-from elcells.pages.beside import Files
+from elcells.pages.beside import Files, stamp_of
 from elcells.pages.comparison_data import MODULES_PER_CHUNK, PageData
 from elcells.pages.page import fill, json_of
 from elcells.records.comparison import (
@@ -24,6 +24,7 @@ from elcells.records.comparison import (
 from elcells.records.exports import write_csv
 
 CHUNKS = "comparison"  # folder of the page's data, beside it
+MOST_NAMES = 1000  # of images that are not compared, of each kind, on the page
 MOST_LINES = 20  # about single images, on the terminal
 
 
@@ -33,32 +34,41 @@ def write_comparison(record, before):
     Writes comparison.csv, a row for each cell of both, and comparison.html with its data into the folder of `record`.
     Raises InputError where the two can't be compared.
     """
-    comparison = Comparison(before, record)
-    modules, cells = [], []
-
-    def rows():
-        for compared in comparison.compared():
-            (modules if compared.now.grid else cells).append(compared.without_sound_cells())
-            yield from comparison_rows(comparison, compared)
-
-    write_csv(record.folder / "comparison.csv", comparison_fields(comparison.classes), rows())
-    page = ComparisonPage(comparison, modules, cells)
+    page = ComparisonPage(Comparison(before, record))
+    write_csv(record.folder / "comparison.csv", comparison_fields(page.classes), page.rows())
     page.write()
     return page.lines()
 
 
 class ComparisonPage:
-    """The page about a Comparison. modules, cells: Compared of images of modules, and of images of single cells."""
+    """The page about a Comparison; rows() must be read before all else.
 
-    def __init__(self, comparison, modules, cells):
+    modules: Compared of images of modules. cells: Compared of images of single cells that changed. images: Counter of
+    all images that are compared: (is it a module?, how it was matched). counts: Counter of all cells: (place in
+    Change.states, state, uncertain).
+    """
+
+    def __init__(self, comparison):
         self.comparison = comparison
         self.classes = comparison.classes
         self.target = comparison.now.folder / "comparison.html"
-        self.modules = sorted(modules, key=self.importance)
-        self.cells = cells
-        self.counts = Counter()  # of all cells: (place in Change.states, state, uncertain)
-        for compared in (*modules, *cells):
+        self.modules = []
+        self.cells = []
+        self.images = Counter()
+        self.counts = Counter()
+
+    def rows(self):
+        """Yield the rows of comparison.csv."""
+        for compared in self.comparison.compared():
+            is_module = bool(compared.now.grid)
+            self.images[is_module, compared.how] += 1
             self.counts.update(compared.counts)
+            if is_module:
+                self.modules.append(compared.without_sound_cells())
+            elif any(cell.is_change for cell in compared.cells):
+                self.cells.append(compared)
+            yield from comparison_rows(self.comparison, compared)
+        self.modules.sort(key=self.importance)
 
     def importance(self, compared):
         """A key that sorts modules: most new defects that are not uncertain first, those that were turned last."""
@@ -76,9 +86,10 @@ class ComparisonPage:
     def total(self):
         """What was compared, a sentence."""
         cells = sum(number for (k, *_), number in self.counts.items() if k == 0)
-        images = [counted(len(self.modules), "module")] if self.modules else []
-        images += [counted(len(self.cells), "image of a cell", "images of cells")] if self.cells else []
-        by_serial = sum(compared.how == "serial" for compared in (*self.modules, *self.cells))
+        modules, singles = (sum(n for (kind, _), n in self.images.items() if kind == is_module) for is_module in (1, 0))
+        images = [counted(modules, "module")] if modules else []
+        images += [counted(singles, "image of a cell", "images of cells")] if singles else []
+        by_serial = sum(number for (_, how), number in self.images.items() if how == "serial")
         how = f"{by_serial} matched by serial, the others by file name" if by_serial else "matched by file name"
         return f"{' and '.join(images) or 'No image'} in both records, {how}; {counted(cells, 'cell')} compared."
 
@@ -104,7 +115,7 @@ class ComparisonPage:
             (f"only in the record before ({before})", matches.only_before),
             (f"only in the record of now ({now})", matches.only_now),
         ]
-        return [(f"{counted(len(names), 'image')} {title}", sorted(names)) for title, names in some if names]
+        return [(f"{counted(len(names), 'image')} {title}", first_of(names)) for title, names in some if names]
 
     def lines(self):
         """Lines for the terminal about what changed."""
@@ -163,9 +174,10 @@ class ComparisonPage:
 
     def write(self):
         """Write the page, and its data into the folder CHUNKS beside it, but for what it shows at first."""
-        data = PageData(self.comparison, self.modules, self.cells, self.target)
+        stamp = stamp_of(*(side.record for side in self.comparison.sides))
+        files = Files(self.target.parent / CHUNKS, stamp)
+        data = PageData(self.comparison, self.modules, self.cells, files)
         embedded = data.first_chunks()
-        files = Files(self.target.parent / CHUNKS)
         for name, value in data.chunks():
             if name in embedded:
                 embedded[name] = value
@@ -173,6 +185,7 @@ class ComparisonPage:
                 files.write_chunk(name, json_of(value))
         about = {
             "chunks": CHUNKS,
+            "stamp": stamp,
             "modules_per_chunk": MODULES_PER_CHUNK,
             "classes": self.classes,
             "dark": TOO_DARK_VERDICT,
@@ -188,6 +201,13 @@ class ComparisonPage:
         }
         fill("comparison.html", self.target, about, embedded)
         files.remove_others()
+
+
+def first_of(names):
+    """The first names in order, and how many more there are."""
+    names = sorted(names)
+    more = len(names) - MOST_NAMES
+    return names if more <= 0 else [*names[:MOST_NAMES], f"… and {more} more"]
 
 
 def judged(record):

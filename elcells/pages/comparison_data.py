@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import os
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
 from elcells.files import MODULES, InputError, printable
+from elcells.pages.beside import source_of, url
 from elcells.pages.page import PageImage, jpeg
 from elcells.records.comparison import GONE, NEW, NONE, NOT_COMPARABLE, UNCHANGED, WHEN
 
@@ -21,16 +20,17 @@ LETTERS = {NEW: "n", GONE: "g", UNCHANGED: "u", NONE: "-", NOT_COMPARABLE: "?"}
 
 
 class PageData:
-    """The data of the page `target` about a Comparison. modules, cells: Compared of modules, and of single cells.
+    """The data of the page about a Comparison. modules, cells: Compared of modules, and of single cells. files: Files.
 
     Cells lie in groups, and groups in chunks: a group is a module, or CELLS_PER_GROUP changed cells that have an image
     of their own.
     """
 
-    def __init__(self, comparison, modules, cells, target):
+    def __init__(self, comparison, modules, cells, files):
         self.sides = comparison.sides
         self.modules = modules
-        self.target = target
+        self.files = files
+        self.folder = files.folder.parent
         self.kinds = range(len(comparison.classes) + 1)  # places in Change.states
         singles = [(compared, cell) for compared in cells for cell in compared.cells if cell.is_change]
         self.singles = [singles[k : k + CELLS_PER_GROUP] for k in range(0, len(singles), CELLS_PER_GROUP)]
@@ -87,7 +87,7 @@ class PageData:
         paths = self.module_paths(compared)
         cells = [self.cell_entry(compared, c) | {"at": [corners_of(n, c) for n in nodes]} for c in compared.cells]
         return {
-            "images": [url(path, self.target) for path in paths],
+            "images": [url(path, self.folder) for path in paths],
             "sizes": [size_of_image(path, corners) for path, corners in zip(paths, nodes)],
             "captions": [caption(when, row) for when, row in zip(WHEN, rows)],
             "cells": cells,
@@ -123,9 +123,9 @@ class PageData:
         for side, seen, item in zip(self.sides, (cell.before, cell.now), (compared.before, compared.now)):
             if item.grid:
                 path = side.record.folder / seen.file
-                images.append((url(path, self.target) if seen.file else "", str(path)))
+                images.append((url(path, self.folder) if seen.file else "", str(path)))
             else:
-                images.append((source(item.name, self.target), item.name))
+                images.append((source_of(item.image, side.record, self.files) or "", item.name))
         return images
 
     def small_images(self):
@@ -134,10 +134,10 @@ class PageData:
         for compared in self.modules[:SMALL_MODULES]:
             for path in self.module_paths(compared):
                 with contextlib.suppress(InputError):  # it is gone
-                    small[url(path, self.target)] = jpeg(PageImage(path).gray)
+                    small[url(path, self.folder)] = jpeg(PageImage(path).gray)
         for group, place, _ in self.changes()[:SMALL_CELLS]:
             for address, name in self.images_of(*self.groups[group][place]):
-                if address and not address.startswith("data:"):
+                if address:
                     with contextlib.suppress(InputError):
                         small[address] = jpeg(PageImage(name).gray, SMALL_SIDE, 80)
         return small
@@ -155,22 +155,6 @@ def corners_of(nodes, cell):
     """The corners of a Change in the image, [[x, y], …]; nodes: (rows + 1, columns + 1, 2)."""
     row, column = cell.row - 1, cell.column - 1
     return [nodes[row + y, column + x].tolist() for y, x in ((0, 0), (0, 1), (1, 1), (1, 0))]
-
-
-def url(path, target):
-    """Where the page `target` finds a file of a results folder, a URL."""
-    try:
-        relative = os.path.relpath(path, target.parent)
-    except ValueError:  # another drive of Windows
-        return Path(path).absolute().as_uri()
-    return quote(os.fsencode(relative.replace(os.sep, "/")))
-
-
-def source(name, target):
-    """Where the page finds an image of a cell, a URL; "" where it can't be read any more."""
-    with contextlib.suppress(InputError):
-        return PageImage(name).source(target)
-    return ""
 
 
 def size_of_image(path, nodes):

@@ -14,7 +14,7 @@ from elcells.files import CUT, MODULES, REPORT, InputError, folder_of_all, print
 from elcells.inference.networks import shipped_sha256
 from elcells.inference.origin import quality_of
 from elcells.modules.saving import cell_name
-from elcells.pages.beside import SEEN_BEFORE, Files, url
+from elcells.pages.beside import SEEN_BEFORE, Files, stamp_of, url
 from elcells.pages.page import THUMBNAIL_SIDE, PageImage, browser_shows, fill, jpeg, json_of
 from elcells.pages.report_data import UNREADABLE, Contents
 from elcells.records.record import WAITING, image_name
@@ -40,11 +40,12 @@ def write_report(record, single_file=None):
         first = embedded(contents, MAILED_BYTES - PAGE_BYTES - len(json_of(data)), with_maps=True)
         fill("report.html", single_file, data, {"first": first})
         return
-    files = Files(record.folder / REPORT)
+    stamp = stamp_of(record)
+    files = Files(record.folder / REPORT, stamp)
     add_sources(contents, files)
     write_chunks(contents, files)
     first = embedded(contents, FIRST_BYTES, FIRST_MODULES, FIRST_CELLS)
-    fill("report.html", record.folder / "report.html", page_data(contents), {"first": first})
+    fill("report.html", record.folder / "report.html", page_data(contents) | {"stamp": stamp}, {"first": first})
     files.remove_others(record)
 
 

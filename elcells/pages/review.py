@@ -16,8 +16,8 @@ import numpy as np
 from elcells.data.tables import CLASSES
 from elcells.files import ANY_NAME, CUT, MODULES, REPORT, InputError, relative
 from elcells.inference.cells import UNSURE, doubt
-from elcells.pages.beside import SEEN_BEFORE, Files, url
-from elcells.pages.page import PageImage, browser_shows, fill, json_of
+from elcells.pages.beside import Files, source_of, stamp_of
+from elcells.pages.page import PageImage, fill, json_of
 from elcells.records.record import cell_name_of
 
 MOST = 5000  # cells near a threshold, and labelled cells, that a page shows
@@ -177,11 +177,13 @@ def write_page(target, cells, classes, thresholds, folder, key, more):
 def write_review(record):
     """Write review.html and the files in review/ into a record's folder; returns how many cells it shows."""
     chosen = choose(record)
+    stamp = stamp_of(record)
     cells = (review_cell(record, row, why) for row, why in chosen)
     more = {
         "opinion": "The network's opinion",
         "given": given_labels(record),
-        "modules": write_modules(record),
+        "modules": write_modules(record, stamp),
+        "stamp": stamp,
         "steps": next_steps(record.folder, record.classes),
     }
     target = record.folder / "review.html"
@@ -191,13 +193,7 @@ def write_review(record):
 def review_cell(record, row, why):
     """The ReviewCell of a row of Record.cells; what no browser shows is converted once, for the report too."""
     image = PageImage(cell_name_of(record, row))
-    if row["file"]:
-        source = quote(row["file"])
-    elif not row["page"] and browser_shows(row["path"]):
-        source = url(row["path"], record.folder)
-    else:
-        seen = record.connection.execute(SEEN_BEFORE, [row["image"]]).fetchone()
-        source = Files(record.folder / REPORT).converted(seen)
+    source = quote(row["file"]) or source_of(row["image"], record, Files(record.folder / REPORT))
     return ReviewCell(image, why, probabilities_of(record, row), row["map"], source)
 
 
@@ -217,12 +213,12 @@ def given_labels(record):
 # ---------------------------------------------------------------- modules
 
 
-def write_modules(record):
+def write_modules(record, stamp):
     """Write the modules of a record into the files review/modules-K.js, CHUNK to a file; older ones are removed.
 
     Returns what the page needs to find them: list of (name, title, columns, rows, K).
     """
-    files = Files(record.folder / CHUNKS)
+    files = Files(record.folder / CHUNKS, stamp)
     modules = {row["image"]: row for row in record.modules() if row["name"] is not None}
     by_image = groupby(record.cells(), itemgetter("image"))
     found = ((modules[image], cells) for image, cells in by_image if image in modules)

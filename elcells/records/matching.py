@@ -121,8 +121,9 @@ def can_be_one(a, b):
 def report_rest(found, how, before, now):
     """Add to the Matches what is left of a group: Items that may have a partner are doubtful, others have none."""
     for side, others, alone in ((before, now, found.only_before), (now, before, found.only_now)):
+        serials = {other.serial for other in others}
         for item in side:
-            if not any(can_be_one(item, other) for other in others):
+            if not others or (item.serial and not {"", item.serial} & serials):
                 alone.append(item.shown)
                 continue
             what = f"serial {printable(item.serial)}" if how == "serial" else f"file name {printable(item.tail[-1][0])}"

@@ -16,8 +16,8 @@ def read_metadata(path, names, classes):
     """Read a `;`-separated table with `filename` and any other columns for images: {name: {column: text}}.
 
     names: of the images, as find_images gives them. classes: of the network. Returns this and lines about rows that
-    belong to no image. Raises InputError, naming the line, where a row may mean several images or two rows mean one, and
-    for a column with the name of one in modules.csv.
+    belong to no image. Raises InputError, naming the line, where a row may mean several images or two rows mean one,
+    and for a column with the name of one in modules.csv.
     """
     table = read_rows(path, ["filename"])
     for name in table.columns.intersection(module_fields(classes)).drop("filename"):

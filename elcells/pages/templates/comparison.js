@@ -7,7 +7,7 @@ const every = [...classes.keys(), DARK];  // places in the states of a cell
 const colour = k => k < DARK ? colourOf(k) : verdicts[data.dark];
 const words = (k, state) => k < DARK ? `${STATES[state]} ${classes[k]}` : DARK_WORDS[state];
 const isChange = state => state === "n" || state === "g";
-const missing = "More is in the folder comparison, which was beside this page. It can't be read here.";
+const missing = "More is in the folder comparison, which was beside this page. It is not there, or of a newer comparison (load this page again).";
 
 const rowOf = (texts, tag = "td") => make("tr", {}, ...texts.map(textContent => make(tag, { textContent })));
 const tableOf = (head, rows) => [make("thead", {}, head), make("tbody", {}, ...rows)];

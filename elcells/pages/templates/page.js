@@ -38,7 +38,8 @@ function paintMap(canvas, maps, classes) {
 
 // Chunks of data: calls chunk("name", value) in scripts, which stand in the page or in files of the folder data.chunks.
 const chunks = {}, coming = {};
-function chunk(name, value) { chunks[name] = value; }
+// One of another state of the record, a newer one perhaps, is not taken.
+function chunk(name, value, stamp = data.stamp) { chunks[name] = stamp === data.stamp ? value : null; }
 
 // Promise of a chunk's value, or null where its file is not there: the page was mailed alone.
 function needChunk(name) {

@@ -149,7 +149,7 @@ async function loadCells() {
   }
   const why = data.alone
     ? "the others are left out to keep it small enough for mail, and are in the report.html of the results folder."
-    : `the others are in the folder ${data.chunks} beside this page, which is not there.`;
+    : `the others are in the folder ${data.chunks} beside this page, which is not there or of a newer report (load this page again).`;
   $("missing").textContent = `Only ${said(here)} of these cells are in this file, the surest defects; ${why}`;
   $("missing").hidden = false;
 }

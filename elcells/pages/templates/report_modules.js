@@ -104,7 +104,7 @@ function moduleFigure(n, found) {
   if (!found) {
     const why = data.alone
       ? "Its image and cells are left out of this file, to keep it small."
-      : `Its data are in the folder ${data.chunks} beside this page, which is not there.`;
+      : `Its data are in the folder ${data.chunks} beside this page, which is not there or of a newer report (load this page again).`;
     figure.append(captionOf(n, []), make("p", { className: "bad", textContent: why }));
     return figure;
   }

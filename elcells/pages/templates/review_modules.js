@@ -26,7 +26,7 @@ async function openModule(number) {
     file: `cut/${name}/${file}`, src: `${folder}/${file}`, p, maps, why: "", row, column }]));
   $("sheet").hidden = !module;
   if (module) drawBoard(module);
-  else tellLost(`${data.chunks}/${chunkName}.js is not there: this page must stay in its results folder.`);
+  else tellLost(`${data.chunks}/${chunkName}.js is not there, or newer than this page: load the page again, in its results folder.`);
 }
 
 function tellLost(text) {
