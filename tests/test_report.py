@@ -9,13 +9,15 @@ import sqlite3
 
 import numpy as np
 import pytest
-from conftest import CPU
+from conftest import CPU, ROOT
 from PIL import Image
 
 import predict
 from elcells.data.outputs import is_output
 from elcells.files import RECORD
 from elcells.inference.cells import TOO_DARK, CellResult, Place
+from elcells.inference.networks import shipped_sha256
+from elcells.inference.origin import quality_of
 from elcells.modules.cutting import CutModule
 from elcells.pages import beside, report
 from elcells.pages.report import write_report
@@ -144,6 +146,14 @@ def chunk(path):
 
 
 # ---------------------------------------------------------------- what it counts
+
+
+def test_what_is_said_of_the_shipped_network_stands_in_the_documents():
+    documents = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "doc/model_card.md"))
+    said, *_ = quality_of(shipped_sha256(), shipped_sha256())
+    figures = re.findall(r"0\.\d{3}|\d+ of \d+ cracks|\d+ to \d+ pixels", said)
+    assert len(figures) == 6 and all(figure in documents for figure in figures)
+    assert "was not measured" in quality_of("00", shipped_sha256())[0]
 
 
 def test_counts_add_up_to_all_cells_and_follow_people(site):
