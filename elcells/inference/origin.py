@@ -9,7 +9,7 @@ LEAST_F1 = 0.7
 MEASURED = (  # of the shipped network, by README.md and doc/model_card.md
     "On cells that it never saw its F1 is 0.890 for cracks and 0.895 for inactive regions on modules like those of its "
     "training (ELPV), and 0.850 and 0.890 on laboratory cells of other cameras. On field modules of 33 to 38 pixels a "
-    "cell it found 32 of 46 cracks, and 26 of its 29 calls of inactive were on cells on which people had marked nothing."
+    "cell it found 32 of 46 cracks, and people had marked nothing on 26 of the 29 cells that it called inactive."
 )
 TRAINING = ("trained_on", "epoch", "metrics")  # what checkpoints and ONNX files say about it
 
