@@ -18,8 +18,8 @@ from elcells.files import InputError, command, counted, locked
 from elcells.modules.cutting import corners_of_images, grid_size
 from elcells.modules.saving import cut_and_show, folders_of, module_names
 from elcells.records.exports import module_fields, module_values, write_csv
-from elcells.records.record import image_name, module_row
 from elcells.records.requests import ImageResult, request_of
+from elcells.records.rows import image_name, module_row
 from elcells.records.summary import lines_of
 from elcells.records.work import np_corners, with_lenses, workers
 

@@ -27,7 +27,7 @@ SIDE = 20  # pixels of a cell
 
 def cell_result(name, path, row, column, p, bright):
     """A CellResult of a module's cell with probabilities p, or DARK."""
-    place = Place(name, row, column, 1)
+    place = Place(name, row, column)
     file = f"cut/{name}/r{row:02}_c{column:02}.png"
     if p is DARK:
         return CellResult(file, brightness=0.02, error=TOO_DARK, place=place)

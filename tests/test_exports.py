@@ -42,7 +42,7 @@ def module_result(number, count=4):
     name = f"/m/{number:04}.png"
     cells = []
     for row in range(1, count + 1):
-        place = Place(f"m{number:04}", row, 1, 1)
+        place = Place(f"m{number:04}", row, 1)
         file = f"cut/m{number:04}/r{row:02}_c01.png"
         judged = CellResult(file, (0, 1), (0.25, 0.9), 0.4, place=place)
         cells.append(judged if row < count else CellResult(file, brightness=0.01, error=TOO_DARK, place=place))

@@ -17,8 +17,8 @@ from elcells.modules.cutting import CutModule
 from elcells.records.exports import write_tables
 from elcells.records.labels import agreement, lines_about_people, take_labels
 from elcells.records.opening import changing, reading, writing
-from elcells.records.record import final_calls
 from elcells.records.requests import ImageResult, module_name, request_of
+from elcells.records.rows import final_calls
 from elcells.records.runs import RunInfo
 from elcells.records.summary import lines_about
 
@@ -37,7 +37,7 @@ def module_result(path, folder):
     name = module_name(request.path, 0)
     cells = []
     for number in range(4):
-        place = Place(name, number // 2 + 1, number % 2 + 1, 1)
+        place = Place(name, number // 2 + 1, number % 2 + 1)
         file = f"cut/{name}/r{place.row:02}_c{place.column:02}.png"
         save(folder / file)
         judged = CellResult(file, (0, 1), (0.25, 0.9), 0.4, place=place, map=bytes(200))

@@ -53,7 +53,7 @@ def add_module(record, folder, number):
     if number == 1:
         given[5] = None
     files = [f"cut/{name}/r{row:02}_c{column:02}.png" for row, column in places]
-    cells = [cell(file, p, Place(name, row, column, 1)) for file, p, (row, column) in zip(files, given, places)]
+    cells = [cell(file, p, Place(name, row, column)) for file, p, (row, column) in zip(files, given, places)]
     nodes = np.stack(np.meshgrid(np.arange(4.0), np.arange(3.0)), -1) * SIDE + 10
     why = "" if number else "the grid hardly fits"
     module = CutModule(
@@ -204,7 +204,7 @@ def test_a_report_of_a_run_shows_all_defective_cells(exported, elpv, tmp_path):
     paths = [str(path) for path in sorted(folder.glob("*.png"))[:24]]
     assert predict.main([*paths, "--model", str(exported), *CPU, "--out", str(tmp_path)]) == 0
     with reading(tmp_path) as record:
-        positive = {os.path.basename(cell.filename) for cell in record.results() if any(cell.calls)}
+        positive = {os.path.basename(row["path"]) for row in record.cells() if row["crack"] or row["inactive"]}
     page, cells = held(tmp_path / "report.html"), chunk(tmp_path / "report" / "cells.js")
     shown = {name for name, calls in zip(cells["names"], cells["calls"]) if calls}
     assert shown == positive and sum(page["kinds"].values()) == 24

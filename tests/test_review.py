@@ -72,7 +72,7 @@ def module_result(path, folder):
     name = module_name(request.path, 0)
     cells = []
     for number in range(4):
-        place = Place(name, number // 2 + 1, number % 2 + 1, 1)
+        place = Place(name, number // 2 + 1, number % 2 + 1)
         file = f"cut/{name}/r{place.row:02}_c{place.column:02}.png"
         save_image(folder / file, 60 + 40 * number)
         p = (0.9, 0.1) if number == 0 else (0.01, 0.01)

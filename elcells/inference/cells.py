@@ -13,8 +13,8 @@ TOO_DARK = "nearly black: not judged"  # the error of a dead cell of a module
 UNSURE = 1.0  # a probability nearer to its threshold, in logits, may fall on either side
 
 
-# Where a cell lies in its module, row and column counted from 1, and whether (0 or 1) the module's grid is sure.
-Place = namedtuple("Place", "module row column sure")
+# Where a cell lies in its module, row and column counted from 1
+Place = namedtuple("Place", "module row column")
 
 
 @dataclass(frozen=True)

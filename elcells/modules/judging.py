@@ -14,7 +14,7 @@ def cells_of_module(module, name, folder, size):
     cells = []
     for number, (cell, black) in enumerate(zip(module.cells, module.black)):
         row, column = divmod(number, module.columns)
-        place = Place(name, row + 1, column + 1, int(module.sure))
+        place = Place(name, row + 1, column + 1)
         path = f"{folder}/{cell_name(name, number, module.columns)}"
         result = CellResult(path, brightness=cell.mean() / 255, error=TOO_DARK if black else "", place=place)
         cells.append((None if black else to_square(Image.fromarray(cell), size), result))

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from elcells.files import ANY_NAME, InputError, atomic_path, printable
 from elcells.pages.page import SHOWN_SIDE, PageImage, browser_shows, json_of
-from elcells.records.record import image_name
+from elcells.records.rows import image_name
 
 OWN_FILE = re.compile(r"(cells|modules|maps)(-\d+)?\.js|.*_[0-9a-f]{8}\.jpg|\.tmp\d+_.*")  # that a page's writer makes
 SEEN_BEFORE = "SELECT path, page, bytes, modified FROM images WHERE id = ?"

@@ -17,7 +17,8 @@ from elcells.modules.saving import cell_name
 from elcells.pages.beside import SEEN_BEFORE, Files, stamp_of, url
 from elcells.pages.page import THUMBNAIL_SIDE, PageImage, browser_shows, fill, jpeg, json_of
 from elcells.pages.report_data import UNREADABLE, Contents
-from elcells.records.record import WAITING, image_name
+from elcells.records.record import WAITING
+from elcells.records.rows import image_name
 from elcells.records.summary import FINE_CRACKS, line_about_small
 
 MODULES_A_FILE, MAPS_A_FILE = 24, 1000

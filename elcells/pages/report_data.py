@@ -15,7 +15,8 @@ from elcells.data.levels import NEARLY_BLACK
 from elcells.files import folder_of_all, printable
 from elcells.inference.cells import TOO_DARK, UNSURE
 from elcells.pages.page import json_of
-from elcells.records.record import FAILED, final_calls, image_name
+from elcells.records.record import FAILED
+from elcells.records.rows import final_calls, image_name
 
 # Bits of a cell's state; templates/report.js has the same
 UNSURE_CALL, DARK, UNREADABLE, LABELLED, CORRECTED, SHOWN = (1 << k for k in range(6))

@@ -18,7 +18,7 @@ from elcells.files import ANY_NAME, CUT, MODULES, REPORT, InputError, relative
 from elcells.inference.cells import UNSURE, doubt
 from elcells.pages.beside import Files, source_of, stamp_of
 from elcells.pages.page import PageImage, fill, json_of
-from elcells.records.record import cell_name_of
+from elcells.records.rows import cell_name_of
 
 MOST = 5000  # cells near a threshold, and labelled cells, that a page shows
 SAMPLE = 100  # sure cells, drawn at random

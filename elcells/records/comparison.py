@@ -10,7 +10,7 @@ from elcells.files import InputError, printable
 from elcells.inference.cells import TOO_DARK, UNSURE, doubt
 from elcells.modules.turning import turn_of
 from elcells.records.matching import Item, items, match
-from elcells.records.record import final_calls, quoted
+from elcells.records.rows import final_calls, quoted
 from elcells.records.runs import FIXED
 
 NEW, GONE, UNCHANGED, NONE, NOT_COMPARABLE = "new", "gone", "unchanged", "none", "not comparable"

@@ -12,7 +12,7 @@ from elcells.files import atomic_path, one_line, printable
 from elcells.inference.engines import needed
 from elcells.modules.cutting import CORNERS
 from elcells.records.labels import corrections
-from elcells.records.record import Labels, image_name, quoted
+from elcells.records.rows import Labels, image_name, quoted
 
 # First characters of a formula, also as wide as Chinese ones (OWASP, "CSV Injection")
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")

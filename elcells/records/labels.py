@@ -8,7 +8,8 @@ from collections import namedtuple
 from elcells.data.naming import Names
 from elcells.data.tables import read_rows
 from elcells.files import CUT, InputError, counted, one_line, printable
-from elcells.records.record import image_name, now, quoted
+from elcells.records.record import now
+from elcells.records.rows import image_name, quoted
 
 CELL = re.compile(rf"{CUT}/([^/]+)/r(\d+)_c(\d+)\.png$")  # the end of a cut cell's path
 MOST_NAMES = 3  # of cells that a record does not have

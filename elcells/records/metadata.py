@@ -7,7 +7,7 @@ from elcells.data.tables import read_rows
 from elcells.files import InputError, counted
 from elcells.modules.cutting import grid_size
 from elcells.records.exports import module_fields
-from elcells.records.record import image_name
+from elcells.records.rows import image_name
 
 GRID = "grid"  # the column that is not kept but says how an image is cut
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from elcells.files import ANY_NAME, MODULES, OVERLAYS, RECORD, InputError, locked
 from elcells.modules.cutting import CORNERS
-from elcells.records.record import RESERVED, Record, quoted
+from elcells.records.record import RESERVED, Record
+from elcells.records.rows import quoted
 
 LOCK = ".results.lock"
 VERSION = 2  # of the tables below

@@ -7,23 +7,20 @@ it was judged as it is on the disk now; what failed or changed is judged again.
 import contextlib
 import json
 import secrets
-from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
 import elcells
 from elcells.files import InputError, printable
-from elcells.inference.cells import CellResult, Place
-from elcells.modules.cutting import CORNERS
-from elcells.records.requests import ImageResult, module_name, text
+from elcells.records.requests import ImageResult, text
+from elcells.records.rows import Labels, module_row, quoted
 from elcells.records.runs import FIXED, now
 
 JUDGED, FAILED, WAITING = "judged", "failed", "waiting"  # status of an image
 AS_LABELLED = ("bytes", "modified", "grid", "corners")  # columns of an image: people's labels hold while they stay
-RESERVED = "image row column file brightness error map path page metadata name sure".split()  # beside a cell's classes
-Labels = namedtuple("Labels", "values who time")  # of a person for a cell; values: 1, 0 or None (unsure) for each class
+RESERVED = "image row column file brightness error map path page metadata name".split()  # beside a cell's classes
 ALL_CELLS = """
-SELECT images.path, images.page, modules.name, modules.sure, cells.* FROM cells JOIN images ON images.id = cells.image
+SELECT images.path, images.page, modules.name, cells.* FROM cells JOIN images ON images.id = cells.image
 LEFT JOIN modules ON modules.image = cells.image ORDER BY images.path, images.page, cells.row, cells."column"
 """
 ALL_MODULES = """
@@ -58,18 +55,6 @@ class Record:
     def cells(self):
         """Yield a row of each cell, in order of image and place: path, page, name of the module, columns of `cells`."""
         return self.connection.execute(ALL_CELLS)
-
-    def results(self):
-        """Yield the CellResult of each cell; its file name is one that open_image takes."""
-        for row in self.cells():
-            place = Place(row["name"], row["row"], row["column"], row["sure"]) if row["file"] else None
-            calls = ()
-            probabilities = ()
-            if row[self.classes[0]] is not None:
-                calls = tuple(row[c] for c in self.classes)
-                probabilities = tuple(row[f"p_{c}"] for c in self.classes)
-            name = cell_name_of(self, row)
-            yield CellResult(name, calls, probabilities, row["brightness"], row["error"], place, map=row["map"])
 
     def metadata_fields(self):
         """Columns that the metadata of the images have, in the order in which they come."""
@@ -288,39 +273,3 @@ class Record:
         """Note that the run has done all that it was asked for, and that everything is derived from its results."""
         with self.connection:
             self.connection.execute("UPDATE runs SET finished = ? WHERE id = ?", (now(), self.run))
-
-
-def image_name(row):
-    """The name of a row's image as open_image takes it."""
-    return f"{row['path']}#page={row['page']}" if row["page"] else row["path"]
-
-
-def cell_name_of(record, row):
-    """The name of a cell's image as open_image takes it; row: of Record.cells."""
-    return str(record.folder / row["file"]) if row["file"] else image_name(row)
-
-
-def final_calls(row, labels, classes):
-    """A cell's calls (1, 0 or None for each class), those of people in place of the network's where there are any.
-
-    row: of Record.cells. labels: the cell's Labels, or None.
-    """
-    values = labels.values if labels else [None] * len(classes)
-    return tuple(row[name] if value is None else value for name, value in zip(classes, values))
-
-
-def quoted(name):
-    """A column's name in SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def module_row(result):
-    """A row of `modules` for an ImageResult."""
-    module = result.module
-    names = ("columns", "rows", "score", "lead", "why", "cell_pixels", "bend")
-    row = {name: getattr(module, name) for name in names} | {
-        "name": module_name(result.request.path, result.request.page)
-    }
-    corners = [round(float(value), 1) for value in module.corners]
-    row |= {"sure": int(module.sure), "nodes": json.dumps(module.nodes, separators=(",", ":"))}
-    return row | dict(zip(CORNERS, corners))

@@ -2,7 +2,8 @@
 
 from elcells.files import counted
 from elcells.records.labels import corrections, lines_about_people
-from elcells.records.record import FAILED, WAITING, quoted
+from elcells.records.record import FAILED, WAITING
+from elcells.records.rows import quoted
 
 FINE_CRACKS = 150  # pixels of a cell; fine cracks are missed with fewer
 MOST_LINES = 20  # about single images

@@ -1,0 +1,45 @@
+"""What the rows of a record's tables mean."""
+
+import json
+from collections import namedtuple
+
+from elcells.modules.cutting import CORNERS
+from elcells.records.requests import module_name
+
+Labels = namedtuple("Labels", "values who time")  # of a person for a cell; values: 1, 0 or None (unsure) for each class
+
+
+def image_name(row):
+    """The name of a row's image as open_image takes it."""
+    return f"{row['path']}#page={row['page']}" if row["page"] else row["path"]
+
+
+def cell_name_of(record, row):
+    """The name of a cell's image as open_image takes it; row: of Record.cells."""
+    return str(record.folder / row["file"]) if row["file"] else image_name(row)
+
+
+def final_calls(row, labels, classes):
+    """A cell's calls (1, 0 or None for each class), those of people in place of the network's where there are any.
+
+    row: of Record.cells. labels: the cell's Labels, or None.
+    """
+    values = labels.values if labels else [None] * len(classes)
+    return tuple(row[name] if value is None else value for name, value in zip(classes, values))
+
+
+def quoted(name):
+    """A column's name in SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def module_row(result):
+    """A row of `modules` for an ImageResult."""
+    module = result.module
+    names = ("columns", "rows", "score", "lead", "why", "cell_pixels", "bend")
+    row = {name: getattr(module, name) for name in names} | {
+        "name": module_name(result.request.path, result.request.page)
+    }
+    corners = [round(float(value), 1) for value in module.corners]
+    row |= {"sure": int(module.sure), "nodes": json.dumps(module.nodes, separators=(",", ":"))}
+    return row | dict(zip(CORNERS, corners))
