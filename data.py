@@ -52,7 +52,7 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
     """Read a `;`-separated table of images and 0/1 labels.
 
     path: table with the columns `filename` and one per class; other columns are kept (`type`, `module` and `source`
-        are used if present; rows with a 1 in `unsure` are left out). One row per cell, or one row per image with
+        are used if present; rows of cells without a label by `unsure` are left out). One row per cell, or one row per image with
         variants named by the prefixes of VARIANTS.
     images: folder that the file names are relative to; default: the table's folder.
     Returns a DataFrame, one row per image, with the table's columns (labels as int) and
@@ -66,10 +66,11 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
         if name in RESERVED:
             raise InputError(f"{path}: label column {name!r} has a name that the program uses itself; rename it")
     table = read_rows(path, ["filename", *classes])
-    if "unsure" in table:  # of review.html
-        table = table[table["unsure"] != "1"]
+    if "unsure" in table:  # of review.html: 1 for unsure, 0 without labels for one that was taken back
+        is_blank = (table[list(classes)] == "").all(axis=1)
+        table = table[(table["unsure"] != "1") & ~((table["unsure"] == "0") & is_blank)]
         if table.empty:
-            raise InputError(f"{path}: people were unsure about every cell; label some")
+            raise InputError(f"{path}: has no label, only cells of which people were unsure; label some")
     for name in classes:
         table[name] = _labels(path, table[name])
     if line := _first_line(table["filename"] == ""):

@@ -26,13 +26,16 @@ from elcells.inference.engines import ENGINES, PRECISIONS
 from elcells.inference.networks import SHIPPED, Network, default_path, open_network
 from elcells.inference.origin import describe_network, warning_about
 from elcells.modules.cutting import corners_of_images, grid_size, guess_grid
+from elcells.modules.lens import FEWEST
 from elcells.pages.derived import derive
 from elcells.records.metadata import grids_of, keep_metadata, read_metadata
 from elcells.records.opening import writing
 from elcells.records.requests import request_of
 from elcells.records.runs import RunInfo
 from elcells.records.summary import lines_about
-from elcells.records.work import Work, forget_gone, tasks_of, tidy, with_lenses, workers
+from elcells.records.work import Work, forget_gone, lines_about_gone, tasks_of, tidy, with_lenses, workers
+
+SEEN_LENS = 0.02  # of the image's radius: a bend that moves cells at the edge
 
 
 def say(*lines):
@@ -52,6 +55,7 @@ class Tally:
         self.nearly_black = 0
         self.defects = Counter()  # cells of each class
         self.notes = Counter()
+        self.lens_alone = 0  # modules whose lens was found in their own image
         self.like_module = None  # name of the first image that looks like a module
         self.started = time.monotonic()
 
@@ -60,6 +64,8 @@ class Tally:
         self.count += 1
         self.failed += bool(result.error)
         self.notes.update(result.notes)
+        if result.module and result.request.bend is None:
+            self.lens_alone += abs(result.module.bend or 0) > SEEN_LENS
         for cell in result.cells:
             self.defects.update(cell.defects(self.engine.classes))
             self.nearly_black += cell.nearly_black
@@ -77,6 +83,11 @@ class Tally:
         if self.nearly_black:
             verb = "is" if self.nearly_black == 1 else "are"
             lines.append(f"{counted(self.nearly_black, 'cell')} {verb} nearly black: too dark to judge.")
+        if self.lens_alone:
+            lines.append(
+                f"{counted(self.lens_alone, 'module')} with a lens that was found in the image alone; with {FEWEST} of a "
+                "camera in a folder it is found better, and so are the cells at the edge."
+            )
         lines += as_lines(self.notes)
         grid = guess_grid(self.like_module) if self.like_module else ""
         if grid:
@@ -176,6 +187,7 @@ def fill_record(record, requests, metadata, network, who):
     metadata: what the user's table says about images, {(path, page): {column: text}}.
     """
     forgotten = forget_gone(record, requests)
+    say(*lines_about_gone(record, requests))
     todo = [request for request in requests if not record.is_done(request)]
     done = len(requests) - len(todo)
     if done:

@@ -71,6 +71,13 @@ def check_options(args):
         raise InputError(f"--before {args.before}: is the folder itself; give that of an earlier inspection")
 
 
+def lines_about_older(args, mailed, compared):
+    """Lines about pages that an earlier call wrote and this one leaves as they are; mailed, compared: their paths."""
+    pages = (("--single-file", args.single_file, mailed), ("--before", args.before, compared))
+    older = [(path, option) for option, given, path in pages if not given and path.exists()]
+    return [f"{path} is of an earlier call; {option} writes it anew." for path, option in older]
+
+
 @command
 def main(argv=None):
     """Command line of this file; returns the exit code: 0, 2 for bad input, 3 when some rows belong to no cell."""
@@ -91,12 +98,13 @@ def main(argv=None):
             fits = fits and not about
         derive(record)
         lines += lines_about(record)
+        mailed = record.folder / f"report_{record.folder.resolve().name}.html"
         if args.single_file:
-            path = record.folder / f"report_{record.folder.resolve().name}.html"
-            write_report(record, single_file=path)
-            lines.append(f"{path}: the report in one file.")
+            write_report(record, single_file=mailed)
+            lines.append(f"{mailed}: the report in one file.")
         if before:
             lines += write_comparison(record, before)
+        lines += lines_about_older(args, mailed, record.folder / "comparison.html")
     print("\n".join(lines), file=sys.stderr)
     return 0 if fits else 3
 

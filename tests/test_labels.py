@@ -117,7 +117,7 @@ def test_labels_correct_calls_and_are_counted(out, capsys):
     assert report.main([str(out), "--labels", given]) == 0
     said = capsys.readouterr().err
     assert "labels of 4 cells taken" in said and "4 cells labelled by Ann, Jörg" in said
-    assert "crack 1 of 2, inactive 2 of 2; 3 calls corrected" in said and "2 crack, 4 inactive" in said
+    assert "crack 1 of 2, inactive 2 of 2; 1 call corrected" in said and "2 crack, 4 inactive" in said
     assert calls(out) == {
         "a/x.png": (0, 0),
         "b/x.png": (1, 0),
@@ -127,7 +127,7 @@ def test_labels_correct_calls_and_are_counted(out, capsys):
         f"{name}/r02_c02.png": (1, 1),
     }
     [module] = rows(out / "modules.csv")
-    assert (module["crack"], module["inactive"], module["nearly_black"]) == ("1", "4", "1")
+    assert (module["crack"], module["inactive"], module["nearly_black"]) == ("1", "4", "0")
     by_name = {row["filename"]: row for row in rows(out / "cells.csv")}
     black = by_name[f"cut/{name}/r02_c02.png"]
     assert (black["crack"], black["person_crack"], black["person"]) == ("", "1", "Ann")
@@ -173,6 +173,31 @@ def test_bad_labels_are_one_sentence_and_change_nothing(out, capsys, row, words)
     assert (out / "cells.csv").read_bytes() == before
     with reading(out) as record:
         assert not record.people()
+
+
+def test_labels_can_be_taken_back(out, capsys):
+    header = "../in/a/x.png;0;0;;A;2026-11-28T10:00:00Z", "../in/b/x.png;0;1;;B;2026-11-28T12:00:00Z"
+    assert report.main([str(out), "--labels", table(out / "1.csv", *header)]) == 0
+    back = "../in/a/x.png;;;0;C;2026-11-28T11:00:00Z", "../in/b/x.png;;;0;C;2026-11-28T11:00:00Z"
+    assert report.main([str(out), "--labels", table(out / "2.csv", *back)]) == 0
+    assert calls(out)["a/x.png"] == (1, 0) and calls(out)["b/x.png"] == (0, 1)
+    assert "1 cell labelled by B" in capsys.readouterr().err
+
+
+def test_a_label_of_a_dark_cell_takes_it_from_the_dark_ones(out):
+    name = named(out)
+    assert report.main([str(out), "--labels", table(out / "1.csv", f"cut/{name}/r02_c02.png;0;1;;A;")]) == 0
+    [module] = rows(out / "modules.csv")
+    assert (module["inactive"], module["nearly_black"]) == ("4", "0")
+
+
+def test_pages_that_stay_as_they_were_are_named(out, capsys):
+    assert report.main([str(out), "--single-file"]) == 0
+    assert "earlier call" not in capsys.readouterr().err
+    (out / "comparison.html").touch()
+    assert report.main([str(out)]) == 0
+    said = capsys.readouterr().err
+    assert "report_out.html is of an earlier call" in said and "comparison.html is of an earlier call" in said
 
 
 def test_calls_of_the_network_are_no_labels(out, capsys):
@@ -360,7 +385,7 @@ def test_folders_that_make_no_sense_are_one_sentence(out, tmp_path, monkeypatch,
 def test_a_row_without_labels_is_no_row_of_training(out, tmp_path):
     import data
 
-    given = table(out / "labels.csv", "../in/a/x.png;1;0;;A;", "../in/b/x.png;;;1;A;")
+    given = table(out / "labels.csv", "../in/a/x.png;1;0;;A;", "../in/b/x.png;;;1;A;", "../in/c.png;;;0;A;")
     assert len(data.read_table(given)) == 1
     table(out / "labels.csv", "../in/a/x.png;;0;;A;")
     with pytest.raises(InputError, match="line 2: crack is ''"):

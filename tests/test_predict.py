@@ -18,7 +18,6 @@ from PIL import Image
 import data
 import predict
 from elcells.data.images import read_image
-from elcells.data.levels import NEARLY_BLACK
 from elcells.files import InputError, atomic_path, reason
 from elcells.inference.engines import open_model
 from elcells.inference.origin import warning_about
@@ -143,7 +142,7 @@ def test_a_nearly_black_image_is_told_of(exported, folder, tmp_path, capsys):
     Image.fromarray((np.asarray(Image.open(cell)) * 0.08).astype(np.uint8)).save(folder / "<i>dead.png")
     assert run(exported, folder, "--out", tmp_path / "out") == 0
     assert "1 cell is nearly black" in capsys.readouterr().err
-    dark = [r["filename"] for r in rows(tmp_path / "out") if float(r["brightness"]) < NEARLY_BLACK]
+    dark = [r["filename"] for r in rows(tmp_path / "out") if "nearly black" in r["error"] and r["crack"] == ""]
     page = held(tmp_path / "out" / "report.html")
     assert [os.path.basename(name) for name in dark] == ["<i>dead.png"]
     assert page["kinds"]["-1"] == 1

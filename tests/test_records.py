@@ -162,6 +162,22 @@ def test_cells_and_modules_become_one_record(lines, modules, run, tmp_path):
     assert len(rows(tmp_path / "out")) == 6 + 3 * 16 and len(rows(tmp_path / "out", "modules.csv")) == 3
 
 
+def test_a_table_says_which_images_are_modules(lines, modules, run, tmp_path, capsys):
+    for path in modules.glob("*.png"):
+        path.rename(lines[0] / path.name)
+    site = tmp_path / "site.csv"
+    site.write_text("filename;serial;grid\nm0.png;S0;4x4\na/m1.png;S1;4x4\n", encoding="utf-8")
+    assert run(lines[0], "--metadata", site) == 0
+    assert len(rows(tmp_path / "out")) == 6 + 2 * 16 + 1
+    assert [(row["columns"], row["serial"]) for row in rows(tmp_path / "out", "modules.csv")] == [
+        ("4", "S0"),
+        ("4", "S1"),
+    ]
+    lines[0].rename(tmp_path / "moved")
+    run(tmp_path / "moved")
+    assert "9 images of" in capsys.readouterr().err
+
+
 def test_the_same_command_again_judges_nothing(lines, modules, run, tmp_path, judged):
     for command in ([lines[0]], [modules, *GRID]):
         assert run(*command) == 0

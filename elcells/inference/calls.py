@@ -15,7 +15,7 @@ from PIL import Image
 from elcells.data.finding import find_images
 from elcells.data.images import NARROWEST, THREADS, examine, to_square
 from elcells.files import InputError
-from elcells.inference.cells import CellResult, judge
+from elcells.inference.cells import CellResult, cell_of_image, judge
 from elcells.inference.engines import in_batches
 from elcells.inference.networks import Network, open_network
 
@@ -101,7 +101,7 @@ def read(image, size):
         pixels = from_array(image, size) if isinstance(image, np.ndarray) else examine(name, size)[0]
     except InputError as error:
         return None, CellResult(name, error=" ".join(str(error).split()))
-    return pixels, CellResult(name, brightness=float(pixels.mean()) / 255)
+    return cell_of_image(name, pixels)
 
 
 def from_array(image, size):

@@ -9,7 +9,7 @@ from scipy.special import logit
 from elcells.data.levels import NEARLY_BLACK
 from elcells.inference.class_maps import as_bytes
 
-TOO_DARK = "nearly black: not judged"  # the error of a dead cell of a module
+TOO_DARK = "nearly black: not judged"  # the error of a dead cell of a module, or of an image without light
 UNSURE = 1.0  # a probability nearer to its threshold, in logits, may fall on either side
 
 
@@ -36,8 +36,8 @@ class CellResult:
 
     @property
     def nearly_black(self):
-        """Whether it is too dark to judge: a dead cell of a module, or an image without light."""
-        return self.error == TOO_DARK or (self.judged and self.brightness < NEARLY_BLACK)
+        """Whether it was too dark to judge."""
+        return self.error == TOO_DARK
 
     def defects(self, classes):
         """Names of the classes that it was called."""
@@ -47,6 +47,14 @@ class CellResult:
         """Values for a table: file name, calls, probabilities, brightness, error."""
         judged = [*self.calls, *(f"{p:.4f}" for p in self.probabilities)] if self.judged else [""] * 2 * len(classes)
         return [self.filename, *judged, "" if self.brightness is None else f"{self.brightness:.3f}", self.error]
+
+
+def cell_of_image(name, pixels, notes=()):
+    """An image of a cell, uint8 (S, S), as the pair that `judge` takes; one that is nearly black is not judged."""
+    brightness = float(pixels.mean()) / 255
+    if brightness < NEARLY_BLACK:
+        return None, CellResult(name, brightness=brightness, error=TOO_DARK, notes=tuple(notes))
+    return pixels, CellResult(name, brightness=brightness, notes=tuple(notes))
 
 
 def judge(engine, thresholds, cells):

@@ -11,7 +11,7 @@ import json
 from elcells.files import atomic_path, one_line, printable
 from elcells.inference.engines import needed
 from elcells.modules.cutting import CORNERS
-from elcells.records.labels import corrections
+from elcells.records.labels import corrections, judged_by_people_alone
 from elcells.records.rows import Labels, image_name, quoted
 
 # First characters of a formula, also as wide as Chinese ones (OWASP, "CSV Injection")
@@ -97,6 +97,9 @@ def counts_of_modules(record):
     for image, k, call, label in corrections(record):
         if image in counts:
             counts[image][k] = (counts[image][k] or 0) + label - (call or 0)
+    for image in judged_by_people_alone(record):
+        if image in counts:
+            counts[image][-1] -= 1
     return counts
 
 

@@ -22,7 +22,8 @@ def take_labels(record, path):
     """Take a table of people's labels into a record, in one transaction; returns (lines about it, whether all fit).
 
     path: `;`-separated with `filename`, relative to the results folder, one column a class (1, 0 or empty), and, where
-    they are known, `unsure` (1), `who` and `when`. A newer label replaces an older one of the same person.
+    they are known, `unsure` (1), `who` and `when`. A newer label replaces an older one of the same person; empty ones with
+    a 0 in `unsure` take back what the cell had.
     Raises InputError, naming the line, for a value that is none, and where no row means a cell of the record.
     """
     table = read_rows(path, ["filename", *record.classes])
@@ -32,6 +33,7 @@ def take_labels(record, path):
     images = {image_name(image): image["id"] for image in record.images()}
     names = Names(path, images, record.folder)
     given = []
+    withdrawn = []
     strangers = []
     for line, row in table.iterrows():
         labels = labels_of(path, line, row, record.classes)
@@ -41,16 +43,22 @@ def take_labels(record, path):
             strangers.append(f"line {line}: {row['filename']}")
         elif labels:
             given.append(Given(cell, labels, row.get("who", ""), time))
-    if not given:
+        elif row.get("unsure") == "0":
+            withdrawn.append((*cell, time))
+    if not given and not withdrawn:
         what = "no row means a cell" if strangers else "no row has a label"
         raise InputError(f"{path}: {what} of {record.folder}; give the labels.csv that its review.html saved")
     taken = set()
     with record.connection:
+        query = 'DELETE FROM labels WHERE image = ? AND row = ? AND "column" = ? AND time <= ?'
+        removed = record.connection.executemany(query, withdrawn).rowcount
         for label in given:
             for name, value in label.labels.items():
                 if keep_label(record, (*label.cell, name, value, label.who, label.time)):
                     taken.add(label.cell)
     lines = [f"{path}: labels of {counted(len(taken), 'cell')} taken into the record"]
+    if removed:
+        lines.append(f"{path}: {counted(len(withdrawn), 'cell')} whose labels were taken back")
     if older := len({label.cell for label in given} - taken):
         lines.append(f"{path}: labels of {counted(older, 'cell')} are older than those in the record, which stay")
     if strangers:
@@ -135,6 +143,12 @@ def corrections(record):
     return changed
 
 
+def judged_by_people_alone(record):
+    """Ids of images, one for each cell that the network did not judge and people did."""
+    cells = labelled_cells(record)
+    return [image for image, calls, labels in cells if calls[0] is None and any(v is not None for v in labels.values)]
+
+
 def agreement(record):
     """How often network and people agree: {class: (cells on which they agree, cells that both judged)}."""
     counts = {name: [0, 0] for name in record.classes}
@@ -153,6 +167,6 @@ def lines_about_people(record):
         return []
     who = sorted({labels.who or "somebody" for _, _, labels in cells})
     agreed = ", ".join(f"{name} {same} of {both}" for name, (same, both) in agreement(record).items())
-    changed = counted(len(corrections(record)), "call")
+    changed = counted(sum(call is not None for _, _, call, _ in corrections(record)), "call")
     number = counted(len(cells), "cell")
     return [f"{number} labelled by {', '.join(who)}; network and people agree on {agreed}; {changed} corrected."]

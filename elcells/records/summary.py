@@ -33,7 +33,10 @@ def counts_of(record):
     counts += [f"{number} {name}" for name, number in zip(record.classes, defects)]
     if failed := record.count(f"status = '{FAILED}'"):
         counts.append(f"{failed} failed")
-    return f"{record.folder}: {', '.join(counts)}; report.html shows them, review.html is for labelling."
+    pages = "report.html shows them"
+    if (record.folder / "review.html").exists():
+        pages += ", review.html is for labelling"
+    return f"{record.folder}: {', '.join(counts)}; {pages}."
 
 
 def lines_of(errors, modules, where):

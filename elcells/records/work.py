@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from elcells.data.images import THREADS, examine, size_of
-from elcells.files import CUT, MODULES, OVERLAYS, InputError, atomic_path, reason
-from elcells.inference.cells import CellResult, judge
+from elcells.files import CUT, MODULES, OVERLAYS, InputError, atomic_path, counted, reason
+from elcells.inference.cells import CellResult, cell_of_image, judge
 from elcells.inference.networks import Network, open_network
 from elcells.modules.align import align_cell
 from elcells.modules.cutting import CutModule
@@ -104,9 +104,7 @@ def prepared_cell(request, size):
     except InputError as error:
         text = " ".join(str(error).split())
         return Prepared(request, ((None, CellResult(request.name, error=text)),), text)
-    notes = tuple(notes)
-    cell = CellResult(request.name, brightness=float(pixels.mean()) / 255, notes=notes)
-    return Prepared(request, ((pixels, cell),), "", notes)
+    return Prepared(request, (cell_of_image(request.name, pixels, notes),), "", tuple(notes))
 
 
 def np_corners(corners):
@@ -176,7 +174,7 @@ def with_lenses(lens, requests, todo, who):
     folders = {os.path.dirname(request.path) for request in todo if request.grid}
     for request in requests:
         folder = os.path.dirname(request.path)
-        if folder in folders:
+        if request.grid and folder in folders:
             groups.setdefault((folder, size_of(request.name), request.grid), []).append(request)
     bends = {}
     for (folder, size, grid), members in groups.items():
@@ -217,6 +215,16 @@ def forget_gone(record, requests):
             record.forget(row["id"])
             forgotten += 1
     return forgotten
+
+
+def lines_about_gone(record, requests):
+    """A line about images of a record that are gone from the disk, though their results stay."""
+    asked = {request.path for request in requests}
+    gone = sum(row["path"] not in asked and not os.path.lexists(row["path"]) for row in record.images())
+    if not gone:
+        return []
+    images = counted(gone, f"image of {record.folder} is", f"images of {record.folder} are")
+    return [f"{images} gone from the disk; the results stay and count. For images that were moved give a new --out."]
 
 
 def is_gone(path):
