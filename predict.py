@@ -85,8 +85,8 @@ class Tally:
             lines.append(f"{counted(self.nearly_black, 'cell')} {verb} nearly black: too dark to judge.")
         if self.lens_alone:
             lines.append(
-                f"{counted(self.lens_alone, 'module')} with a lens that was found in the image alone; with {FEWEST} of a "
-                "camera in a folder it is found better, and so are the cells at the edge."
+                f"{counted(self.lens_alone, 'module')} with a lens that was found in the image alone; with {FEWEST} "
+                "images of a camera in a folder it is found better, and so are the cells at the edge."
             )
         lines += as_lines(self.notes)
         grid = guess_grid(self.like_module) if self.like_module else ""
