@@ -97,9 +97,14 @@ def module_record(folder, count):
         return [row["name"] for row in record.modules()]
 
 
-def review_again(folder, table=None):
-    """Take a table of labels, as text, into a record, and write its review page again; the page's data."""
+def review_again(folder, table=None, metadata=None):
+    """Take a table of labels, as text, into a record, and write its review page again; the page's data.
+
+    metadata: of all its images, a dict.
+    """
     with writing(folder, INFO) as record:
+        if metadata:
+            record.connection.execute("UPDATE images SET metadata = ?", [json.dumps(metadata)])
         if table:
             (folder / "labels.csv").write_text(table, encoding="utf-8")
             take_labels(record, folder / "labels.csv")
@@ -160,7 +165,7 @@ def test_modules_of_a_review_lie_in_files_beside_it(tmp_path, monkeypatch):
     files = {f"modules-{k}": tmp_path / "out" / "review" / f"modules-{k}.js" for k in range(3)}
     listed = held(tmp_path / "out" / "review.html")["modules"]
     assert [row[0] for row in listed] == names and [row[1] for row in listed] == [f"m0{k}.png" for k in range(5)]
-    for name, _, columns, rows, chunk in listed:
+    for name, _, _, columns, rows, chunk in listed:
         [found] = [m for m in chunk_of(files[chunk]) if m["name"] == name]
         assert (columns, rows) == (2, 2) and len(found["nodes"]) == 18 and len(found["cells"]) == 4
     written = files["modules-0"].stat().st_mtime_ns
@@ -177,11 +182,12 @@ def chunk_of(path):
 @posix
 def test_what_to_type_next_is_quoted_for_a_shell(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    steps = dict(next_steps(tmp_path / "site 'A'", ("crack", "inactive")))
+    steps = next_steps(tmp_path / "site 'A'", ("crack", "inactive"))
+    commands = [" ".join(word if isinstance(word, str) else word[0] for word in words) for _, words in steps]
     folder = "'site '\"'\"'A'\"'\"''"
     table = "'site '\"'\"'A'\"'\"'/labels.csv'"
-    assert f"python report.py {folder} --labels {table}" in steps.values()
-    assert f"python train.py --data data.csv {table} --weights cells.onnx --recipe adapt" in steps.values()
+    assert f"python report.py {folder} --labels {table}" in commands
+    assert f"python train.py --data data.csv {table} --weights cells.onnx --recipe adapt" in commands
 
 
 # ---------------------------------------------------------------- what it is made of
@@ -233,6 +239,7 @@ class Tab:
         return self.tab.inner_text("#counts")
 
     def load(self, path):
+        self.tab.evaluate("document.getElementById('message').textContent = ''")
         self.tab.set_input_files("#load", path)
         self.tab.wait_for_function("document.getElementById('message').textContent !== ''")
         return self.tab.inner_text("#message")
@@ -245,6 +252,11 @@ class Tab:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = [[*row.values()] for row in csv.DictReader(file, delimiter=";")]
         return {name: tuple(values[:-1]) for name, *values in rows}
+
+
+def table_file(text):
+    """A table as Tab.load takes it."""
+    return {"name": "x.csv", "mimeType": "text/csv", "buffer": text.encode("utf-8")}
 
 
 @pytest.fixture
@@ -298,12 +310,24 @@ def test_older_and_foreign_tables_load(page, fresh):
     """Without the columns that people need not give, with blank labels, with names relative to the images' folder."""
     tab = Tab(fresh, page[0])
     names = [c["file"].removeprefix("../in/") for c in page[1]["cells"] if ";" not in c["file"]]
-    text = f"crack;filename;inactive\n1;{names[0]};0\n;{names[1]};\n2;{names[2]};0\n0;elsewhere/{names[3]};0\n"
-    said = tab.load({"name": "x.csv", "mimeType": "text/csv", "buffer": text.encode("utf-8")})
-    assert "1 labels loaded, 1 rows have no label, 2 rows belong to no cell" in said
+    text = f"crack;filename;inactive\n1;{names[0]};0\n;{names[1]};\n0;elsewhere/{names[3]};0\n"
+    assert "1 label loaded, 1 row has no label, 1 row belongs to no cell" in tab.load(table_file(text))
     assert tab.counts() == "1 done, 0 unsure, 12 left"
-    tab.tab.evaluate("document.getElementById('message').textContent = ''")
-    assert "no column filename" in tab.load({"name": "x.csv", "mimeType": "text/csv", "buffer": b"a;b\n1;2\n"})
+    assert "no column filename" in tab.load(table_file("a;b\n1;2\n"))
+
+
+def test_what_is_wrong_in_a_table_is_said_with_its_line(page, fresh):
+    tab = Tab(fresh, page[0])
+    names = [c["file"] for c in page[1]["cells"] if ";" not in c["file"]]
+    rows = ["ja;nein;;", "2;0;;", "1;0;;28.11.2026 13:50", "1;0;;2026-02-30", "1;0;;2026-11-28 13:50"]
+    text = NEXT.replace("who;", "") + "\n" + "".join(f"{name};{row}\n" for name, row in zip(names, rows))
+    said = tab.load(table_file(text))
+    assert (
+        "1 label loaded, 2 rows have values other than 1, 0 or nothing (line 3: crack is ja; line 4: crack is 2)"
+        in said
+    )
+    assert "2 rows have times" in said and "(line 5: 28.11.2026 13:50; line 6: 2026-02-30)" in said
+    assert tab.counts() == "1 done, 0 unsure, 12 left"
 
 
 def test_no_label_without_a_name_and_no_opinion_without_a_label(page, fresh):
@@ -343,14 +367,77 @@ def test_a_page_made_anew_keeps_labels_and_the_newer_ones_win(tmp_path, fresh):
 def test_the_end_screen_comes_by_itself_and_counts(tmp_path, fresh):
     module_record(tmp_path / "out", 1)
     tab = Tab(fresh, tmp_path / "out" / "review.html")
-    tab.press("n", "u", "c", "ArrowRight", "c")
-    tab.tab.wait_for_selector("#end[open]")
-    assert "All cells are labelled" in tab.tab.inner_text(
-        "#end"
-    ) and "2 crack, 1 neither, 1 unsure" in tab.tab.inner_text("#end")
-    assert "Jörg (4)" in tab.tab.inner_text("#end") and "report.py" in tab.tab.inner_text("#steps")
+    tab.press("n", "u", "c", "ArrowRight", "c", "i")  # a cell may have several labels
+    assert tab.tab.is_hidden("#end")
+    tab.press("ArrowRight", "c")
+    shown = tab.tab.inner_text("#end")
+    assert "All cells are labelled" in shown and "1 neither, 1 unsure, 1 crack, 1 crack and inactive" in shown
+    assert "Jörg (4)" in shown and "report.py" in shown and "key c does nothing here" in shown
     with tab.tab.expect_download():
         tab.press("Enter")
+    tab.press("Escape", "u")
+    assert tab.tab.is_hidden("#end") and tab.counts() == "2 done, 2 unsure, 0 left"
+
+
+def test_the_end_screen_comes_where_the_last_open_cell_is_settled(tmp_path, fresh):
+    module_record(tmp_path / "out", 1)
+    tab = Tab(fresh, tmp_path / "out" / "review.html")
+    tab.press("n", "ArrowRight", "n", "n", "Escape")
+    assert tab.counts() == "3 done, 0 unsure, 1 left"
+    tab.press("Home", "u")
+    assert "All cells are labelled" in tab.tab.inner_text("#end")
+
+
+def test_labels_of_the_record_are_taken_back(tmp_path, fresh):
+    module_record(tmp_path / "out", 1)
+    first, second, third, _ = [c["file"] for c in held(tmp_path / "out" / "review.html")["cells"]]
+    given = f"{first};1;0;;Anna;2020-01-01T00:00:00Z\n{second};;;1;Anna;2020-01-01T00:00:00Z\n"
+    shown = review_again(tmp_path / "out", NEXT + given)
+    tab = Tab(fresh, tmp_path / "out" / "review.html")
+    tab.press("c", "e")
+    assert tab.counts() == "0 done, 1 unsure, 3 left" and "1 label taken back" in tab.tab.inner_text("#end")
+    tab.press("Escape", "ArrowRight", "ArrowRight", "c", "c")  # its own, which nobody else has seen
+    expected = {first: ("", "", "0", "Jörg"), second: ("", "", "1", "Anna")}
+    assert len(shown["given"]) == 2 and tab.save(tmp_path / "out" / "labels.csv") == expected
+    assert "1 cell and 1 label taken back" in tab.tab.inner_text("#message")
+    tab.press("c")
+    assert tab.save(tmp_path / "other.csv") == expected | {third: ("1", "0", "", "Jörg")}
+    tab.press("z")  # the record may have it from that table
+    assert tab.save(tmp_path / "other.csv") == expected | {third: ("", "", "0", "Jörg")}
+    assert "1 label loaded, 2 labels taken back" in tab.load(tmp_path / "other.csv")
+    tab.tab.reload()
+    assert tab.save(tmp_path / "again.csv") == expected | {third: ("", "", "0", "Jörg")}
+    with writing(tmp_path / "out", INFO) as record:
+        take_labels(record, tmp_path / "again.csv")
+        record.end()
+        assert [labels.values for labels in record.people().values()] == [(None, None)]
+
+
+def test_a_moved_results_folder_is_named_where_it_is(tmp_path, fresh):
+    module_record(tmp_path / "out", 1)
+    moved = tmp_path / "it's moved ü"
+    (tmp_path / "out").rename(moved)
+    tab = Tab(fresh, moved / "review.html")
+    tab.press("e")
+    steps = tab.tab.inner_text("#steps").replace("\n", " ")
+    table = f"{moved}/labels.csv".replace("'", "'\"'\"'")
+    assert f"into the folder {moved}" in steps and f"--labels '{table}'" in steps
+    where = "['/C:/a%20b/review.html', '', '/C:/review.html', '', '/share/x/review.html', 'server', '/review.html', '']"
+    folders = f"""{where}.map((path, k, all) => k % 2 ? null :
+        folderOf({{ protocol: "file:", host: all[k + 1], pathname: path }})).filter(Boolean)"""
+    assert tab.tab.evaluate(folders) == ["C:\\a b", "C:\\", "\\\\server\\share\\x", "/"]
+
+
+def test_modules_are_named_by_their_serial_number(tmp_path, fresh):
+    [name] = module_record(tmp_path / "out", 1)
+    listed = review_again(tmp_path / "out", metadata={"serial": "SN-1", "string": 3, "row": ""})["modules"]
+    assert listed[0][1:3] == ["SN-1 (m00.png)", "serial SN-1 · string 3 · m00.png"]
+    tab = Tab(fresh, tmp_path / "out" / "review.html")
+    shown = tab.tab.inner_text("#name")
+    assert re.fullmatch(rf"SN-1 \(m00.png\), row \d, column \d\s+cut/{name}/r\d\d_c\d\d.png", shown)
+    tab.tab.click("#to-modules")
+    tab.press("l")
+    assert "serial SN-1 · string 3 · m00.png" in tab.tab.inner_text("#found")
 
 
 def test_cells_are_labelled_on_their_modules_image(tmp_path, fresh):

@@ -14,11 +14,11 @@ from urllib.parse import quote
 import numpy as np
 
 from elcells.data.tables import CLASSES
-from elcells.files import ANY_NAME, CUT, MODULES, REPORT, InputError, relative
+from elcells.files import CUT, MODULES, REPORT, InputError, folder_of_all, printable, relative
 from elcells.inference.cells import UNSURE, doubt
 from elcells.pages.beside import Files, source_of, stamp_of
 from elcells.pages.page import PageImage, fill, json_of
-from elcells.records.rows import cell_name_of
+from elcells.records.rows import cell_name_of, image_name
 
 MOST = 5000  # cells near a threshold, and labelled cells, that a page shows
 SAMPLE = 100  # sure cells, drawn at random
@@ -130,16 +130,18 @@ def in_shell(path):
 
 
 def next_steps(folder, classes):
-    """What to do with a saved table: list of (text, command or "")."""
-    place = in_shell(folder)
-    table = in_shell(Path(folder) / "labels.csv")
-    adapt = f"--data data.csv {table} --weights cells.onnx --recipe adapt"
+    """What to do with a table in its folder: list of (text, command as a list of words for a shell).
+
+    A word that is a path is (the path as it is typed now, its name in the folder), for the folder may be moved.
+    """
+    place = in_shell(folder), ""
+    table = in_shell(Path(folder) / "labels.csv"), "labels.csv"
+    adapt = ["--data", "data.csv", table, "--weights", "cells.onnx", "--recipe", "adapt"]
     if set(classes) != set(CLASSES):
-        adapt = f"--data {table} --classes {' '.join(map(shlex.quote, classes))}"
+        adapt = ["--data", table, "--classes", *map(shlex.quote, classes)]
     return [
-        (f"Move labels.csv from your downloads into the folder {os.path.abspath(folder)}", ""),
-        ("Correct the report:", f"python report.py {place} --labels {table}"),
-        ("From about 100 labels on, train a network on them:", f"python train.py {adapt}"),
+        ("Correct the report:", ["python", "report.py", place, "--labels", table]),
+        ("From about 100 labels on, train a network on them:", ["python", "train.py", *adapt]),
     ]
 
 
@@ -168,6 +170,7 @@ def write_page(target, cells, classes, thresholds, folder, key, more):
     data |= {
         "key": key,
         "place": os.path.abspath(folder),
+        "is_beside": os.path.realpath(folder) == os.path.realpath(Path(target).parent),
         "rules": {name: RULES[name] for name in classes if name in RULES},
     }
     fill("review.html", target, data | {"chunks": CHUNKS, "given": [], "modules": []} | more)
@@ -216,16 +219,17 @@ def given_labels(record):
 def write_modules(record, stamp):
     """Write the modules of a record into the files review/modules-K.js, CHUNK to a file; older ones are removed.
 
-    Returns what the page needs to find them: list of (name, title, columns, rows, K).
+    Returns what the page needs to find them: list of (name, title, what is known of it, columns, rows, file's name).
     """
     files = Files(record.folder / CHUNKS, stamp)
     modules = {row["image"]: row for row in record.modules() if row["name"] is not None}
+    root = folder_of_all([row["path"] for row in modules.values()]) if modules else None
     by_image = groupby(record.cells(), itemgetter("image"))
     found = ((modules[image], cells) for image, cells in by_image if image in modules)
     listed = []
     while entries := [(row, module_entry(record, row, cells)) for row, cells in islice(found, CHUNK)]:
         name = f"modules-{len(files.names)}"
-        listed += [(row["name"], title_of(row), row["columns"], row["rows"], name) for row, _ in entries]
+        listed += [(row["name"], *titles_of(row, root), row["columns"], row["rows"], name) for row, _ in entries]
         files.write_chunk(name, json_of([entry for _, entry in entries]))
     files.remove_others()
     return listed
@@ -246,8 +250,13 @@ def module_entry(record, row, cells):
     return shown | {"columns": row["columns"], "rows": row["rows"], "nodes": json.loads(row["nodes"])}
 
 
-def title_of(row):
-    """A module's metadata, such as its serial number, and its file's name; row: of Record.modules."""
-    page = f" (page {row['page']})" if row["page"] else ""
-    name = os.path.basename(row["path"]).encode("utf-8", ANY_NAME).decode("utf-8", "replace")
-    return " · ".join([*filter(None, map(str, json.loads(row["metadata"]).values())), name + page])
+def titles_of(row, root):
+    """What a module is called, as in the report, and what is known of it: "A1 (m.png)", "serial A1 · string 2 · m.png".
+
+    row: of Record.modules. root: the folder that its file is named from.
+    """
+    file = printable(relative(image_name(row), root))
+    metadata = json.loads(row["metadata"]).items()
+    known = [(printable(name), printable(value)) for name, value in metadata if value not in (None, "")]
+    serial = next((value for name, value in known if name.lower() == "serial"), None)
+    return f"{serial} ({file})" if serial else file, " · ".join([*map(" ".join, known), file])

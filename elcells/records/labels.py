@@ -43,7 +43,7 @@ def take_labels(record, path):
             strangers.append(f"line {line}: {row['filename']}")
         elif labels:
             given.append(Given(cell, labels, row.get("who", ""), time))
-        elif row.get("unsure") == "0":
+        elif row.get("unsure") == "0" and row.get("when"):
             withdrawn.append((*cell, time))
     if not given and not withdrawn:
         what = "no row means a cell" if strangers else "no row has a label"

@@ -1,8 +1,9 @@
 "use strict";
 // The review page: one cell after another, or on a module's image. review_labels.js has the labels, review_table.js the
 // name, the table and the end, review_modules.js the module's image.
-const { cells, thresholds, place, rules, steps } = data;
+const { cells, thresholds, rules, steps } = data;
 let mode = "cells", at = 0, light = [1, 1], mapShown = false, preload = [], who = "", always = false;
+let complete = false;  // the last open cell of the list got a label, and the end screen did not come since
 const here = () => mode === "cells" ? cells[at] : boardCell();
 const shownCells = () => mode === "cells" ? cells : [...board.cells.values()];
 const tell = text => { $("message").textContent = text; };
@@ -22,8 +23,8 @@ function label(labels) {
   if (!cell) return false;
   if (!who) { askName(); return false; }
   const left = counts().left;
-  change([[cell.file, labels && { labels, who, when: now() }]], cell.file);
-  if (mode === "cells" && left && !counts().left) setTimeout(finish);  // after the key's own work
+  change([[cell.file, { labels, who, when: now() }]], cell.file);
+  if (mode === "cells" && left && !counts().left) complete = true;
   return true;
 }
 
@@ -34,11 +35,14 @@ function toggle(k) {
   show();
 }
 
+const isAtEnd = () => mode === "cells" && complete && !counts().left;
+
 function settle(value) {
   if (!label(classes.map(() => value))) return;
   if (mode === "modules") nextOnBoard();
   else moveInList(1);
   show();
+  if (isAtEnd()) finish();
 }
 
 async function undo() {
@@ -57,6 +61,7 @@ function moveInList(step) {
 
 function move(rows, columns) {
   if (mode === "modules") moveOnBoard(rows, columns);
+  else if (columns > 0 && (isAtEnd() || at === cells.length - 1)) return finish();
   else moveInList(columns);
   show();
 }
@@ -122,7 +127,8 @@ function show() {
   $("who").textContent = who ? `Name: ${who}` : "Your name";
   const by = given ? ` ${given.who} ${timeOf(given.when)}` : "";
   $("said").replaceChildren(words(given), make("span", { id: "by", textContent: by }));
-  $("name").textContent = cell?.file ?? "";
+  const title = cell ? titleOf(cell) : "";
+  $("name").replaceChildren(title, ...cell && title !== cell.file ? [make("small", { textContent: cell.file })] : []);
   showImage(cell);
   showOpinion(cell);
   const neither = !!given && given.labels.every(v => v === 0), unsureOfAll = !!given && isBlank(given);
@@ -217,9 +223,11 @@ function openList() {
 }
 
 document.addEventListener("keydown", event => {
-  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
-  const action = actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-  if (action) { event.preventDefault(); tell(""); action(); }
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key, action = actions[key];
+  if ($("end").open && [...letters, "n", "u", "z"].includes(key))
+    $("end-keys").textContent = `The key ${key} does nothing here: Escape goes back to the cells.`;
+  if (action && !document.querySelector("dialog[open]")) { event.preventDefault(); tell(""); action(); }
 });
 $("stage").addEventListener("wheel", event => {
   event.preventDefault();
@@ -277,8 +285,9 @@ $("rules").append(...Object.entries(rules).map(([name, [is, not]]) =>
 $("rules").hidden = !Object.keys(rules).length;
 const classKeys = letters.map((letter, k) => `${letter}: ${classes[k]}`).join(", ");
 $("labels").textContent = `${classKeys} (again: takes it back). n: ${buttons[classes.length][0]}, u: unsure; both go `
-  + "on to the next cell. A cell may have several labels; then go on with →.";
-$("steps").append(...steps.map(([text, command]) => make("li", {}, text, ...command ? [commandOf(command)] : [])));
+  + "on to the next cell. A cell may have several labels; then go on with →. After the last cell the counts come.";
+$("steps").append(make("li", {}, `Move labels.csv from your downloads into the folder ${place}`));
+$("steps").append(...steps.map(([text, words]) => make("li", {}, text, commandOf(words.map(inShell).join(" ")))));
 $("help").open = innerWidth > 720;
 $("its-keys").hidden = !cells.some(cell => cell.p);  // two people's tables have no network
 

@@ -1,5 +1,6 @@
 "use strict";
-// Labelling on a module's image. data.modules: [name, title, columns, rows, chunk]; the chunk has its cells and nodes.
+// Labelling on a module's image. data.modules: [name, title, all that is known of it, columns, rows, chunk]; the chunk
+// has its cells and nodes.
 const listed = data.modules, MATCHES = 200;  // modules of the list at a time
 const FINGER = 34;  // least width of a cell in pixels on a phone
 // The module that is shown: its number in the list, cells by "row,column", and the one that is selected.
@@ -14,11 +15,11 @@ function verdict(calls) {
 
 async function openModule(number) {
   board.number = Math.max(0, Math.min(listed.length - 1, number));
-  const wanted = board.number, [name, title, , , chunkName] = listed[wanted];
+  const wanted = board.number, [name, title, known, , , chunkName] = listed[wanted];
   const module = (await needChunk(chunkName))?.find(m => m.name === name);
   if (board.number !== wanted) return;
   $("title").textContent = `${wanted + 1} / ${listed.length}: ${title}`;
-  $("title").title = title;
+  $("title").title = known;
   remember(itemName("module"), name);
   Object.assign(board, { module: module ?? null, row: 1, column: 1 });
   const { folder, cells = [] } = module ?? {};
@@ -26,7 +27,8 @@ async function openModule(number) {
     file: `cut/${name}/${file}`, src: `${folder}/${file}`, p, maps, why: "", row, column }]));
   $("sheet").hidden = !module;
   if (module) drawBoard(module);
-  else tellLost(`${data.chunks}/${chunkName}.js is not there, or newer than this page: load the page again, in its results folder.`);
+  else tellLost(`${data.chunks}/${chunkName}.js is not there, or newer than this page: load the page again, in its `
+    + "results folder.");
 }
 
 function tellLost(text) {
@@ -112,8 +114,14 @@ const numberOf = new Map(listed.map(([name], number) => [name, number]));
 function placeOnBoard(file) {
   const match = /^cut\/([^/]+)\/r(\d+)_c(\d+)\.png$/.exec(file), number = match && numberOf.get(match[1]);
   if (number === null || number === undefined) return null;
-  const [row, column] = [Number(match[2]), Number(match[3])], [, , columns, rows] = listed[number];
+  const [row, column] = [Number(match[2]), Number(match[3])], [, , , columns, rows] = listed[number];
   return row >= 1 && row <= rows && column >= 1 && column <= columns ? { number, row, column } : null;
+}
+
+// What a cell is called, as in the report.
+function titleOf({ file }) {
+  const { number, row, column } = placeOnBoard(file) ?? {};
+  return number === undefined ? file : `${listed[number][1]}, row ${row}, column ${column}`;
 }
 
 // The list of modules, those that match what is searched for.
@@ -124,12 +132,12 @@ function listModules() {
     if (place) labelled.set(place.number, (labelled.get(place.number) ?? 0) + 1);
   }
   const wanted = $("search").value.toLowerCase().split(/\s+/);
-  const matches = ([, title]) => wanted.every(word => title.toLowerCase().includes(word));
+  const matches = ([, , known]) => wanted.every(word => known.toLowerCase().includes(word));
   const found = [...listed.keys()].filter(number => matches(listed[number]));
   $("found").replaceChildren(...found.slice(0, MATCHES).map(number => {
-    const [, title, columns, rows] = listed[number];
+    const [, , known, columns, rows] = listed[number];
     const count = `${labelled.get(number) ?? 0} of ${columns * rows} labelled`;
-    const button = make("button", {}, make("span", { className: "soft", textContent: count }), title);
+    const button = make("button", {}, make("span", { className: "soft", textContent: count }), known);
     button.addEventListener("click", () => { $("modules").close(); openModule(number).then(show); });
     return make("li", {}, button);
   }));
