@@ -133,6 +133,20 @@ def test_a_serial_that_stands_twice_is_named_and_not_guessed(tmp_path):
     assert not pairs and len(found.doubtful) == 3 and "serial X" in found.doubtful[0]
 
 
+@pytest.mark.parametrize(
+    "now, serial, part",
+    [
+        ("/b/m.png", "Y", "1 image has the same file name but other serials, for example /a/m.png (serial X) before"),
+        ("/b/n.png", "", "no serial and no file name stands in both"),
+    ],
+)
+def test_a_sentence_says_why_nothing_matches(tmp_path, now, serial, part):
+    make(tmp_path / "a", [module_result("/a/m.png", {})], {"/a/m.png": "X"})
+    make(tmp_path / "b", [module_result(now, {})], {now: serial})
+    _, data, lines = compare(tmp_path / "a", tmp_path / "b")
+    assert part in data["warnings"][0] and lines[1] == data["warnings"][0]
+
+
 def test_every_image_is_compared_or_named(tmp_path):
     before = [
         module_result("/a/m.png", {}),
@@ -186,6 +200,31 @@ def test_labels_of_people_win_and_are_certain(tmp_path):
     ((row,), _, _) = compare(tmp_path / "a", tmp_path / "b")
     assert (row["crack"], row["crack_uncertain"], row["inactive"]) == ("gone", "0", "none")
     assert (row["person_before"], row["person_now"], row["row"]) == ("Ann", "Bob", "")
+
+
+def labelled(folder, *labels):
+    """Give labels (row, column, class, label or None, who) to cells of the first image of a results folder."""
+    with writing(folder, INFO) as record, record.connection:
+        for row, column, name, label, who in labels:
+            record.connection.execute(
+                "INSERT INTO labels VALUES (1, ?, ?, ?, ?, ?, '2026-01-01')", (row, column, name, label, who)
+            )
+
+
+def test_a_change_from_a_label_in_one_record_only_is_uncertain(tmp_path):
+    probabilities = {(1, 1): SOUND, (1, 2): CRACKED, (1, 3): SOUND}
+    make(tmp_path / "a", [module_result("/a/m.png", {**probabilities, (2, 1): SOUND})])
+    make(tmp_path / "b", [module_result("/b/m.png", {**probabilities, (2, 1): CRACKED})])
+    labelled(tmp_path / "a", (1, 3, "crack", 0, "Ann"))
+    labelled(tmp_path / "b", *((r, c, "crack", v, "Bob") for r, c, v in ((1, 1, 1), (1, 2, 0), (1, 3, 1), (2, 1, 1))))
+    rows, data, _ = compare(tmp_path / "a", tmp_path / "b")
+    assert [(row["crack"], row["crack_uncertain"]) for row in rows[:4]] == [
+        ("new", "1"),
+        ("gone", "1"),
+        ("new", "0"),  # people say so in both records
+        ("new", "0"),  # so does the network
+    ]
+    assert data["counts"][0][:4] == [3, 1, 1, 1] and [mask[1] for *_, mask in data["changes"]] == list("pp..")
 
 
 def test_counts_add_up_and_worst_modules_come_first(tmp_path):
@@ -252,6 +291,22 @@ def test_a_turned_module_is_named_and_compared_as_it_stands(tmp_path):
     assert (rows[0]["crack"], rows[-1]["crack"]) == ("gone", "new")
     assert "turned by 180 degrees; compared as it stands" in rows[0]["notes"]
     assert "1 module seems to be turned" in data["warnings"][0] and any("180 degrees" in line for line in lines)
+    assert "the changes of 2 cells there" in data["warnings"][0] and lines[1] == data["warnings"][0]
+    assert not any(map(any, data["counts"])) and not data["changes"] and "crack: 0 new, 0 gone, 0 unchanged" in lines
+
+
+def test_another_lens_is_noted(tmp_path):
+    results = {"/a/m.png": 0.03, "/a/n.png": 0.03, "/b/m.png": 0.05, "/b/n.png": 0.035}
+    for folder in ("a", "b"):
+        some = [module_result(path, {(1, 1): CRACKED}) for path in results if path.startswith(f"/{folder}")]
+        bent = [replace(r, module=replace(r.module, bend=results[r.request.path])) for r in some]
+        make(tmp_path / folder, bent)
+    rows, data, lines = compare(tmp_path / "a", tmp_path / "b")
+    assert {row["module"]: "another lens" in row["notes"] for row in rows} == {
+        module_name("/b/m.png", 0): True,
+        module_name("/b/n.png", 0): False,
+    }
+    assert "1 module was cut with another lens" in data["warnings"][0] and data["warnings"][0] in lines
 
 
 # ---------------------------------------------------------------- the page
@@ -311,6 +366,31 @@ def test_the_page_shows_every_change(browser, tmp_path):
         "[...document.querySelectorAll('#cells img')].filter(image => image.naturalWidth).length === 6"
     )
     page.wait_for_function("document.querySelectorAll('figure.module image[href^=\"data:\"]').length === 4")
+    page.close()
+
+
+def test_what_people_said_and_missing_images_are_named(browser, tmp_path):
+    before = with_images(tmp_path / "a", [module_result("/a/m.png", {(1, 1): CRACKED})])
+    now = with_images(tmp_path / "b", [module_result("/b/m.png", {(1, 1): CRACKED, (1, 2): CRACKED})])
+    labelled(before, *((1, 1, name, None, "Ann") for name in INFO.classes))
+    labelled(now, (1, 1, "crack", 0, "Bob"))
+    for path in (before / "cut").rglob("*.png"):
+        path.unlink()
+    compare(before, now)
+    page = browser.new_page(color_scheme="dark")
+    page.goto((now / "comparison.html").as_uri())
+    page.wait_for_selector("#cells .frame span")
+    text = page.locator("#cells li").first.inner_text()
+    assert "Image not there" in text
+    assert "before (Ann was not sure)" in text and "now (labelled by Bob); uncertain: labelled in one record" in text
+    assert page.locator("#lost").is_visible() and "Labels that were given after that" in page.inner_text("#made")
+    page.click("[data-kind='labelled in one record only']")
+    page.wait_for_function("document.querySelectorAll('#cells li').length === 1")
+    page.locator("figure.module polygon.area").first.press("Enter")
+    page.wait_for_selector("dialog .frame span")
+    assert page.locator("dialog img[alt=now]").count() == 1
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).getPropertyValue('--bad')") == "#a40000"
     page.close()
 
 

@@ -12,16 +12,21 @@ from elcells.pages.beside import Files, stamp_of
 from elcells.pages.comparison_data import MODULES_PER_CHUNK, PageData
 from elcells.pages.page import fill, json_of
 from elcells.records.comparison import (
+    CERTAIN,
     GONE,
+    LENS_NOTE,
+    NEAR,
     NEW,
     NONE,
     NOT_COMPARABLE,
+    ONE_RECORD,
     UNCHANGED,
     Comparison,
     comparison_fields,
     comparison_rows,
 )
 from elcells.records.exports import write_csv
+from elcells.records.runs import now
 
 CHUNKS = "comparison"  # folder of the page's data, beside it
 MOST_NAMES = 1000  # of images that are not compared, of each kind, on the page
@@ -45,13 +50,14 @@ class ComparisonPage:
 
     modules: Compared of images of modules. cells: Compared of images of single cells that changed. images: Counter of
     all images that are compared: (is it a module?, how it was matched). counts: Counter of all cells: (place in
-    Change.states, state, uncertain).
+    Change.states, state, why it is uncertain), without those of modules that seem to be turned. made: when.
     """
 
     def __init__(self, comparison):
         self.comparison = comparison
         self.classes = comparison.classes
         self.target = comparison.now.folder / "comparison.html"
+        self.made = now()[:16].replace("T", " at ")
         self.modules = []
         self.cells = []
         self.images = Counter()
@@ -62,7 +68,8 @@ class ComparisonPage:
         for compared in self.comparison.compared():
             is_module = bool(compared.now.grid)
             self.images[is_module, compared.how] += 1
-            self.counts.update(compared.counts)
+            if not compared.turned:
+                self.counts.update(compared.counts)
             if is_module:
                 self.modules.append(compared.without_sound_cells())
             elif any(cell.is_change for cell in compared.cells):
@@ -72,14 +79,14 @@ class ComparisonPage:
 
     def importance(self, compared):
         """A key that sorts modules: most new defects that are not uncertain first, those that were turned last."""
-        certain = sum(compared.counts[k, NEW, False] for k, _ in enumerate(self.classes))
+        certain = sum(compared.count(k, NEW, [CERTAIN]) for k, _ in enumerate(self.classes))
         changes = [sum(compared.count(k, state) for k in range(len(self.classes) + 1)) for state in (NEW, GONE)]
         return (bool(compared.turned), -certain, *(-number for number in changes), compared.now.path, compared.now.page)
 
     def of(self, k, state):
         """[cells whose class number k is in a state, those of them that are uncertain]."""
-        uncertain = self.counts[k, state, True]
-        return [self.counts[k, state, False] + uncertain, uncertain]
+        uncertain = sum(self.counts[k, state, why] for why in (NEAR, ONE_RECORD))
+        return [self.counts[k, state, CERTAIN] + uncertain, uncertain]
 
     # ---------------------------------------------------------------- sentences
 
@@ -89,9 +96,23 @@ class ComparisonPage:
         modules, singles = (sum(n for (kind, _), n in self.images.items() if kind == is_module) for is_module in (1, 0))
         images = [counted(modules, "module")] if modules else []
         images += [counted(singles, "image of a cell", "images of cells")] if singles else []
+        if not images:
+            return "Nothing is compared."
         by_serial = sum(number for (_, how), number in self.images.items() if how == "serial")
         how = f"{by_serial} matched by serial, the others by file name" if by_serial else "matched by file name"
-        return f"{' and '.join(images) or 'No image'} in both records, {how}; {counted(cells, 'cell')} compared."
+        how = "matched by serial" if by_serial == modules + singles else how
+        turned = len(self.turned())
+        without = f", without those of {counted(turned, 'module')} that seem{'s' * (turned == 1)} to be turned"
+        end = f"{counted(cells, 'cell')} compared{without if turned else ''}."
+        return f"{' and '.join(images)} in both records, {how}; {end}"
+
+    def when(self):
+        """When the comparison was made, a sentence."""
+        return f"Compared on {self.made}. Labels that were given after that are not in it."
+
+    def turned(self):
+        """Compared of modules that seem to be turned; nothing else counts their cells."""
+        return [compared for compared in self.modules if compared.turned]
 
     def meaning(self):
         """What the words of the page mean."""
@@ -102,7 +123,9 @@ class ComparisonPage:
             "New: a defect now, none before. Gone: the other way round. The label of a person counts instead of the "
             "network's call. Uncertain: before or now, the network's probability is within 1 logit of the threshold "
             f"({near}), where another exposure can be enough to change the call: no proof that something grew or "
-            "healed. A dark cell is not judged, so its defects are not comparable, and never gone."
+            "healed. A change is uncertain too where it comes from a person's label in one record only: in the other "
+            "one the network may be wrong as well. A dark cell is not judged, so its defects are not comparable, and "
+            "never gone."
         )
 
     def lists(self):
@@ -118,18 +141,18 @@ class ComparisonPage:
         return [(f"{counted(len(names), 'image')} {title}", first_of(names)) for title, names in some if names]
 
     def lines(self):
-        """Lines for the terminal about what changed."""
+        """Lines for the terminal about what changed, warnings first."""
         before, now = (printable(side.record.folder) for side in self.comparison.sides)
-        lines = [f"{now} compared with {before}: {self.total()}"]
+        lines = [f"{now} compared with {before}:", *self.warnings(), self.total()]
         words = ((NEW, GONE, UNCHANGED), ("newly dark", "lit again", "still dark"))
-        for k, name in enumerate((*self.classes, "dark")):
+        for k, name in enumerate((*self.classes, "dark") if self.images else ()):
             texts = []
             for state, word in zip(words[0], words[k == len(self.classes)]):
                 number, uncertain = self.of(k, state)
                 texts.append(f"{number} {word}" + (f" ({uncertain} uncertain)" if uncertain else ""))
             lines.append(f"{name}: {', '.join(texts)}")
-        lines += self.comparison.warnings()
-        named = [f"{compared.now.shown}: {note}" for compared in self.modules for note in compared.notes]
+        notes = [(compared, note) for compared in self.modules for note in compared.notes if note != LENS_NOTE]
+        named = [f"{compared.now.shown}: {note}" for compared, note in notes]
         for title, sentences in self.lists():
             named += [f"{title}:", *(f"  {sentence}" for sentence in sentences)]
         if len(named) > MOST_LINES:
@@ -149,19 +172,27 @@ class ComparisonPage:
         counts = [[side.record.count(f"grid {sign} ''") for side in sides] for sign in ("!=", "=")]
         rows += [[name, *map(str, pair)] for name, pair in zip(("modules", "images of cells"), counts) if any(pair)]
         people = [len({labels.who for labels in side.people.values()}) for side in sides]
-        labels = [f"{len(side.people)} by {counted(n, 'person', 'people')}" for side, n in zip(sides, people)]
+        labels = [
+            f"{len(side.people)} by {counted(n, 'person', 'people')}" if n else "none" for side, n in zip(sides, people)
+        ]
         return rows + ([["cells labelled", *labels]] if any(people) else [])
 
     def warnings(self):
         """Sentences at the top of the page."""
         lines = self.comparison.warnings()
-        turned = [compared for compared in self.modules if compared.turned]
-        if turned:
+        if self.comparison.matches.pairs and not self.images:
+            lines.append("No image that is in both records can be compared; each is named with the reason.")
+        if turned := self.turned():
             cells = sum(cell.is_change for compared in turned for cell in compared.cells)
-            seem = "module seems" if len(turned) == 1 else "modules seem"
             lines.append(
-                f"{len(turned)} {seem} to be turned, and compared as shown: the changes of "
-                f"{counted(cells, 'cell')} there are counted, but mean nothing. Such modules come last."
+                f"{counted(len(turned), 'module seems', 'modules seem')} to be turned, and compared as shown: the "
+                f"changes of {counted(cells, 'cell')} there mean nothing, and no total counts them. Such modules come "
+                "last."
+            )
+        if other_lens := sum(LENS_NOTE in compared.notes for compared in self.modules):
+            lines.append(
+                f"{counted(other_lens, 'module was', 'modules were')} cut with another lens now, which shifts the "
+                "edges of cells: small changes there mean little. The lens is found from all modules of a folder."
             )
         return lines
 
@@ -189,6 +220,7 @@ class ComparisonPage:
             "modules_per_chunk": MODULES_PER_CHUNK,
             "classes": self.classes,
             "dark": TOO_DARK_VERDICT,
+            "made": self.when(),
             "sides": self.sides(),
             "warnings": self.warnings(),
             "total": self.total(),

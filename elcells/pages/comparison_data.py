@@ -10,13 +10,24 @@ from PIL import Image
 from elcells.files import MODULES, InputError, printable
 from elcells.pages.beside import source_of, url
 from elcells.pages.page import PageImage, jpeg
-from elcells.records.comparison import GONE, NEW, NONE, NOT_COMPARABLE, UNCHANGED, WHEN
+from elcells.records.comparison import (
+    CERTAIN,
+    GONE,
+    NEAR,
+    NEW,
+    NONE,
+    NOT_COMPARABLE,
+    ONE_RECORD,
+    UNCHANGED,
+    WHEN,
+)
 
 MODULES_PER_CHUNK = 25
 CELLS_PER_GROUP = 100  # that have an image of their own and changed
 SMALL_MODULES, SMALL_CELLS = 6, 100  # whose images stand in the page too, smaller, so that it can be mailed alone
 SMALL_SIDE = 150  # pixels of such a cell
 LETTERS = {NEW: "n", GONE: "g", UNCHANGED: "u", NONE: "-", NOT_COMPARABLE: "?"}
+MARKS = {CERTAIN: ".", NEAR: "!", ONE_RECORD: "p"}
 
 
 class PageData:
@@ -43,20 +54,23 @@ class PageData:
     def module_row(self, compared):
         """One of the rows."""
         counts = [compared.count(k, state) for k in self.kinds for state in (NEW, GONE, UNCHANGED)]
-        uncertain = sum(compared.counts[k, state, True] for k in self.kinds for state in (NEW, GONE))
+        uncertain = sum(compared.count(k, state, (NEAR, ONE_RECORD)) for k in self.kinds for state in (NEW, GONE))
         module = self.sides[1].modules[compared.now.image]
         file = printable(Path(compared.now.path).name) + (f", page {compared.now.page}" if compared.now.page else "")
         serial = printable(compared.now.serial or compared.before.serial)
         return [module["name"], file, serial, *counts, uncertain, "; ".join(compared.notes)]
 
     def changes(self):
-        """[number of the group, place in it, two letters for each state] of each changed cell."""
+        """[number of the group, place in it, two letters for each state] of each changed cell.
+
+        Without those of modules that seem to be turned, whose changes mean nothing.
+        """
         changes = []
         for number, group in enumerate(self.groups):
-            for place, (_, cell) in enumerate(group):
-                if cell.is_change:
+            for place, (compared, cell) in enumerate(group):
+                if cell.is_change and not compared.turned:
                     pairs = zip(cell.states, cell.uncertain)
-                    changes.append([number, place, "".join(LETTERS[s] + ("!" if u else ".") for s, u in pairs)])
+                    changes.append([number, place, "".join(LETTERS[state] + MARKS[why] for state, why in pairs)])
         return changes
 
     # ---------------------------------------------------------------- chunks
@@ -100,9 +114,9 @@ class PageData:
             "row": cell.row,
             "column": cell.column,
             "states": "".join(LETTERS[state] for state in cell.states),
-            "uncertain": "".join(str(int(value)) for value in cell.uncertain),
+            "uncertain": "".join(MARKS[why] for why in cell.uncertain),
             "p": [s.probabilities for s in seen],
-            "who": [printable(s.who) for s in seen],
+            "people": [[said_by(s, k) for k, _ in enumerate(s.labels)] for s in seen],
             "src": [source for source, _ in self.images_of(compared, cell)],
         }
 
@@ -141,6 +155,14 @@ class PageData:
                     with contextlib.suppress(InputError):
                         small[address] = jpeg(PageImage(name).gray, SMALL_SIDE, 80)
         return small
+
+
+def said_by(seen, k):
+    """What a person said of class k of a Seen: "labelled by Ann", "Ann was not sure", or "" where nobody did."""
+    who = printable(seen.who) or "somebody"
+    if seen.labels[k] is not None:
+        return f"labelled by {who}"
+    return f"{who} was not sure" if seen.who and set(seen.labels) == {None} else ""
 
 
 def caption(when, row):

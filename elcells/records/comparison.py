@@ -5,31 +5,34 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from elcells.data.levels import NEARLY_BLACK
 from elcells.files import InputError, printable
 from elcells.inference.cells import TOO_DARK, UNSURE, doubt
 from elcells.modules.turning import turn_of
-from elcells.records.matching import Item, items, match
+from elcells.records.matching import Item, items, match, why_nothing
 from elcells.records.rows import final_calls, quoted
 from elcells.records.runs import FIXED
 
 NEW, GONE, UNCHANGED, NONE, NOT_COMPARABLE = "new", "gone", "unchanged", "none", "not comparable"
 STATES = {(0, 1): NEW, (1, 0): GONE, (1, 1): UNCHANGED, (0, 0): NONE}
+CERTAIN, NEAR, ONE_RECORD = "", "near", "one record"  # why a change is uncertain; see Change
 DARK = "dark"  # what may be new, gone or unchanged in a cell besides the classes
 WHEN = ("before", "now")
 OTHER_SIZE = 1.5  # ratio of two images' resolutions from which their calls are hard to compare
+OTHER_LENS = 0.01  # difference of two bends from which the cells' edges are cut elsewhere
+LENS_NOTE = "cut with another lens now; small changes at the edge mean little"
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """A cell in one of the records.
 
-    calls: final ones, 1, 0 or None (not judged), for each class and for being dark. probabilities: for each class, or
-    None. labels: of people, 1, 0 or None for each class. who: labelled it, or "". file: relative to the record's
-    folder, "" for an image of a cell.
+    calls: final ones, 1, 0 or None (not judged), for each class and for being dark. network: its own calls for each
+    class. probabilities: for each class, or None. labels: of people, 1, 0 or None for each class. who: labelled it, or
+    "". file: relative to the record's folder, "" for an image of a cell.
     """
 
     calls: tuple
+    network: tuple
     probabilities: tuple
     labels: tuple
     who: str
@@ -40,8 +43,9 @@ class Seen:
 class Change:
     """A cell in both records; before, now: Seen.
 
-    states: one of STATES or NOT_COMPARABLE for each class and for being dark. uncertain: for each of them, whether it
-    is a change that a small change of a probability may have made.
+    states: one of STATES or NOT_COMPARABLE for each class and for being dark. uncertain: for each of them CERTAIN, NEAR
+    (a change that a small change of a probability may have made) or ONE_RECORD (a change that only a person's label in
+    one of the records made, where nobody labelled the cell in the other one).
     """
 
     row: int
@@ -61,8 +65,8 @@ class Change:
 class Compared:
     """An image in both records; before, now: Item. how: "serial" or "file name", by which they were matched.
 
-    cells: list of Change. counts: Counter of (place in Change.states, state, uncertain). notes: what to bear in mind
-    about a module, sentences. turned: degrees clockwise, or 0.
+    cells: list of Change. counts: Counter of (place in Change.states, state, why it is uncertain). notes: what to
+    bear in mind about a module, sentences. turned: degrees clockwise, or 0.
     """
 
     before: Item
@@ -73,9 +77,9 @@ class Compared:
     notes: tuple = ()
     turned: int = 0
 
-    def count(self, place, state):
-        """Number of cells whose state number `place` is this one."""
-        return self.counts[place, state, False] + self.counts[place, state, True]
+    def count(self, place, state, whys=(CERTAIN, NEAR, ONE_RECORD)):
+        """Number of cells whose state number `place` is this one, and is uncertain for one of these reasons."""
+        return sum(self.counts[place, state, why] for why in whys)
 
     def without_sound_cells(self):
         """The same without the cells that have no defect in either record."""
@@ -112,10 +116,12 @@ class Side:
         every = self.record.classes
         given = self.people.get((row["image"], row["row"], row["column"]))
         labels = dict(zip(every, given.values if given else [None] * len(every)))
-        dark = is_dark(row, every)
-        calls = labels if dark or row["error"] else dict(zip(every, final_calls(row, given, every)))
+        dark = row["error"] == TOO_DARK
+        judged = not (dark or row["error"])
+        calls = dict(zip(every, final_calls(row, given, every))) if judged else labels
         return Seen(
             (*(calls[name] for name in self.classes), None if row["error"] and not dark else int(dark)),
+            tuple(row[name] if judged else None for name in self.classes),
             tuple(row[f"p_{name}"] for name in self.classes),
             tuple(labels[name] for name in self.classes),
             (given and given.who) or "",
@@ -129,11 +135,6 @@ class Side:
         for row in self.rows(item):
             values[row["row"] - 1, row["column"] - 1] = np.nan if row["brightness"] is None else row["brightness"]
         return values
-
-
-def is_dark(row, classes):
-    """Whether the cell of a row is too dark to judge."""
-    return row["error"] == TOO_DARK or (row[classes[0]] is not None and row["brightness"] < NEARLY_BLACK)
 
 
 @dataclass
@@ -156,7 +157,8 @@ class Comparison:
             other, own = (", ".join(record.classes) for record in (before, now))
             raise InputError(f"{before.folder}: has other classes ({other}) than {now.folder} ({own})")
         self.sides = [Side(when, record, self.classes) for when, record in zip(WHEN, (before, now))]
-        self.matches = match([*items(before)], [*items(now)])
+        self.items = [[*items(record)] for record in (before, now)]
+        self.matches = match(*self.items)
 
     def compared(self):
         """Yield a Compared for each image that is in both records; those that can't be compared are noted."""
@@ -183,7 +185,8 @@ class Comparison:
     def compare(self, pair, how):
         """The Compared of a pair of Items."""
         before, now = (side.cells(item) for side, item in zip(self.sides, pair))
-        none = Seen((None,) * (len(self.classes) + 1), (None,) * len(self.classes), (None,) * len(self.classes), "", "")
+        nothing = (None,) * len(self.classes)
+        none = Seen((*nothing, None), nothing, nothing, nothing, "", "")
         cells = [self.change(*place, before.get(place, none), now.get(place, none)) for place in sorted(before | now)]
         counts = Counter()
         for cell in cells:
@@ -195,11 +198,17 @@ class Comparison:
     def change(self, row, column, before, now):
         """The Change of a cell from two Seen."""
         states = tuple(STATES.get(pair, NOT_COMPARABLE) for pair in zip(before.calls, now.calls))
-        uncertain = tuple(
-            k < len(self.classes) and state in (NEW, GONE) and (self.is_near(0, k, before) or self.is_near(1, k, now))
-            for k, state in enumerate(states)
-        )
+        uncertain = (*(self.why_uncertain(k, states[k], before, now) for k in range(len(self.classes))), CERTAIN)
         return Change(row, column, before, now, states, uncertain)
+
+    def why_uncertain(self, k, state, before, now):
+        """Why class k of a cell in a state is an uncertain change; before, now: Seen."""
+        if state not in (NEW, GONE):
+            return CERTAIN
+        labelled_once = (before.labels[k] is None) != (now.labels[k] is None)
+        if labelled_once and STATES.get((before.network[k], now.network[k])) != state:
+            return ONE_RECORD
+        return NEAR if self.is_near(0, k, before) or self.is_near(1, k, now) else CERTAIN
 
     def is_near(self, number, k, seen):
         """Whether the network called class k of a Seen in record 0 or 1 with a probability near the threshold."""
@@ -214,22 +223,26 @@ class Comparison:
     def notes(self, pair, turned):
         """What to bear in mind about a module, a tuple of sentences."""
         rows = [side.modules[item.image] for side, item in zip(self.sides, pair)]
-        notes = [f"{turned_by(turned)}; compared as it stands"] if turned else []
+        notes = [f"{turned_by(turned)}; compared as it stands, counted in no total"] if turned else []
         notes += [f"grid not sure {when}: {row['why']}" for when, row in zip(WHEN, rows) if not row["sure"]]
         sizes = [row["cell_pixels"] for row in rows]
         if max(sizes) > OTHER_SIZE * min(sizes):
             notes.append(f"cells of {sizes[0]} pixels before and {sizes[1]} now: one image shows finer cracks")
+        bends = [row["bend"] for row in rows]
+        if None not in bends and abs(bends[1] - bends[0]) > OTHER_LENS:
+            notes.append(LENS_NOTE)
         return tuple(notes)
 
     def warnings(self):
-        """Sentences about what differs in how the records were judged."""
+        """Sentences about why nothing matches, and about what differs in how the records were judged."""
         before, now = (side.info for side in self.sides)
         differences = []
         for column, what in FIXED.items():
             if before[column] != now[column]:
                 a, b = (self.setting(column, info) for info in (before, now))
                 differences.append(f"another {what} ({f'{a} before, {b} now' if a != b else f'both are called {a}'})")
-        lines = [f"Judged with {' and '.join(differences)}: changes may come from that."] if differences else []
+        lines = [] if self.matches.pairs or self.matches.doubtful else [why_nothing(*self.items)]
+        lines += [f"Judged with {' and '.join(differences)}: changes may come from that."] if differences else []
         other = sorted({*self.before.classes} ^ {*self.now.classes})
         return lines + [f"Only one record has the class {name}; it is not compared." for name in other]
 
@@ -269,5 +282,5 @@ def comparison_rows(comparison, compared):
         row = [module, serial, *((cell.row, cell.column) if module else (None, None))]
         for k, _ in enumerate(comparison.classes):
             probabilities = [None if s.probabilities[k] is None else f"{s.probabilities[k]:.4f}" for s in seen]
-            row += [cell.states[k], int(cell.uncertain[k]), *(s.calls[k] for s in seen), *probabilities]
+            row += [cell.states[k], int(cell.uncertain[k] != CERTAIN), *(s.calls[k] for s in seen), *probabilities]
         yield [*row, cell.states[-1], *images, *(s.file for s in seen), *(s.who for s in seen), *end]

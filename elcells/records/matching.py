@@ -118,6 +118,25 @@ def can_be_one(a, b):
     return not a.serial or not b.serial or a.serial == b.serial
 
 
+def why_nothing(before, now):
+    """A sentence about two lists of Items that have nothing in common: what comes nearest to it, with an example."""
+    if not before or not now:
+        return f"The record {'of now' if before else 'before'} has no image."
+    named = {item.tail[-1]: item for item in before}
+    pairs = [(named[item.tail[-1]], item) for item in now if item.tail[-1] in named]
+    same_kind = [pair for pair in pairs if bool(pair[0].grid) == bool(pair[1].grid)]
+    other_kind = [pair for pair in pairs if bool(pair[0].grid) != bool(pair[1].grid)]
+    others = "other serials", "correct the serials with `report.py --metadata` where they show the same module"
+    kinds = "a grid in one record only", "judge both with the same --grid"
+    for those, (but, advice) in ((same_kind, others), (other_kind, kinds)):
+        if those:
+            images = counted(len(those), "image has", "images have")
+            example = f"for example {those[0][0].shown} before and {those[0][1].shown} now"
+            return f"No image is in both records. {images} the same file name but {but}, {example}; {advice}."
+    example = f"the first are {before[0].shown} before and {now[0].shown} now"
+    return f"No image is in both records: no serial and no file name stands in both ({example})."
+
+
 def report_rest(found, how, before, now):
     """Add to the Matches what is left of a group: Items that may have a partner are doubtful, others have none."""
     for side, others, alone in ((before, now, found.only_before), (now, before, found.only_now)):

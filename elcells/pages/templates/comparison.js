@@ -6,21 +6,33 @@ const DARK_WORDS = { n: "newly dark", g: "lit again", u: "still dark" };
 const every = [...classes.keys(), DARK];  // places in the states of a cell
 const colour = k => k < DARK ? colourOf(k) : verdicts[data.dark];
 const words = (k, state) => k < DARK ? `${STATES[state]} ${classes[k]}` : DARK_WORDS[state];
+const WHY = { "!": "uncertain: near the threshold", p: "uncertain: labelled in one record only" };
 const isChange = state => state === "n" || state === "g";
-const missing = "More is in the folder comparison, which was beside this page. It is not there, or of a newer comparison (load this page again).";
+const missing = "More is in the folder comparison, which was beside this page. It is not there, or of a newer " +
+  "comparison (load this page again).";
 
 const rowOf = (texts, tag = "td") => make("tr", {}, ...texts.map(textContent => make(tag, { textContent })));
 const tableOf = (head, rows) => [make("thead", {}, head), make("tbody", {}, ...rows)];
 
+const lost = "Image not there: it was moved, or the page was mailed without its folder.";
+
 // Shows an image, or the small one in the page where its file can't be read: the page was mailed alone.
-function show(image, attribute, source, failed = () => {}) {
+function show(image, attribute, source, failed) {
   const small = data.small[source];
   image.onerror = () => {
+    $("lost").hidden = false;
     if (small && image.getAttribute(attribute) === source) image.setAttribute(attribute, small);
     else failed();
   };
   image.setAttribute(attribute, source);
   return image;
+}
+// Shows the image of a cell in a box, and the reason in its place where there is none.
+function showCell(frame, alt, source) {
+  const image = make("img", { alt });
+  frame.replaceChildren(image);
+  show(image, "src", source, () => frame.replaceChildren(make("span", { textContent: lost })));
+  return frame;
 }
 
 // Buttons that lead from page to page; go(number) shows one.
@@ -34,6 +46,7 @@ function pager(box, count, page, go) {
 
 // ---- what was compared, and what changed
 
+$("made").textContent = data.made;
 $("sides").append(...tableOf(rowOf(["", ...WHEN], "th"), data.sides.map(texts => rowOf(texts))));
 $("warnings").append(...data.warnings.map(text =>
   make("p", { className: "warning" }, make("b", { textContent: "Note: " }), text)));
@@ -108,11 +121,12 @@ function statements(cell) {
   const all = [...cell.states].map((state, k) => {
     if (k === DARK) return [k, isChange(state), DARK_WORDS[state]];
     const figures = WHEN.map((when, side) => {
-      const p = cell.p[side][k], who = cell.who[side];
-      return `${p === null ? "not judged" : p.toFixed(3)} ${when}${who ? ` (labelled by ${who})` : ""}`;
+      const p = cell.p[side][k], said = cell.people[side][k];
+      return `${p === null ? "not judged" : p.toFixed(3)} ${when}${said ? ` (${said})` : ""}`;
     });
     const what = state === "?" ? `${classes[k]} not comparable` : STATES[state] ? words(k, state) : `no ${classes[k]}`;
-    return [k, isChange(state), `${what}: ${figures.join(", ")}${cell.uncertain[k] === "1" ? "; uncertain" : ""}`];
+    const reason = WHY[cell.uncertain[k]];
+    return [k, isChange(state), `${what}: ${figures.join(", ")}${reason ? `; ${reason}` : ""}`];
   });
   return all.filter(([, , text]) => text);
 }

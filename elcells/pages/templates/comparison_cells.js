@@ -1,12 +1,14 @@
 "use strict";
 // Changed cells, enlarged ones, and the start.
-// A change is [group, place in it, two letters for each state: the state, and ! where it is uncertain].
+// A change is [group, place in it, two letters for each state: the state, and why it is uncertain, see WHY].
 
-const at = (mask, k) => mask[2 * k], isCertain = (mask, k) => isChange(at(mask, k)) && mask[2 * k + 1] !== "!";
+const at = (mask, k) => mask[2 * k], why = (mask, k) => mask[2 * k + 1];
+const isCertain = (mask, k) => isChange(at(mask, k)) && !WHY[why(mask, k)];
 const kinds = { all: () => true };
 for (const k of every) for (const state of "ng") kinds[words(k, state)] = mask => at(mask, k) === state;
 kinds["only certain"] = mask => every.some(k => isCertain(mask, k));
 kinds["only uncertain"] = mask => !every.some(k => isCertain(mask, k));
+kinds["labelled in one record only"] = mask => every.some(k => why(mask, k) === "p");
 let kind = "all", cellsTurn = 0;
 const buttons = Object.entries(kinds).map(([name, is]) => {
   const count = changes.filter(([, , mask]) => is(mask)).length, show = () => { kind = name; showCells(0); };
@@ -17,7 +19,7 @@ const buttons = Object.entries(kinds).map(([name, is]) => {
 if (changes.length) $("kinds").append(...buttons);
 function cellItem(list, i, group) {
   const [g, place] = list[i], cell = group.cells[place];
-  const images = WHEN.map((alt, side) => show(make("img", { alt }), "src", cell.src[side]));
+  const images = WHEN.map((alt, side) => showCell(make("div", { className: "frame" }), alt, cell.src[side]));
   const button = make("button", { onclick: () => enlarge(list, i) }, make("div", { className: "pair" }, ...images));
   return make("li", {}, button, ...linesOf(cell), make("div", { className: "file", textContent: placeOf(g, cell) }));
 }
@@ -35,13 +37,13 @@ async function showCells(page) {
 
 // ---- enlarged
 
-const box = document.querySelector("dialog"), enlarged = box.querySelectorAll("img");
+const box = document.querySelector("dialog"), enlarged = box.querySelectorAll(".frame");
 let opened = null;
 async function enlarge(list, i) {
   const [g, place] = list[i], cell = (await groupOf(g))?.cells[place];
   if (!cell) return;
   opened = { list, i };
-  enlarged.forEach((image, side) => show(image, "src", cell.src[side]));
+  enlarged.forEach((frame, side) => showCell(frame, WHEN[side], cell.src[side]));
   $("about").replaceChildren(make("b", { textContent: placeOf(g, cell) }), ...linesOf(cell));
   $("previous").disabled = i === 0;
   $("next").disabled = i === list.length - 1;

@@ -1,13 +1,20 @@
 "use strict";
 // The images of modules with the outlines of their cells.
+// Width of an outline, and its dashes, by a cell's side: they hide as little of a small cell as of a large one.
+const LINES = { new: [0.07], gone: [0.05, 0.15, 0.1], unchanged: [0.03], unknown: [0.03, 0.04, 0.08] };
+const EDGE = 0.04, NEXT = 0.075;  // how far inside of the cell the first outline is, and each further one
+
 // Outlines of a cell, one inside the other, for each class with a defect and for being dark.
 function outlines(cell, side) {
   const points = cell.at[side], mean = axis => points.reduce((sum, p) => sum + p[axis], 0) / points.length;
   const middle = [mean(0), mean(1)], drawnStates = every.filter(k => STATES[cell.states[k]]);
+  const length = Math.hypot(points[1][0] - points[0][0], points[1][1] - points[0][1]);
   return (drawnStates.length ? drawnStates : [null]).map((k, depth) => {
-    const inwards = 0.08 + 0.17 * depth, moved = (v, axis) => (v + inwards * (middle[axis] - v) + 0.5).toFixed(1);
-    const inner = points.map(p => p.map(moved));
-    const shape = drawn("polygon", { points: inner.join(" "), class: STATES[cell.states[k]] ?? "unknown" });
+    const inwards = 2 * (EDGE + NEXT * depth), moved = (v, axis) => (v + inwards * (middle[axis] - v) + 0.5).toFixed(1);
+    const inner = points.map(p => p.map(moved)), name = STATES[cell.states[k]] ?? "unknown";
+    const [width, ...dashes] = LINES[name].map(share => (share * length).toFixed(2));
+    const line = { "stroke-width": width, "stroke-dasharray": dashes.join(" ") || "none" };
+    const shape = drawn("polygon", { points: inner.join(" "), class: name, ...line });
     shape.style.setProperty("--colour", k === null ? "#fff" : colour(k));
     return shape;
   });
@@ -15,9 +22,9 @@ function outlines(cell, side) {
 function imageOf(group, side, open) {
   const [width, height] = group.sizes[side], svg = drawn("svg", { viewBox: `0 0 ${width} ${height}` });
   const image = drawn("image", { width, height });
-  const style = { "text-anchor": "middle", fill: "#fff", "font-size": height / 16 };
+  const style = { "text-anchor": "middle", fill: "#fff", "font-size": width / 36 };
   const note = drawn("text", { x: width / 2, y: height / 2, ...style });
-  show(image, "href", group.images[side], () => { note.textContent = "The file of this image can't be read."; });
+  show(image, "href", group.images[side], () => { note.textContent = lost; });
   svg.append(image, note);
   group.cells.forEach((cell, i) => {
     const points = cell.at[side].map(p => p.map(v => v + 0.5)).join(" ");
