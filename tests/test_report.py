@@ -21,6 +21,7 @@ from elcells.inference.origin import quality_of
 from elcells.modules.cutting import CutModule
 from elcells.pages import beside, report
 from elcells.pages.report import write_report
+from elcells.pages.report_data import CORRECTED, MAPPED
 from elcells.records.metadata import keep_metadata
 from elcells.records.opening import reading, writing
 from elcells.records.requests import ImageResult, Request, module_name
@@ -161,13 +162,14 @@ def test_counts_add_up_to_all_cells_and_follow_people(site):
     cracks = sum(number % 6 for number in range(MODULES)) - 1 + CRACKS
     assert page["kinds"] == {"0": page["kinds"]["0"], "1": cracks, "2": 2, "3": 1, "-1": 1, "-2": 1}
     assert sum(page["kinds"].values()) == 6 * MODULES + CRACKS + 6 and page["images"] == MODULES + CRACKS + 7
-    assert page["unsure"] == 1 and page["corrected"] == 2 and page["shown"] == cracks + 2 + 1 + 1 + 1 + 3
+    assert page["unsure"] == 1 and page["corrected"] == 1 and page["shown"] == cracks + 2 + 1 + 1 + 1 + 3
 
 
 def test_people_are_named_with_how_often_they_agree(site):
     people = held(site / "report.html")["people"]
     assert dict(people["who"]) == {JOERG: 2, ANA: 2} and people["unsure"] == 1
     assert people["agreement"] == [[1, 2], [2, 2]]  # of the dark cell the network said nothing
+    assert people["corrected"] == 1 and people["alone"] == 1
 
 
 def test_every_module_is_in_the_table_the_worst_first(site):
@@ -176,7 +178,7 @@ def test_every_module_is_in_the_table_the_worst_first(site):
     assert len(modules["name"]) == MODULES and modules["file"][4] == "string1/module1.png"
     assert dict(modules["metadata"])["serial"] == [f"S{n}" for n in (0, 2, 4, 6, 1, 3, 5, 7)]
     counts = dict(zip(dict(modules["metadata"])["serial"], modules["counts"]))
-    assert counts["S5"] == [6, 5, 0, 0, 5, 0] and counts["S1"] == [6, 1, 1, 0, 2, 1]
+    assert counts["S5"] == [6, 5, 0, 0, 5, 0] and counts["S1"] == [6, 1, 1, 0, 2, 0] and counts["S7"][-1] == 1
     assert modules["doubt"][0] == "the grid hardly fits" and page["failed"][0].endswith("no module there")
     first = chunk(site / "report.html")
     assert len(first["modules"]) == len(first["images"]) == report.FIRST_MODULES and "6" in first["modules"]
@@ -189,6 +191,8 @@ def test_every_defect_is_in_the_files_with_its_class_map(site):
     assert len(names) == CRACKS and STRANGE in cells["names"]
     called = [n for n, (calls, p) in enumerate(zip(cells["calls"], cells["p"][0])) if calls and p >= 0]
     assert set(map(str, called)) <= set(chunk(site / "report" / "maps-0.js"))
+    mapped = [n for n, state in enumerate(cells["state"]) if state & MAPPED]
+    assert set(map(str, mapped)) == set(chunk(site / "report" / "maps-0.js"))
     modules = chunk(site / "report" / "modules-0.js")
     assert len(modules) == MODULES and all(len(module["state"]) == 6 for module in modules.values())
     assert next(k for k, m in enumerate(cells["module"]) if m == 6) == modules["6"]["first"]
@@ -250,8 +254,9 @@ def test_a_single_file_says_what_it_has_no_room_for(copy, monkeypatch):
     few = len(first["cells"]["state"])
     assert page["alone"] and 0 < len(first["modules"]) < MODULES and 0 < few == len(first["thumbs"]) < page["shown"]
     assert (copy / "mail.html").stat().st_size < report.MAILED_BYTES
-    p = [max(p) for p in zip(*first["cells"]["p"])]
-    assert min(p) > 6000  # the surest
+    surest = [max(p) for p, calls in zip(zip(*first["cells"]["p"]), first["cells"]["calls"]) if calls]
+    assert min(surest) > 6000 and len(surest) == few - 2  # those, the corrected and the dark cell
+    assert any(state & CORRECTED for state in first["cells"]["state"]) and "dark.png" in first["cells"]["names"]
 
 
 # ---------------------------------------------------------------- in a browser
@@ -280,10 +285,12 @@ def test_cells_are_filtered_sorted_and_paged(site, tab):
     assert tab.locator("#grid li").count() == 200
     tab.locator("#cells .pager button[aria-label^=next]").first.click()
     assert tab.locator("#grid li").count() == page["shown"] - 200
-    for kind, count in {"inactive only": 2, "unsure": 1, "dark": 1, "unreadable": 1, "corrected": 2}.items():
+    for kind, count in {"inactive only": 2, "unsure": 1, "dark": 1, "unreadable": 1, "corrected": 1}.items():
         tab.click(f"button[data-kind='{kind}']")
         assert tab.locator("#grid li").count() == count, kind
-    assert sum(JOERG in text for text in tab.locator("#grid li").all_inner_texts()) == 2
+    assert f"corrected by {JOERG}: no defect" in tab.inner_text("#grid li")
+    tab.click("button[data-kind='labelled']")
+    assert any(f"labelled by {JOERG}: inactive" in text for text in tab.locator("#grid li").all_inner_texts())
     tab.click("button[data-kind=both]")
     assert tab.inner_text("#grid .file") == STRANGE
     tab.click("button[data-kind='crack only']")
@@ -338,6 +345,52 @@ def test_a_module_is_found_by_table_link_and_keys(site, tab):
     assert tab.inner_text("#heading") == "S3 (string1/module3.png), row 2, column 3"
 
 
+def test_focus_goes_to_the_cell_that_was_seen_last(site, tab):
+    open_report(tab, site / "report.html")
+    named = "document.activeElement.getAttribute('aria-label')"
+    tab.wait_for_function("columns.state.length === data.shown")
+    tab.locator("#grid button").first.click()
+    for key in ("ArrowDown", "ArrowRight", "End", "Escape"):  # the last one is on another page
+        tab.keyboard.press(key)
+    tab.wait_for_function(f"{named}?.startsWith(document.getElementById('heading').textContent)")
+    assert tab.locator("#grid li").count() == held(site / "report.html")["shown"] - 200
+    tab.locator("polygon[aria-label^='row 1, column 2']").first.focus()
+    for key in ("Enter", "ArrowDown", "ArrowRight", "Escape"):
+        tab.keyboard.press(key)
+    tab.wait_for_function(f"{named}?.startsWith('row 2, column 3')")
+
+
+def test_the_unsure_class_is_named(site, tab):
+    open_report(tab, site / "report.html")
+    tab.wait_for_function("columns.state.length === data.shown")
+    tab.evaluate("columns.people = {}")  # of near.png, where a person is unsure too
+    tab.click("button[data-kind='unsure']")
+    assert tab.inner_text("#grid .mark") == "crack: unsure" and tab.inner_text("#grid .near") == "0.450"
+    tab.locator("#grid button").click()
+    assert "crack: unsure (within 1 logit of its threshold)" in tab.inner_text("#facts")
+    assert tab.inner_text("#facts .near") == "0.450"
+
+
+def test_two_modules_with_one_serial_are_named_in_the_notes(copy, tab):
+    with sqlite3.connect(copy / RECORD) as connection:
+        connection.execute("""UPDATE images SET metadata = replace(metadata, '"S3"', '"S5"')""")
+    connection.close()
+    with reading(copy) as record:
+        write_report(record)
+    open_report(tab, copy / "report.html")
+    assert "serial S5 stands at 2 images: string1/module3.png, string1/module5.png" in tab.inner_text("#notes")
+
+
+def test_where_nothing_was_judged_nothing_is_said_of_sound_cells(tmp_path, tab):
+    with writing(tmp_path / "out", INFO) as record:
+        error = "broken.png: can't be read"
+        request = Request("/broken.png", "/broken.png", 0, 1, 1)
+        record.add(ImageResult(request, error, cells=(CellResult("/broken.png", error=error),)))
+        write_report(record)
+    tab.goto((tmp_path / "out" / "report.html").as_uri())
+    assert tab.inner_text("#which") == "1 cell to look at: unreadable." and not tab.inner_text("#sums")
+
+
 def test_a_link_opens_its_module_and_probabilities_are_shown_on_all(site, tab):
     name = held(site / "report.html")["modules"]["name"][0]  # the last one in the table
     open_report(tab, site / "report.html", f"#module={name}")
@@ -359,6 +412,11 @@ def test_a_report_that_was_mailed_alone_still_shows_its_cells(site, tab, tmp_pat
     tab.locator("polygon[aria-label^='row 1, column 2']").first.click()
     tab.wait_for_selector("#crop:not([hidden])")
     assert "Cut out of the module's image" in tab.inner_text("#state")
+    tab.keyboard.press("m")
+    tab.wait_for_function("document.getElementById('unmapped').textContent")
+    assert "folder report beside this page, which is not there" in tab.inner_text("#unmapped")
+    tab.keyboard.press("End")  # sound
+    tab.wait_for_function("document.getElementById('unmapped').textContent.includes('no class map')")
 
 
 def test_a_single_file_shows_what_it_has_and_says_what_not(copy, tab, tmp_path, monkeypatch):

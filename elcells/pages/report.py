@@ -19,6 +19,7 @@ from elcells.pages.page import THUMBNAIL_SIDE, PageImage, browser_shows, fill, j
 from elcells.pages.report_data import UNREADABLE, Contents
 from elcells.records.record import WAITING
 from elcells.records.rows import image_name
+from elcells.records.runs import now
 from elcells.records.summary import FINE_CRACKS, line_about_small
 
 MODULES_A_FILE, MAPS_A_FILE = 24, 1000
@@ -33,11 +34,11 @@ EMBEDDED_BYTES, EMBEDDED_SIDE = 400_000, 1600  # of a module's image: larger one
 def write_report(record, single_file=None):
     """Write a record's report.html and its files, or, with single_file (a path), everything into that one file.
 
-    The single file has MAILED_BYTES at most: the worst modules and the surest cells, and it says what is left out.
+    The single file has MAILED_BYTES at most: the worst modules and the first cells; it says what is left out.
     """
     contents = Contents(record)
     if single_file is not None:
-        data = page_data(contents) | {"alone": True}
+        data = page_data(contents) | {"alone": True, "reviewed": False}
         first = embedded(contents, MAILED_BYTES - PAGE_BYTES - len(json_of(data)), with_maps=True)
         fill("report.html", single_file, data, {"first": first})
         return
@@ -87,7 +88,7 @@ def add_sources(contents, files):
 
 
 def embedded(contents, most_bytes, most_modules=None, most_cells=None, with_maps=False):
-    """What the page shows without its files: the worst modules and the surest cells, within so many bytes.
+    """What the page shows without its files: the worst modules and `Cells.first_to_see`, within so many bytes.
 
     Returns a dict that JSON can hold: data and images of the modules by number, columns of the cells, and thumbnails
     (and class maps) of the cells by number.
@@ -103,7 +104,7 @@ def embedded(contents, most_bytes, most_modules=None, most_cells=None, with_maps
         first["modules"][number] = json.loads(contents.details[number])
         first["images"][number] = image
     chosen = []
-    for number in tqdm(contents.shown.surest_first()[:most_cells], "cells", unit="cell", leave=False, disable=None):
+    for number in tqdm(contents.shown.first_to_see()[:most_cells], "cells", unit="cell", leave=False, disable=None):
         thumb = thumbnail(contents, number)
         levels = base64.b64encode(contents.maps.get(number, b"") if with_maps else b"").decode()
         used += len(thumb) + len(levels) + CELL_BYTES
@@ -169,7 +170,9 @@ def page_data(contents):
         "unsure": contents.unsure,
         "shown": len(contents.shown),
         "corrected": contents.corrected,
-        "people": contents.agreement(),
+        "people": contents.about_people(),
+        "made": now(),
+        "reviewed": bool(contents.histograms.any() or contents.people),  # whether there is a review.html
         "assumed": assumptions(record),
         "failed": contents.failed,
         "waiting": record.count(f"status = '{WAITING}'"),

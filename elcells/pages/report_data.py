@@ -3,6 +3,7 @@
 Each cell is what people said, and what the network called where they said nothing.
 """
 
+import itertools
 import json
 import os
 from array import array
@@ -11,15 +12,15 @@ from collections import Counter, defaultdict
 import numpy as np
 from scipy.special import expit, logit
 
-from elcells.data.levels import NEARLY_BLACK
 from elcells.files import folder_of_all, printable
 from elcells.inference.cells import TOO_DARK, UNSURE
 from elcells.pages.page import json_of
+from elcells.records.labels import agreement, corrections, judged_by_people_alone
 from elcells.records.record import FAILED
 from elcells.records.rows import final_calls, image_name
 
 # Bits of a cell's state; templates/report.js has the same
-UNSURE_CALL, DARK, UNREADABLE, LABELLED, CORRECTED, SHOWN = (1 << k for k in range(6))
+UNSURE_CALL, DARK, UNREADABLE, LABELLED, CORRECTED, SHOWN, MAPPED = (1 << k for k in range(7))
 DARK_KIND, UNREADABLE_KIND = -1, -2  # kinds of cells beside the sums of their calls' bits
 BINS = 20  # of a histogram
 DENSE, SPARSE = ("module", "place", "state", "calls"), ("errors", "people", "sources")  # columns of cells
@@ -41,17 +42,19 @@ class Judgement:
         judged = network[0] is not None
         told = labels is not None and any(value is not None for value in labels.values)
         state = LABELLED if labels else 0
-        if told and any(value not in (None, call) for value, call in zip(labels.values, network)):
+        if told and judged and any(value not in (None, call) for value, call in zip(labels.values, network)):
             state |= CORRECTED
         if not told:
-            if row["error"] == TOO_DARK or (judged and row["brightness"] < NEARLY_BLACK):
+            if row["error"] == TOO_DARK:
                 state |= DARK
             elif not judged:
                 state |= UNREADABLE
             elif labels or self.is_near(row):
                 state |= UNSURE_CALL
         calls = 0 if state & (DARK | UNREADABLE) else bits(final_calls(row, labels, self.classes))
-        return (state | SHOWN if state or calls else 0), calls, bits(network)
+        if state or calls:
+            state |= SHOWN | (MAPPED if row["map"] else 0)
+        return state, calls, bits(network)
 
     def is_near(self, row):
         """Whether a judged cell is within UNSURE of a threshold."""
@@ -120,6 +123,14 @@ class Cells:
             values = getattr(self, name)
             columns[name] = {n: values[k] for n, k in enumerate(chosen) if k in values}
         return columns | {"index": chosen}
+
+    def first_to_see(self):
+        """Numbers of all cells: by turns one that people corrected or that is dark, and one of the surest defects."""
+        state = np.frombuffer(self.state, np.int8) if len(self) else np.zeros(0, np.int8)
+        special = np.flatnonzero(state & (CORRECTED | DARK))
+        special = special[np.argsort(state[special] & CORRECTED == 0, kind="stable")].tolist()
+        both = itertools.zip_longest(special, self.surest_first())
+        return list(dict.fromkeys(number for pair in both for number in pair if number is not None))
 
     def surest_first(self):
         """Numbers of all cells: those with a defect, the highest probability first, then the others."""
@@ -224,19 +235,16 @@ class Contents:
         shares = [counts[-2] / max(1, counts[0]) for counts in self.counts]
         return sorted(range(len(shares)), key=lambda number: -shares[number])
 
-    def agreement(self):
-        """For each class (cells on which network and people agree, cells that both judged), and cells by person."""
-        pairs = [[0, 0] for _ in self.classes]
-        who = Counter()
-        unsure = 0
-        for number, (values, name, _, network) in self.shown.people.items():
-            who[name] += 1
-            unsure += all(value is None for value in values)
-            for k, value in enumerate(values):
-                if value is not None and self.shown.p[k][number] >= 0:
-                    pairs[k][0] += value == network >> k & 1
-                    pairs[k][1] += 1
-        return {"agreement": pairs, "who": who.most_common(), "unsure": unsure}
+    def about_people(self):
+        """What people said: cells by person, and how often network and people agree, a dict that JSON can hold."""
+        given = self.shown.people.values()
+        return {
+            "who": Counter(name for _, name, *_ in given).most_common(),
+            "unsure": sum(all(value is None for value in values) for values, *_ in given),
+            "agreement": list(agreement(self.record).values()),  # of each class: cells that agree, cells of both
+            "corrected": sum(call is not None for _, _, call, _ in corrections(self.record)),  # calls, not cells
+            "alone": len(judged_by_people_alone(self.record)),
+        }
 
 
 def root_of(record):

@@ -22,8 +22,8 @@ def take_labels(record, path):
     """Take a table of people's labels into a record, in one transaction; returns (lines about it, whether all fit).
 
     path: `;`-separated with `filename`, relative to the results folder, one column a class (1, 0 or empty), and, where
-    they are known, `unsure` (1), `who` and `when`. A newer label replaces an older one of the same person; empty ones with
-    a 0 in `unsure` take back what the cell had.
+    they are known, `unsure` (1), `who` and `when`. A newer label replaces an older one of the same person; empty labels
+    with a 0 in `unsure` take back what the cell had.
     Raises InputError, naming the line, for a value that is none, and where no row means a cell of the record.
     """
     table = read_rows(path, ["filename", *record.classes])

@@ -2,14 +2,16 @@
 // The report: what a cell is and what it is called. Head, tables, modules, cells and dialog have their own scripts.
 const { classes, thresholds, modules } = data;
 const first = chunks.first; // what the page holds itself
-const [UNSURE, DARK, UNREADABLE, LABELLED, CORRECTED, SHOWN] = [1, 2, 4, 8, 16, 32]; // of a state, as in report_data.py
+// Bits of a state, as in report_data.py
+const [UNSURE, DARK, UNREADABLE, LABELLED, CORRECTED, SHOWN, MAPPED] = [1, 2, 4, 8, 16, 32, 64];
 const [DARK_KIND, UNREADABLE_KIND] = [-1, -2]; // the other kinds are a cell's calls as bits
 const SCALE = 1e4; // of probabilities
 const said = n => n.toLocaleString("en");
 const counted = (n, noun, plural = noun + "s") => `${said(n)} ${n === 1 ? noun : plural}`;
 const percent = (n, of) => (of ? `${((100 * n) / of).toFixed(1)} %` : "");
 const summed = numbers => numbers.reduce((all, n) => all + n, 0);
-const listed = names => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`);
+const listed = (names, and = "and") =>
+  names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} ${and} ${names.at(-1)}`;
 const isCalled = (calls, k) => (calls >> k) & 1;
 
 function paragraphs(...texts) {
@@ -73,12 +75,50 @@ function wordsOf(cell) {
 function byPeople(cell) {
   const [values, who] = cell.people;
   if (values.every(value => value === null)) return `${who} was not sure`;
+  if (!isJudged(cell)) return `labelled by ${who}: ${verdictOf(cell.calls)}`;
   return cell.state & CORRECTED ? `corrected by ${who}: ${verdictOf(cell.calls)}` : `confirmed by ${who}`;
 }
 
+// Whether what a cell is comes from a person: the network called it otherwise, or did not judge it.
+function followsPeople(cell) {
+  return cell.state & CORRECTED || (cell.state & LABELLED && !isJudged(cell) && !(cell.state & (DARK | UNREADABLE)));
+}
+
+// ---- cells near a threshold
+
+const logit = p => Math.log(p / (1 - p));
+const clipped = p => Math.max(1e-4, Math.min(1 - 1e-4, p));
+const limits = thresholds.map(threshold => logit(clipped(threshold)));
+const distanceOf = (p, k) => Math.abs(logit(clipped(p)) - limits[k]); // of class k from its threshold, in logits
+
+// Numbers of the classes whose probability makes a cell unsure; none where only a person was not sure.
+function unsureClasses(cell) {
+  if (!(cell.state & UNSURE) || !isJudged(cell)) return [];
+  const distances = cell.p.map(distanceOf);
+  const near = [...distances.keys()].filter(k => distances[k] < 1);
+  // The probabilities are rounded: the nearest one may seem to be a little farther away
+  return near.length || cell.people ? near : [distances.indexOf(Math.min(...distances))];
+}
+
+function unsureWords(cell) {
+  const near = unsureClasses(cell);
+  return near.length ? `${listed(near.map(k => classes[k]))}: unsure` : "";
+}
+
+// ---- modules
+
+const serials = modules.metadata.find(([name]) => name.toLowerCase() === "serial")?.[1] ?? [];
+
 function moduleTitle(n) {
-  const serial = modules.metadata.find(([name]) => name.toLowerCase() === "serial")?.[1][n];
+  const serial = serials[n];
   return serial ? `${serial} (${modules.file[n]})` : modules.file[n];
+}
+
+// Serials that stand at more than one module: [serial, numbers of the modules].
+function sharedSerials() {
+  const all = new Map();
+  serials.forEach((serial, n) => all.set(serial, [...(all.get(serial) ?? []), n]));
+  return [...all].filter(([serial, numbers]) => serial && numbers.length > 1);
 }
 
 function titleOf(cell) {

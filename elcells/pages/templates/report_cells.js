@@ -6,6 +6,7 @@ let columns = first.cells; // until the chunk "cells" is there
 let kind = "all";
 let sorting = "surest first";
 let visible = [];
+let cellPage = 0;
 let eagerTimer = 0;
 const cellAt = i => cellOf(columns, i, columns.index ? columns.index[i] : i);
 
@@ -26,13 +27,8 @@ function filters() {
   };
 }
 
-const logit = p => Math.log(p / (1 - p));
-const clipped = p => Math.max(1e-4, Math.min(1 - 1e-4, p));
-const limits = thresholds.map(threshold => logit(clipped(threshold)));
-
 function doubtOf(i) {
-  if (columns.p[0][i] < 0) return Infinity;
-  return Math.min(...limits.map((limit, k) => Math.abs(logit(clipped(columns.p[k][i] / SCALE)) - limit)));
+  return columns.p[0][i] < 0 ? Infinity : Math.min(...columns.p.map((of, k) => distanceOf(of[i] / SCALE, k)));
 }
 
 function surestCall(i) {
@@ -77,14 +73,17 @@ function tileOf(place) {
   const cell = cellAt(visible[place]);
   const title = titleOf(cell);
   const button = make("button", { ariaLabel: `${title}: ${wordsOf(cell)}` }, imageOf(cell, title));
-  button.addEventListener("click", () => openCell({ length: visible.length, at: i => cellAt(visible[i]) }, place, 0));
+  const all = { length: visible.length, at: i => cellAt(visible[i]) };
+  button.addEventListener("click", () => openCell(all, place, tilesInRow(), focusTile));
+  const near = unsureClasses(cell);
   const lines = cell.p.filter(p => p !== null).map((p, k) => {
-    const parts = [make("span", { textContent: classes[k] }), make("span", { textContent: p.toFixed(3) })];
+    const number = make("span", { textContent: p.toFixed(3), className: near.includes(k) ? "near" : "" });
+    const parts = [make("span", { textContent: classes[k] }), number];
     return make("div", { className: `p ${isCalled(cell.calls, k) ? "yes" : ""}` }, swatch(colourOf(k)), ...parts);
   });
   const marks = [
     cell.state & DARK && "too dark to judge",
-    cell.state & UNSURE && "unsure",
+    unsureWords(cell),
     cell.people && byPeople(cell),
     cell.state & UNREADABLE && cell.error,
   ];
@@ -92,7 +91,17 @@ function tileOf(place) {
   return make("li", {}, button, ...lines, ...texts, make("div", { className: "file", textContent: title }));
 }
 
+const tilesInRow = () => getComputedStyle($("grid")).gridTemplateColumns.split(" ").length;
+
+// Goes to the tile of a cell, by its place in the order.
+function focusTile(place) {
+  const page = Math.floor(place / CELLS_A_PAGE);
+  if (page !== cellPage) showCells(page);
+  $("grid").children[place % CELLS_A_PAGE].querySelector("button").focus();
+}
+
 function showCells(page) {
+  cellPage = page;
   const start = page * CELLS_A_PAGE;
   const end = Math.min(visible.length, start + CELLS_A_PAGE);
   $("grid").replaceChildren(...Array.from({ length: end - start }, (_, i) => tileOf(start + i)));
@@ -124,10 +133,22 @@ function filterButtons() {
   });
 }
 
+// Which cells are shown, and what the others are.
+function aboutShown() {
+  const kinds = [
+    summed(Object.entries(data.kinds).map(([value, n]) => (value > 0 ? n : 0))) && "with a defect",
+    data.unsure && "unsure (within 1 logit of a threshold)",
+    data.kinds[DARK_KIND] && "dark",
+    data.kinds[UNREADABLE_KIND] && "unreadable",
+    data.people.who.length && "labelled by people",
+  ];
+  const others = summed(Object.values(data.kinds)) - data.shown;
+  const rest = others === 1 ? "The other cell has no defect." : `The other ${said(others)} cells have no defect.`;
+  return `${counted(data.shown, "cell")} to look at: ${listed(kinds.filter(Boolean), "or")}. ${others ? rest : ""}`;
+}
+
 function prepareCells() {
-  $("which").textContent =
-    `${counted(data.shown, "cell has", "cells have")} a defect, or ${data.shown === 1 ? "is" : "are"} unsure (within ` +
-    "1 logit of a threshold), dark, unreadable or labelled by people. The other cells have no defect.";
+  $("which").textContent = aboutShown();
   $("filters").append(...filterButtons());
   const select = $("sorting");
   select.append(...Object.keys(orders).map(name => make("option", { textContent: name })));
@@ -149,8 +170,11 @@ async function loadCells() {
   }
   const why = data.alone
     ? "the others are left out to keep it small enough for mail, and are in the report.html of the results folder."
-    : `the others are in the folder ${data.chunks} beside this page, which is not there or of a newer report (load this page again).`;
-  $("missing").textContent = `Only ${said(here)} of these cells are in this file, the surest defects; ${why}`;
+    : `the others are in the folder ${data.chunks} beside this page, which is not there or of a newer report ` +
+      "(load this page again).";
+  const special = data.corrected || data.kinds[DARK_KIND] ? "corrected and dark ones and " : "";
+  const which = `Only ${said(here)} of these cells are in this file, ${special}the surest defects`;
+  $("missing").textContent = `${which}; ${why}`;
   $("missing").hidden = false;
 }
 

@@ -9,9 +9,9 @@ let opened = null;
 let isMapShown = false;
 let dialogTurn = 0;
 
-// cells: a list, or {length, at(i)}. wide: cells of a module in a row, 0 where up and down mean nothing.
-function openCell(cells, place, wide) {
-  opened = { cells, place, wide };
+// cells: a list, or {length, at(i)}. wide: how many stand in a row. focus(place): goes to a cell's place in the page.
+function openCell(cells, place, wide, focus) {
+  opened = { cells, place, wide, focus };
   showOpened();
   if (!dialog.open) dialog.showModal();
 }
@@ -24,7 +24,6 @@ function showOpened() {
   $("facts").replaceChildren(...factsOf(cell));
   for (const [id, key] of Object.entries(STEPS)) {
     $(id).disabled = neighbour(key, place, cells.length, wide) === null;
-    $(id).hidden = !wide && (id === "up" || id === "down");
   }
   $("state").textContent = "";
   crop.hidden = true;
@@ -42,15 +41,19 @@ function showOpened() {
 // ---- what is said about it
 
 function factsOf(cell) {
-  const unsure = cell.state & UNSURE ? ", unsure: within 1 logit of a threshold" : "";
+  const near = unsureClasses(cell);
+  const unsure = near.length ? `. ${unsureWords(cell)} (within 1 logit of its threshold)` : "";
   const verdict = make("b", { textContent: wordsOf(cell) });
   const facts = [make("p", {}, swatch(colourOfKind(kindOf(cell))), " ", verdict, unsure)];
   if (cell.people) facts.push(make("p", { textContent: labelsOf(cell) }));
-  if (isJudged(cell)) facts.push(...cell.p.map(barOf));
+  if (isJudged(cell)) facts.push(...cell.p.map((p, k) => barOf(p, k, near.includes(k))));
   if (cell.state & UNREADABLE) facts.push(make("p", { className: "bad", textContent: cell.error }));
   if (cell.module >= 0) {
     const link = make("a", { href: linkOf(cell.module), textContent: "show the module" });
-    link.addEventListener("click", () => dialog.close());
+    link.addEventListener("click", () => {
+      opened.focus = () => {}; // the page goes to the module
+      dialog.close();
+    });
     facts.push(make("p", {}, link));
   }
   return facts;
@@ -64,11 +67,12 @@ function labelsOf(cell) {
   return `${byPeople(cell)} (${when.slice(0, 10)}: ${labels}). The network ${before}.`;
 }
 
-function barOf(p, k) {
+function barOf(p, k, isNear) {
   const bar = make("i", { ariaHidden: "true" });
   const properties = { "--p": `${100 * p}%`, "--t": `${100 * thresholds[k]}%`, "--colour": colourOf(k) };
   for (const [name, value] of Object.entries(properties)) bar.style.setProperty(name, value);
-  const value = make("span", { textContent: `${classes[k]} ${p.toFixed(3)}` });
+  const number = make("span", { textContent: p.toFixed(3), className: isNear ? "near" : "" });
+  const value = make("span", {}, `${classes[k]} `, number, isNear ? " unsure" : "");
   const threshold = make("span", { className: "soft", textContent: `threshold ${thresholds[k].toFixed(3)}` });
   return make("div", { className: "bar" }, value, threshold, bar);
 }
@@ -116,12 +120,18 @@ async function showMap(cell, turn) {
   const values = await mapOf(cell);
   if (turn !== dialogTurn || !isMapShown) return;
   if (!values) {
-    $("unmapped").textContent = "This cell has no class map here: only cells with a defect and unsure ones have one.";
+    $("unmapped").textContent = whyUnmapped(cell);
     return;
   }
   paintMap(map, values, classes);
   fitMap();
   map.hidden = false;
+}
+
+function whyUnmapped(cell) {
+  if (!(cell.state & MAPPED)) return "This cell has no class map: only cells with a defect and unsure ones have one.";
+  if (data.alone) return "The class map of this cell is left out of this file, to keep it small enough for mail.";
+  return `The class maps are in the folder ${data.chunks} beside this page, which is not there or of a newer report.`;
 }
 
 async function mapOf(cell) {
@@ -157,11 +167,12 @@ function toggleMap() {
 document.addEventListener("keydown", event => {
   if (!dialog.open || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key.toLowerCase() === "m") toggleMap();
-  if (event.key.startsWith("Arrow")) {
+  if (event.key.startsWith("Arrow") || event.key === "Home" || event.key === "End") {
     step(event.key);
     event.preventDefault();
   }
 });
+dialog.addEventListener("close", () => opened.focus(opened.place));
 dialog.addEventListener("click", event => {
   if (event.target === dialog) dialog.close();
 });

@@ -7,8 +7,10 @@ function showHead() {
   const when = !begun ? "" : begun === ended ? ` on ${begun}` : ` from ${begun} to ${ended}`;
   const from = classes.map((name, k) => `as ${name} from a probability of ${thresholds[k].toFixed(3)} on`);
   const mean = data.symmetries ? " Each probability is the mean over the cell's eight orientations." : "";
+  const made = new Date(data.made).toLocaleString("sv", { dateStyle: "short", timeStyle: "short" }); // 2026-11-28 14:30
+  const later = data.reviewed ? "; labels that people give later are not in it" : "";
   $("about").append(
-    ...paragraphs(`Judged${when} by ${data.trained}.`),
+    ...paragraphs(`Judged${when} by ${data.trained}. This report was made on ${made}${later}.`),
     make("ul", {}, ...data.quality.map(textContent => make("li", { textContent }))),
     ...paragraphs(
       `Thresholds: a cell counts ${listed(from)} (operating point ${data.operating_point}). With lower thresholds ` +
@@ -31,28 +33,34 @@ function showCounts() {
       tile(data.kinds[kind] ?? 0, swatch(colourOfKind(kind)), ` ${kindName(kind)}`),
     ]),
   );
+  const isAnyJudged = data.histograms.some(bins => summed(bins));
+  const person = data.people.unsure ? ", or a person was not sure" : "";
+  const unsure =
+    `Of these, ${counted(data.unsure, "cell is", "cells are")} unsure: the probability of a class is within 1 logit ` +
+    `of its threshold (between 0.27 and 0.73 for a threshold of 0.5), so that the other call is nearly as likely` +
+    `${person}.`;
+  const nobody = isAnyJudged && "Nobody has labelled a cell yet: all calls are the network's.";
   $("sums").append(
-    ...paragraphs(
-      `Of these, ${counted(data.unsure, "cell is", "cells are")} unsure: the probability of a class is within ` +
-        "1 logit of its threshold (between 0.27 and 0.73 for a threshold of 0.5): the other call is nearly as likely.",
-      aboutPeople(),
-    ),
+    ...paragraphs(isAnyJudged && unsure, data.people.who.length ? aboutPeople() : nobody),
+    data.reviewed ? make("p", {}, make("a", { href: "review.html" }, "review.html"), " is for labelling.") : "",
   );
 }
 
 function aboutPeople() {
-  const { agreement, who, unsure } = data.people;
-  if (!who.length) return "Nobody has labelled a cell yet: all calls are the network's. review.html is for labelling.";
+  const { agreement, who, unsure, corrected, alone } = data.people;
   const names = who.map(([name, n]) => `${name} ${said(n)}`).join(", ");
   const agreed = agreement.flatMap(([same, of], k) =>
     of ? [`on ${classes[k]} in ${said(same)} of ${said(of)} (${percent(same, of)})`] : [],
   );
   const some = unsure ? `; not sure about ${said(unsure)}` : "";
   const together = agreed.length ? ` Network and people agree ${listed(agreed)}.` : "";
+  const verb = corrected === 1 ? "was" : "were";
+  const cells = counted(alone, "cell was", "cells were");
+  const others = alone ? ` ${cells} judged by people alone: too dark or unreadable for the network.` : "";
   return (
     `People labelled ${counted(summed(who.map(([, n]) => n)), "cell")} (${names}${some}).${together} ` +
-    `${counted(data.corrected, "cell was", "cells were")} corrected: all counts, colours and filters follow people ` +
-    "where they said something."
+    `${counted(corrected, "call")} of ${counted(data.corrected, "cell")} ${verb} corrected.${others} All ` +
+    "counts, colours and filters follow people where they said something."
   );
 }
 
@@ -64,7 +72,13 @@ function showNotes() {
   const unsure = `${counted(doubtful.length, "module is", "modules are")} not sure; look whether the grid fits: `;
   const lost = `${counted(data.failed.length, "image")} in which no module was found: `;
   const waiting = `${counted(data.waiting, "image")} of a run that was stopped not judged yet.`;
+  const shared = sharedSerials().map(([serial, numbers]) => {
+    const links = numbers.flatMap(n => [", ", make("a", { href: linkOf(n), textContent: modules.file[n] })]);
+    return make("span", {}, `serial ${serial} stands at ${numbers.length} images: `, ...links.slice(1));
+  });
+  const repeated = `${counted(shared.length, "serial stands", "serials stand")} at more than one image: `;
   const notes = [
+    shared.length === 1 ? make("li", {}, shared[0]) : shared.length && make("li", {}, repeated, folded(shared)),
     data.small && make("li", {}, data.small),
     doubts.length && make("li", {}, unsure, folded(doubts)),
     data.failed.length && make("li", { className: "bad" }, lost, folded(data.failed)),

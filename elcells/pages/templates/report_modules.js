@@ -21,7 +21,8 @@ function legendOfAll() {
     [verdicts["no defect"], "no defect (thin line)"],
     [verdicts["nearly black"], "too dark to judge"],
   ]);
-  const dashed = "dashed line: corrected by a person, in the colour of what the person said";
+  const dashed =
+    "dashed line: corrected by a person, or judged by a person alone, in the colour of what the person said";
   legend.append(make("span", {}, make("i", { className: "line" }), dashed));
   return legend;
 }
@@ -39,7 +40,7 @@ function prepareModules() {
   const order = classes.length > 1 ? ", from above" : "";
   const explained =
     "A click on a cell, or Enter, enlarges it. Probabilities are shown of cells with a defect and of unsure ones: " +
-    `${listed(classes)}${order}.`;
+    `${listed(classes)}${order}; what makes a cell unsure is underlined.`;
   const toggle = make("button", { textContent: "Probabilities", ariaPressed: "false" });
   toggle.addEventListener("click", () => {
     toggle.setAttribute("aria-pressed", $("modules").classList.toggle("with-p"));
@@ -104,7 +105,8 @@ function moduleFigure(n, found) {
   if (!found) {
     const why = data.alone
       ? "Its image and cells are left out of this file, to keep it small."
-      : `Its data are in the folder ${data.chunks} beside this page, which is not there or of a newer report (load this page again).`;
+      : `Its data are in the folder ${data.chunks} beside this page, which is not there or of a newer report ` +
+        "(load this page again).";
     figure.append(captionOf(n, []), make("p", { className: "bad", textContent: why }));
     return figure;
   }
@@ -127,7 +129,7 @@ function viewOf(n, found, cells, then) {
   const defectsLast = [...cells.keys()].sort((a, b) => Boolean(cells[a].state) - Boolean(cells[b].state));
   const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "group" });
   svg.append(...defectsLast.map(i => outlines[i]));
-  walkByKeys(outlines, modules.columns[n], i => openCell(cells, i, modules.columns[n]));
+  walkByKeys(outlines, modules.columns[n], (i, go) => openCell(cells, i, modules.columns[n], go));
   const texts = cells.flatMap((cell, i) => textOn(cell, corners[i], width, height));
   const view = make("div", { className: "view" }, image, svg, ...texts);
   const narrowest = Math.min(...corners.map(([a, b, c, d]) => Math.min(b[0] - a[0], c[0] - d[0])));
@@ -138,7 +140,11 @@ function viewOf(n, found, cells, then) {
 
 function textOn(cell, corners, width, height) {
   if (!isJudged(cell) || !(cell.calls || cell.state & UNSURE)) return [];
-  const lines = cell.p.map((p, k) => make(isCalled(cell.calls, k) ? "b" : "div", { textContent: p.toFixed(2) }));
+  const near = unsureClasses(cell);
+  const lines = cell.p.map((p, k) => {
+    const className = near.includes(k) ? "near" : "";
+    return make(isCalled(cell.calls, k) ? "b" : "div", { textContent: p.toFixed(2), className });
+  });
   const text = make("span", {}, ...lines);
   const [x, y] = middleOf(corners);
   Object.assign(text.style, { left: `${(100 * x) / width}%`, top: `${(100 * y) / height}%` });
@@ -146,14 +152,14 @@ function textOn(cell, corners, width, height) {
 }
 
 function outlineOf(cell, corners) {
-  const isMarked = cell.calls || cell.state & (DARK | CORRECTED);
+  const isMarked = cell.calls || cell.state & DARK || followsPeople(cell);
   const inset = isMarked ? 0.95 : 1;
   const [x, y] = middleOf(corners);
   const inside = corners.map(corner => [x + (corner[0] - x) * inset, y + (corner[1] - y) * inset]);
   const name = `row ${cell.row}, column ${cell.column}: ${describe(cell)}`;
   const shape = drawn("polygon", {
     points: inside.map(point => point.map(v => v.toFixed(1)).join()).join(" "),
-    class: `${cell.calls || cell.state & DARK ? "defect" : ""} ${cell.state & CORRECTED ? "corrected" : ""}`,
+    class: `${cell.calls || cell.state & DARK ? "defect" : ""} ${followsPeople(cell) ? "corrected" : ""}`,
     tabindex: -1,
     role: "button",
     "aria-label": name,
@@ -165,7 +171,7 @@ function outlineOf(cell, corners) {
 
 function describe(cell) {
   const parts = [wordsOf(cell)];
-  if (cell.state & UNSURE) parts.push("unsure");
+  if (unsureWords(cell)) parts.push(unsureWords(cell));
   if (cell.people) parts.push(byPeople(cell));
   const p = isJudged(cell) ? ` (${classes.map((name, k) => `${name} ${cell.p[k].toFixed(3)}`).join(", ")})` : "";
   return parts.join(", ") + p;
@@ -173,25 +179,30 @@ function describe(cell) {
 
 // One cell of a module is reached by Tab, the others from there by arrow keys.
 function walkByKeys(shapes, wide, open) {
+  let reached = 0;
+  const go = to => {
+    shapes[reached].setAttribute("tabindex", -1);
+    shapes[to].setAttribute("tabindex", 0);
+    shapes[to].focus();
+    reached = to;
+  };
   shapes[0].setAttribute("tabindex", 0);
   shapes.forEach((shape, i) => {
-    shape.addEventListener("click", () => open(i));
+    shape.addEventListener("click", () => open(i, go));
     shape.addEventListener("keydown", event => {
       const to = neighbour(event.key, i, shapes.length, wide);
-      if (event.key === "Enter" || event.key === " ") open(i);
+      if (event.key === "Enter" || event.key === " ") open(i, go);
       else if (to === null) return;
-      else {
-        shape.setAttribute("tabindex", -1);
-        shapes[to].setAttribute("tabindex", 0);
-        shapes[to].focus();
-      }
+      else go(to);
       event.preventDefault();
     });
   });
 }
 
-// The place that an arrow key leads to from place i of so many, in rows of `wide` (0: no rows), or null.
+// The place that an arrow key, Home or End leads to from place i of so many, in rows of `wide`, or null.
 function neighbour(key, i, count, wide) {
+  const end = { Home: 0, End: count - 1 }[key];
+  if (end !== undefined) return end === i ? null : end;
   const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -wide, ArrowDown: wide }[key];
   return step && i + step >= 0 && i + step < count ? i + step : null;
 }

@@ -74,12 +74,27 @@ function makeTable(box, rows, columns, changed = () => {}) {
   }
   search.addEventListener("input", () => find(search.value));
   const choice = sizeChoice(TABLE_SIZES, rows.length, size => { state.size = size; go(0); }, "rows");
+  const wide = make("div", { className: "wide" }, make("table", {}, make("thead", {}, head), body));
   box.append(
     make("div", { className: "tools screen" }, make("label", {}, "Search ", search), some, choice, pager),
-    make("div", { className: "wide" }, make("table", {}, make("thead", {}, head), body)),
+    sidewaysHint(wide),
+    wide,
   );
   sort();
   return find;
+}
+
+// Says that a table is wider than the screen, while it is. wide: the box that scrolls.
+function sidewaysHint(wide) {
+  const textContent = "The table is wider than the screen: scroll it sideways. →";
+  const hint = make("p", { className: "soft screen", hidden: true, textContent });
+  const observer = new ResizeObserver(() => {
+    hint.hidden = wide.scrollWidth <= wide.clientWidth;
+    wide.classList.toggle("cut", !hint.hidden);
+  });
+  observer.observe(wide);
+  observer.observe(wide.firstChild);
+  return hint;
 }
 
 function tableCell(column, row) {
