@@ -52,8 +52,8 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
     """Read a `;`-separated table of images and 0/1 labels.
 
     path: table with the columns `filename` and one per class; other columns are kept (`type`, `module` and `source`
-        are used if present; rows of cells without a label by `unsure` are left out). One row per cell, or one row per image with
-        variants named by the prefixes of VARIANTS.
+        are used if present; rows without labels that `unsure` explains are left out). One row per cell, or one row per
+        image with variants named by the prefixes of VARIANTS.
     images: folder that the file names are relative to; default: the table's folder.
     Returns a DataFrame, one row per image, with the table's columns (labels as int) and
         path (Path), cell (str, the same for all variants of one cell), variant (str, a key of VARIANTS: what the file
