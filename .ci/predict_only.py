@@ -10,6 +10,7 @@ from PIL import Image
 import cut_module
 import data
 import predict
+import report
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,6 +31,8 @@ def main():
         assert predict.main([*map(str, cells), *network]) == 0
         assert predict.main([str(out / "module.png"), "--grid", "4x4", *network]) in (0, 3)  # sure or not
         assert predict.main([*map(str, cells[:4]), "--workers", "2", *network[:2]]) == 0
+        assert report.main([network[3], "--out", str(out / "copy")]) == 0
+        assert report.main([network[3], "--before", str(out / "copy"), "--single-file"]) == 0
         assert cut_module.main([str(out / "module.png"), "--grid", "4x4", "--out", str(out / "cut")]) in (0, 3)
         assert len(data.read_table(out / "results" / "cells.csv")) == 32
         table = str(out / "results" / "cells.csv")

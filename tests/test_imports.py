@@ -70,9 +70,10 @@ def test_programs_that_need_neither_torch_nor_scikit_learn_load_neither(elpv, tm
     image, out = sorted((elpv.parent / "images").glob("*.png"))[0], tmp_path / "out"
     code = f"""
 import sys
-import data, cut_module, predict
+import data, cut_module, predict, report
 cut_module.main([{str(image)!r}, "--grid", "2x2", "--out", {str(out / "cut")!r}])
 predict.main([{str(image)!r}, "--model", "cells.onnx", "--device", "cpu", "--out", {str(out / "p")!r}])
+report.main([{str(out / "p")!r}])
 loaded = {{"torch", "torchvision", "sklearn", "dask", "distributed"}} & set(sys.modules)
 assert not loaded, loaded
 """
