@@ -33,7 +33,16 @@ from elcells.records.opening import writing
 from elcells.records.requests import request_of
 from elcells.records.runs import RunInfo
 from elcells.records.summary import lines_about
-from elcells.records.work import Work, forget_gone, lines_about_gone, tasks_of, tidy, with_lenses, workers
+from elcells.records.work import (
+    Work,
+    forget_gone,
+    lines_about_gone,
+    refuse_other_grids,
+    tasks_of,
+    tidy,
+    with_lenses,
+    workers,
+)
 
 SEEN_LENS = 0.02  # of the image's radius: a bend that moves cells at the edge
 
@@ -186,6 +195,7 @@ def fill_record(record, requests, metadata, network, who):
 
     metadata: what the user's table says about images, {(path, page): {column: text}}.
     """
+    refuse_other_grids(record, requests)
     forgotten = forget_gone(record, requests)
     say(*lines_about_gone(record, requests))
     todo = [request for request in requests if not record.is_done(request)]

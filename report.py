@@ -80,7 +80,7 @@ def lines_about_older(args, mailed, compared):
 
 @command
 def main(argv=None):
-    """Command line of this file; returns the exit code: 0, 2 for bad input, 3 when some rows belong to no cell."""
+    """Command line of this file; returns the exit code: 0, 2 for bad input, 3 when some labels belong to no cell."""
     args = options().parse_args(argv)
     check_options(args)
     lines = []
@@ -93,9 +93,7 @@ def main(argv=None):
             lines += about
             fits = fits and all_fit
         if args.metadata:
-            about = take_metadata(record, args.metadata)
-            lines += about
-            fits = fits and not about
+            lines += take_metadata(record, args.metadata)
         derive(record)
         lines += lines_about(record)
         mailed = record.folder / f"report_{record.folder.resolve().name}.html"

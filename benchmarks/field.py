@@ -21,10 +21,16 @@ PLACE = ["number", "row", "column"]
 
 def judged_and_marked(folder, table):
     """The judged cells of a results folder with what people marked: a DataFrame. Raises InputError where none match."""
-    cells = open_results(folder).cells.dropna(subset=["p_crack"])
+    cells = open_results(folder).cells
+    cells = cells[cells["module"] != ""].fillna(
+        {"p_crack": 0, "crack": 0, "inactive": 0}
+    )  # what was not judged is missed
     cells["number"] = [int((re.findall(r"(\d+)\.\w+$", image) or [-1])[0]) for image in cells["image"]]
     marked = read_rows(table, ["module", "row", "column", "crack", "boxes"]).rename(columns={"module": "number"})
-    marked = marked.astype(dict.fromkeys([*PLACE, "crack"], int)).rename(columns={"crack": "marked"})
+    try:
+        marked = marked.astype(dict.fromkeys([*PLACE, "crack"], int)).rename(columns={"crack": "marked"})
+    except ValueError as error:
+        raise InputError(f"{table}: module, row, column and crack must be whole numbers ({error})") from None
     both = cells.astype(dict.fromkeys(PLACE, int)).merge(marked, on=PLACE)
     if both.empty:
         raise InputError(f"{table}: no row belongs to a module of {folder}")

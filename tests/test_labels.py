@@ -180,6 +180,8 @@ def test_labels_can_be_taken_back(out, capsys):
     assert report.main([str(out), "--labels", table(out / "1.csv", *header)]) == 0
     back = "../in/a/x.png;;;0;C;2026-11-28T11:00:00Z", "../in/b/x.png;;;0;C;2026-11-28T11:00:00Z"
     assert report.main([str(out), "--labels", table(out / "2.csv", *back)]) == 0
+    assert "labels of 1 cell taken back" in capsys.readouterr().err
+    assert report.main([str(out), "--labels", str(out / "1.csv")]) == 0  # what was taken back stays so
     assert calls(out)["a/x.png"] == (1, 0) and calls(out)["b/x.png"] == (0, 1)
     assert "1 cell labelled by B" in capsys.readouterr().err
 
@@ -251,6 +253,9 @@ def test_labels_go_with_a_module_that_is_cut_otherwise_and_that_is_said(out, ima
         record.expect([failed.request])
         record.add(failed)
         assert record.dropped == 2 and not record.people()
+        record.add(module_result(images[2], out))
+        with pytest.raises(InputError, match="all labels are older"):
+            take_labels(record, table(out / "old.csv", f"cut/{name}/r01_c01.png;1;0;;A;2020-01-01T00:00:00Z"))
         assert "Labels of 2 cells were dropped" in "\n".join(lines_about(record))
 
 
@@ -312,6 +317,26 @@ def test_metadata_stand_in_the_tables_and_stay(out, tmp_path):
     [module] = rows(out / "modules.csv")
     assert (module["serial"], module["string"]) == ("'=S1", "3") and "grid" not in module
     assert open_results(out).modules[["serial", "id"]].values.tolist() == [["=S1", "A7"]]
+
+
+def test_a_second_table_adds_to_the_first(out, tmp_path):
+    first = table(tmp_path / "1.csv", "in/m.png;S1;3", header="filename;serial;string\n")
+    second = table(tmp_path / "2.csv", "in/m.png;4;7", header="filename;string;roof\n")
+    for path in (first, second):
+        assert report.main([str(out), "--metadata", path]) == 0
+    [module] = rows(out / "modules.csv")
+    assert (module["serial"], module["string"], module["roof"]) == ("S1", "4", "7")
+
+
+def test_names_in_a_table_are_first_those_of_its_own_folder(tmp_path):
+    one, two = (save(tmp_path / site / "in" / "x.png") for site in ("site1", "site2"))
+    merged = fill(tmp_path / "site2" / "all", one, two)
+    (tmp_path / "site1" / "out").mkdir()
+    given = table(tmp_path / "site1" / "out" / "labels.csv", "../in/x.png;0;0;;A;")
+    with changing(merged) as record:
+        take_labels(record, given)
+        [(image, *_)] = record.people()
+        assert [row["path"] for row in record.images() if row["id"] == image] == [str(one)]
 
 
 @pytest.mark.parametrize(

@@ -139,9 +139,11 @@ def held(path):
 
 def test_a_nearly_black_image_is_told_of(exported, folder, tmp_path, capsys):
     cell = sorted(folder.glob("*.png"))[2]
-    Image.fromarray((np.asarray(Image.open(cell)) * 0.08).astype(np.uint8)).save(folder / "<i>dead.png")
+    for share, name in ((0.02, "<i>dead.png"), (0.12, "dim.png")):
+        Image.fromarray((np.asarray(Image.open(cell)) * share).astype(np.uint8)).save(folder / name)
     assert run(exported, folder, "--out", tmp_path / "out") == 0
-    assert "1 cell is nearly black" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 cell is nearly black" in said and "1 image is dim" in said
     dark = [r["filename"] for r in rows(tmp_path / "out") if "nearly black" in r["error"] and r["crack"] == ""]
     page = held(tmp_path / "out" / "report.html")
     assert [os.path.basename(name) for name in dark] == ["<i>dead.png"]

@@ -23,7 +23,8 @@ import predict
 from elcells.files import RECORD, InputError
 from elcells.inference.networks import Network
 from elcells.records import work
-from elcells.records.opening import reading, writing
+from elcells.records.labels import take_labels
+from elcells.records.opening import changing, reading, writing
 from elcells.records.record import FAILED, JUDGED, WAITING
 
 SIDE = 64  # pixels of a cell
@@ -176,6 +177,20 @@ def test_a_table_says_which_images_are_modules(lines, modules, run, tmp_path, ca
     lines[0].rename(tmp_path / "moved")
     run(tmp_path / "moved")
     assert "9 images of" in capsys.readouterr().err
+
+
+def test_labels_are_not_lost_by_a_forgotten_grid(modules, run, tmp_path, capsys):
+    assert run(modules, *GRID) == 0
+    with reading(tmp_path / "out") as record:
+        name = next(record.modules())["name"]
+    table = tmp_path / "out" / "labels.csv"
+    table.write_text(f"filename;crack;inactive;who\ncut/{name}/r01_c01.png;1;0;A\n", encoding="utf-8")
+    with changing(tmp_path / "out") as record:
+        take_labels(record, str(table))
+    assert run(modules) == 2 and "people labelled it as 4x4; give --grid" in capsys.readouterr().err
+    assert run(modules, *GRID) == 0
+    with reading(tmp_path / "out") as record:
+        assert len(record.people()) == 1
 
 
 def test_the_same_command_again_judges_nothing(lines, modules, run, tmp_path, judged):

@@ -17,20 +17,26 @@ def file_key(name):
     return os.path.realpath(file), page
 
 
+def key_of_record(name):
+    """The same of an image whose path is real, without a look at the disk."""
+    file, page = file_of(name)
+    return str(file), page
+
+
 class Names:
     """Images by the names that a table may give them.
 
-    path: of the table. names: of the images, as find_images gives them. folders: that file names may be relative to,
-    besides the table's own and the current one.
+    path: of the table. names: of the images, as find_images gives them; real: their paths are real ones already.
+    folders: that file names may be relative to, after the table's own and before the current one.
     """
 
-    def __init__(self, path, names, *folders):
+    def __init__(self, path, names, *folders, real=False):
         self.path = path
-        self.folders = (*folders, Path(path).parent, ".")
+        self.folders = (Path(path).parent, *folders, ".")
         self.by_key = defaultdict(list)
         self.by_last_part = defaultdict(list)
         for name in names:
-            self.by_key[file_key(name)].append(name)
+            self.by_key[key_of_record(name) if real else file_key(name)].append(name)
             self.by_last_part[Path(name).name].append(name)
 
     def meant(self, line, filename):
@@ -43,8 +49,10 @@ class Names:
         if "\0" in filename:
             return []
         for folder in self.folders:
-            if found := self.by_key.get(file_key(os.path.join(folder, filename))):
-                return found
+            path = os.path.join(folder, filename)
+            for key in (file_key(path), key_of_record(os.path.abspath(path))):  # a link may stand where an image was
+                if found := self.by_key.get(key):
+                    return found
         tail = [part for part in Path(filename.replace("\\", "/")).parts if part != ".."]
         candidates = self.by_last_part.get(tail[-1], []) if tail else []
         keys = {file_key(name) for name in candidates if list(Path(name).parts[-len(tail) :]) == tail}

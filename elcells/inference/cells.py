@@ -9,6 +9,8 @@ from scipy.special import logit
 from elcells.data.levels import NEARLY_BLACK
 from elcells.inference.class_maps import as_bytes
 
+NO_LIGHT = 0.025  # mean pixel in 0..1, as of the black cells of a module
+DIM_NOTE = f"are dim (mean pixel under {NEARLY_BLACK}): what is only noise there looks sound"
 TOO_DARK = "nearly black: not judged"  # the error of a dead cell of a module, or of an image without light
 UNSURE = 1.0  # a probability nearer to its threshold, in logits, may fall on either side
 
@@ -50,10 +52,12 @@ class CellResult:
 
 
 def cell_of_image(name, pixels, notes=()):
-    """An image of a cell, uint8 (S, S), as the pair that `judge` takes; one that is nearly black is not judged."""
+    """An image of a cell, uint8 (S, S), as the pair that `judge` takes; one without light is not judged."""
     brightness = float(pixels.mean()) / 255
-    if brightness < NEARLY_BLACK:
+    if brightness < NO_LIGHT:
         return None, CellResult(name, brightness=brightness, error=TOO_DARK, notes=tuple(notes))
+    if brightness < NEARLY_BLACK:
+        notes = (*notes, DIM_NOTE)
     return pixels, CellResult(name, brightness=brightness, notes=tuple(notes))
 
 

@@ -114,18 +114,23 @@ class ComparisonPage:
         """Compared of modules that seem to be turned; nothing else counts their cells."""
         return [compared for compared in self.modules if compared.turned]
 
+    def spans(self, side):
+        """The probabilities that are near the thresholds of a Side: "crack 0.25 to 0.71, …"."""
+        thresholds = np.clip(side.thresholds, 1e-4, 1 - 1e-4)
+        bounds = [expit(logit(thresholds) + way * UNSURE) for way in (-1, 1)]
+        return ", ".join(f"{name} {low:.2f} to {high:.2f}" for name, low, high in zip(self.classes, *bounds))
+
     def meaning(self):
         """What the words of the page mean."""
-        thresholds = np.clip(self.comparison.sides[1].thresholds, 1e-4, 1 - 1e-4)
-        bounds = [expit(logit(thresholds) + way * UNSURE) for way in (-1, 1)]
-        near = ", ".join(f"{name} {low:.2f} to {high:.2f}" for name, low, high in zip(self.classes, *bounds))
+        spans = [self.spans(side) for side in self.comparison.sides]
+        near = spans[0] if spans[0] == spans[1] else f"before: {spans[0]}; now: {spans[1]}"
         return (
             "New: a defect now, none before. Gone: the other way round. The label of a person counts instead of the "
             "network's call. Uncertain: before or now, the network's probability is within 1 logit of the threshold "
             f"({near}), where another exposure can be enough to change the call: no proof that something grew or "
-            "healed. A change is uncertain too where it comes from a person's label in one record only: in the other "
-            "one the network may be wrong as well. A dark cell is not judged, so its defects are not comparable, and "
-            "never gone."
+            "healed. A change is uncertain too where only the threshold is another one, and where it comes from a "
+            "person's label in one record only: in the other one the network may be wrong as well. A dark cell is not "
+            "judged, so its defects are not comparable, and never gone."
         )
 
     def lists(self):

@@ -107,7 +107,7 @@ def embedded(contents, most_bytes, most_modules=None, most_cells=None, with_maps
     for number in tqdm(contents.shown.first_to_see()[:most_cells], "cells", unit="cell", leave=False, disable=None):
         thumb = thumbnail(contents, number)
         levels = base64.b64encode(contents.maps.get(number, b"") if with_maps else b"").decode()
-        used += len(thumb) + len(levels) + CELL_BYTES
+        used += len(thumb) + len(levels) + CELL_BYTES + len(json_of(contents.shown.some([number])))
         if used > most_bytes and most_cells is None:
             break
         chosen.append(number)
@@ -161,7 +161,7 @@ def page_data(contents):
         "maps_a_file": MAPS_A_FILE,
         "folder": printable(record.folder.resolve().name),
         "trained": printable(info["trained"]),
-        "quality": quality_of(info["sha256"], shipped_sha256()),
+        "quality": quality_of(info, shipped_sha256()),
         "operating_point": info["operating_point"],
         "symmetries": info["symmetries"],
         "judged": [(time or "")[:10] for time in judged],
@@ -172,7 +172,7 @@ def page_data(contents):
         "corrected": contents.corrected,
         "people": contents.about_people(),
         "made": now(),
-        "reviewed": bool(contents.histograms.any() or contents.people),  # whether there is a review.html
+        "reviewed": (record.folder / "review.html").exists(),
         "assumed": assumptions(record),
         "failed": contents.failed,
         "waiting": record.count(f"status = '{WAITING}'"),

@@ -146,8 +146,7 @@ def next_steps(folder, classes):
 
 
 def write_page(target, cells, classes, thresholds, folder, key, more):
-    """Write the page and return how many cells it shows; those that can't be read are left out, and there is no page
-    without cells.
+    """Write the page and return how many cells it shows; there is no page without cells.
 
     cells: iterable of ReviewCell, of which one at a time is held. folder: the table of labels belongs there. key: under
     which a browser keeps the labels, the same for every page about the same cells. more: further data of the page:
@@ -158,8 +157,8 @@ def write_page(target, cells, classes, thresholds, folder, key, more):
     for cell in cells:
         try:
             source = cell.source or cell.image.source(target)
-        except InputError:
-            continue
+        except InputError:  # the page says so; the image may come back
+            source = ""
         maps = base64_of(cell.maps)
         entry = {"file": table_name(cell.image.path, folder), "src": source, "why": cell.why, "p": cell.probabilities}
         entries.append(entry | ({"maps": maps} if maps else {}))
@@ -173,7 +172,7 @@ def write_page(target, cells, classes, thresholds, folder, key, more):
         "is_beside": os.path.realpath(folder) == os.path.realpath(Path(target).parent),
         "rules": {name: RULES[name] for name in classes if name in RULES},
     }
-    fill("review.html", target, data | {"chunks": CHUNKS, "given": [], "modules": []} | more)
+    fill("review.html", target, data | {"chunks": CHUNKS, "given": [], "since": [], "modules": []} | more)
     return len(entries)
 
 
@@ -185,6 +184,7 @@ def write_review(record):
     more = {
         "opinion": "The network's opinion",
         "given": given_labels(record),
+        "since": changes_of_images(record),
         "modules": write_modules(record, stamp),
         "stamp": stamp,
         "steps": next_steps(record.folder, record.classes),
@@ -198,6 +198,18 @@ def review_cell(record, row, why):
     image = PageImage(cell_name_of(record, row))
     source = quote(row["file"]) or source_of(row["image"], record, Files(record.folder / REPORT))
     return ReviewCell(image, why, probabilities_of(record, row), row["map"], source)
+
+
+def changes_of_images(record):
+    """When images changed whose labels were dropped then: list of (file name, or folder of cut cells; time)."""
+    query = (
+        "SELECT path, page, name, since FROM images LEFT JOIN modules ON modules.image = images.id WHERE since != ''"
+    )
+    changes = []
+    for row in record.connection.execute(query):
+        place = f"{CUT}/{row['name']}/" if row["name"] else table_name(image_name(row), record.folder)
+        changes.append((place, row["since"]))
+    return changes
 
 
 def given_labels(record):

@@ -208,7 +208,17 @@ class Comparison:
         labelled_once = (before.labels[k] is None) != (now.labels[k] is None)
         if labelled_once and STATES.get((before.network[k], now.network[k])) != state:
             return ONE_RECORD
-        return NEAR if self.is_near(0, k, before) or self.is_near(1, k, now) else CERTAIN
+        if self.is_near(0, k, before) or self.is_near(1, k, now) or self.is_by_threshold(k, before, now):
+            return NEAR
+        return CERTAIN
+
+    def is_by_threshold(self, k, before, now):
+        """Whether class k of two Seen has changed only because the records have different thresholds."""
+        if before.labels[k] is not None or now.labels[k] is not None:
+            return False
+        pair = before.probabilities[k], now.probabilities[k]
+        thresholds = [side.thresholds[k] for side in self.sides]
+        return None not in pair and any((pair[0] >= t) == (pair[1] >= t) for t in thresholds)
 
     def is_near(self, number, k, seen):
         """Whether the network called class k of a Seen in record 0 or 1 with a probability near the threshold."""

@@ -91,7 +91,7 @@ def module_fields(classes, metadata=()):
 
 def counts_of_modules(record):
     """{id of an image: [number of cells with each class …, nearly black cells]}, corrected by people's labels."""
-    sums = ", ".join(f"sum({quoted(name)})" for name in record.classes)
+    sums = ", ".join(f"coalesce(sum({quoted(name)}), 0)" for name in record.classes)
     query = f"SELECT image, {sums}, sum(error != '') FROM cells WHERE row > 0 GROUP BY image"
     counts = {image: list(numbers) for image, *numbers in record.connection.execute(query)}
     for image, k, call, label in corrections(record):

@@ -8,8 +8,9 @@ from collections import namedtuple
 from elcells.data.naming import Names
 from elcells.data.tables import read_rows
 from elcells.files import CUT, InputError, counted, one_line, printable
-from elcells.records.record import now
+from elcells.records.record import WITHDRAWN
 from elcells.records.rows import image_name, quoted
+from elcells.records.runs import now
 
 CELL = re.compile(rf"{CUT}/([^/]+)/r(\d+)_c(\d+)\.png$")  # the end of a cut cell's path
 MOST_NAMES = 3  # of cells that a record does not have
@@ -31,9 +32,11 @@ def take_labels(record, path):
         raise InputError(f"{path}: has the network's calls, not a person's; give the labels.csv that review.html saved")
     saved = datetime.datetime.fromtimestamp(os.stat(path).st_mtime, datetime.UTC).isoformat(timespec="seconds")
     images = {image_name(image): image["id"] for image in record.images()}
-    names = Names(path, images, record.folder)
+    names = Names(path, images, record.folder, real=True)
+    since = {image["id"]: image["since"] for image in record.images() if image["since"]}
     given = []
     withdrawn = []
+    outdated = []
     strangers = []
     for line, row in table.iterrows():
         labels = labels_of(path, line, row, record.classes)
@@ -41,31 +44,37 @@ def take_labels(record, path):
         cell = cut_cell(record, row["filename"]) or single_cell(record, names.meant(line, row["filename"]), images)
         if cell is None:
             strangers.append(f"line {line}: {row['filename']}")
+        elif labels and time < since.get(cell[0], ""):
+            outdated.append(f"line {line}: {row['filename']}")
         elif labels:
             given.append(Given(cell, labels, row.get("who", ""), time))
         elif row.get("unsure") == "0" and row.get("when"):
-            withdrawn.append((*cell, time))
-    if not given and not withdrawn:
+            given.append(Given(cell, dict.fromkeys(record.classes, WITHDRAWN), row.get("who", ""), time))
+            withdrawn.append(cell)
+    if not given:
         what = "no row means a cell" if strangers else "no row has a label"
+        what = "all labels are older than the images or grids" if outdated else what
         raise InputError(f"{path}: {what} of {record.folder}; give the labels.csv that its review.html saved")
     taken = set()
     with record.connection:
-        query = 'DELETE FROM labels WHERE image = ? AND row = ? AND "column" = ? AND time <= ?'
-        removed = record.connection.executemany(query, withdrawn).rowcount
         for label in given:
             for name, value in label.labels.items():
                 if keep_label(record, (*label.cell, name, value, label.who, label.time)):
                     taken.add(label.cell)
-    lines = [f"{path}: labels of {counted(len(taken), 'cell')} taken into the record"]
-    if removed:
-        lines.append(f"{path}: {counted(len(withdrawn), 'cell')} whose labels were taken back")
+    lines = [f"{path}: labels of {counted(len(taken.difference(withdrawn)), 'cell')} taken into the record"]
+    if back := taken.intersection(withdrawn) - record.people().keys():
+        lines.append(f"{path}: labels of {counted(len(back), 'cell')} taken back")
     if older := len({label.cell for label in given} - taken):
         lines.append(f"{path}: labels of {counted(older, 'cell')} are older than those in the record, which stay")
-    if strangers:
-        shown = ", ".join(strangers[:MOST_NAMES]) + (", …" if len(strangers) > MOST_NAMES else "")
-        rows = counted(len(strangers), "row belongs", "rows belong")
-        lines.append(one_line(printable(f"{path}: {rows} to no cell of {record.folder} ({shown})")))
-    return lines, not strangers
+    for rows, what in (
+        (strangers, f"to no cell of {record.folder}"),
+        (outdated, "to what the image or its grid was before, and are not taken"),
+    ):
+        if rows:
+            shown = ", ".join(rows[:MOST_NAMES]) + (", …" if len(rows) > MOST_NAMES else "")
+            number = counted(len(rows), "row belongs", "rows belong")
+            lines.append(one_line(printable(f"{path}: {number} {what} ({shown})")))
+    return lines, not strangers and not outdated
 
 
 def keep_label(record, values):
@@ -128,9 +137,9 @@ def labelled_cells(record):
     those = 'SELECT DISTINCT image, row, "column" FROM labels'
     query = f'SELECT image, row, "column", {columns} FROM cells JOIN ({those}) USING (image, row, "column")'
     people = record.people()
-    return [
-        (image, calls, people[image, row, column]) for image, row, column, *calls in record.connection.execute(query)
-    ]
+    rows = record.connection.execute(query)
+    cells = ((image, calls, people.get((image, row, column))) for image, row, column, *calls in rows)
+    return [cell for cell in cells if cell[-1]]
 
 
 def corrections(record):
@@ -165,7 +174,7 @@ def lines_about_people(record):
     cells = labelled_cells(record)
     if not cells:
         return []
-    who = sorted({labels.who or "somebody" for _, _, labels in cells})
+    who = sorted({one_line(printable(labels.who)) or "somebody" for _, _, labels in cells})
     agreed = ", ".join(f"{name} {same} of {both}" for name, (same, both) in agreement(record).items())
     changed = counted(sum(call is not None for _, _, call, _ in corrections(record)), "call")
     number = counted(len(cells), "cell")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from elcells.files import CUT, MODULES, OVERLAYS, InputError
 from elcells.records.labels import keep_label
 from elcells.records.opening import reading
-from elcells.records.record import AS_LABELLED, JUDGED
+from elcells.records.record import AS_LABELLED, JUDGED, WAITING
 from elcells.records.requests import module_name, text
 from elcells.records.runs import FIXED
 
@@ -25,6 +25,11 @@ def merge(record, folder):
     with reading(folder) as other:
         check_same(record.info, other)
         try:
+            with record.connection:  # should it be stopped, the record knows whose files are no longer its own
+                for row in other.images():
+                    have = known(record, row)
+                    if have is not None and is_newer(row, have):
+                        record.update_image(have["id"], {"status": WAITING})
             with record.connection:
                 take_all(record, other)
         except sqlite3.DatabaseError as error:
@@ -51,6 +56,12 @@ def check_same(info, other):
             raise InputError(
                 f"{other.folder}: was judged with another {what}; judge the images again with one network and settings"
             )
+
+
+def known(record, row):
+    """The record's row of the image of another record's row, or None."""
+    query = "SELECT * FROM images WHERE path = CAST(? AS TEXT) AND page = ?"
+    return record.connection.execute(query, (text(row["path"]), row["page"])).fetchone()
 
 
 def is_newer(row, have):
@@ -90,15 +101,14 @@ def link_or_copy(source, target):
 def take_run(record, row):
     """The id in the record of a run of another one, which is taken over unless it was before."""
     before = record.connection.execute("SELECT id FROM runs WHERE key = ?", (row["key"],)).fetchone()
-    values = dict(row)
+    values = dict(row) | {"derived": None}
     del values["id"]
     return before["id"] if before else record.insert("runs", values)
 
 
 def take_image(record, other, row, runs):
     """Take over an image with its module, cells, labels and files; runs: {id of a run there: id here}."""
-    query = "SELECT * FROM images WHERE path = CAST(? AS TEXT) AND page = ?"
-    have = record.connection.execute(query, (text(row["path"]), row["page"])).fetchone()
+    have = known(record, row)
     same = have is not None and all(have[name] == row[name] for name in AS_LABELLED)
     if is_newer(row, have):
         image = replace_image(record, row, have, same, runs[row["run"]])

@@ -58,7 +58,7 @@ def keep_metadata(record, metadata):
             values = metadata.get((row["path"], row["page"]))
             if values is not None:
                 kept = {column: text for column, text in values.items() if column != GRID}
-                text = json.dumps(kept, ensure_ascii=False)
+                text = json.dumps(json.loads(row["metadata"]) | kept, ensure_ascii=False)
                 record.connection.execute("UPDATE images SET metadata = ? WHERE id = ?", (text, row["id"]))
 
 

@@ -10,7 +10,7 @@ from elcells.records.record import RESERVED, Record
 from elcells.records.rows import quoted
 
 LOCK = ".results.lock"
-VERSION = 2  # of the tables below
+VERSION = 3  # of the tables below
 APPLICATION = int.from_bytes(b"ELce", "big")  # SQLite's application_id, which tells a record from other databases
 
 
@@ -18,12 +18,13 @@ TABLES = """
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY, started TEXT, finished TEXT, network TEXT, sha256 TEXT, trained TEXT, classes TEXT,
     operating_point TEXT, thresholds TEXT, symmetries INTEGER, engine TEXT, precision TEXT,
-    version TEXT, key TEXT
+    version TEXT, key TEXT, derived INTEGER
 );
 CREATE TABLE images (
     id INTEGER PRIMARY KEY, path TEXT NOT NULL, page INTEGER NOT NULL, bytes INTEGER, modified INTEGER,
     grid TEXT NOT NULL, corners TEXT NOT NULL, align INTEGER NOT NULL, status TEXT NOT NULL, error TEXT NOT NULL,
-    notes TEXT NOT NULL, metadata TEXT NOT NULL, run INTEGER REFERENCES runs, judged TEXT, UNIQUE (path, page)
+    notes TEXT NOT NULL, metadata TEXT NOT NULL, run INTEGER REFERENCES runs, judged TEXT, since TEXT,
+    UNIQUE (path, page)
 );
 CREATE TABLE modules (
     image INTEGER PRIMARY KEY REFERENCES images ON DELETE CASCADE, name TEXT UNIQUE, columns INTEGER, rows INTEGER,
@@ -125,8 +126,9 @@ def changing(folder):
             with contextlib.closing(open_file(folder, ())) as connection:
                 record = Record(folder, connection)
                 record.classes = record.info["classes"]
-                with record.derived_anew():
-                    yield record
+                record.set_derived(0)
+                yield record
+                record.set_derived(1)
                 connection.execute("PRAGMA journal_mode = DELETE")
         except sqlite3.DatabaseError as error:
             raise InputError(f"{folder / RECORD}: can't be written ({error}); the same command goes on") from None

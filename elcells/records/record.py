@@ -4,7 +4,6 @@ An image is known by its real path and the page in its file, a cell by its image
 it was judged as it is on the disk now; what failed or changed is judged again.
 """
 
-import contextlib
 import json
 import secrets
 from dataclasses import replace
@@ -14,11 +13,16 @@ import elcells
 from elcells.files import InputError, printable
 from elcells.records.requests import ImageResult, text
 from elcells.records.rows import Labels, module_row, quoted
-from elcells.records.runs import FIXED, now
+from elcells.records.runs import FIXED, now, now_utc
 
 JUDGED, FAILED, WAITING = "judged", "failed", "waiting"  # status of an image
 AS_LABELLED = ("bytes", "modified", "grid", "corners")  # columns of an image: people's labels hold while they stay
-RESERVED = "image row column file brightness error map path page metadata name".split()  # beside a cell's classes
+WITHDRAWN = -1  # in place of a label: it was taken back
+RESERVED = (  # names in tables that have a column for each class
+    "image row column file filename module brightness error map path page metadata name person unsure who when "
+    "nearly_black"
+).split()
+NEW = {"metadata": "{}", "since": ""}  # what an image has that was not there before
 ALL_CELLS = """
 SELECT images.path, images.page, modules.name, cells.* FROM cells JOIN images ON images.id = cells.image
 LEFT JOIN modules ON modules.image = cells.image ORDER BY images.path, images.page, cells.row, cells."column"
@@ -36,6 +40,7 @@ class Record:
         self.folder = Path(folder)
         self.connection = connection
         self.run = None
+        self.was_derived = False  # before this run
         self.dropped = 0  # cells whose labels were dropped, because their image changed
         self._people = (None, None)  # how many changes there were before, and what people() gave
 
@@ -63,7 +68,7 @@ class Record:
 
     def people(self):
         """{(image, row, column): Labels that people gave the cell}: the newest of each class, and who gave the last."""
-        changes = self.connection.total_changes
+        changes = (self.connection.total_changes, self.connection.execute("PRAGMA data_version").fetchone()[0])
         if self._people[0] == changes:
             return self._people[1]
         newest = {}
@@ -72,6 +77,9 @@ class Record:
             values = newest[cell].values if cell in newest else (None,) * len(self.classes)
             k = self.classes.index(row["class"])
             newest[cell] = Labels((*values[:k], row["label"], *values[k + 1 :]), row["who"], row["time"])
+        newest = {cell: labels for cell, labels in newest.items() if set(labels.values) != {WITHDRAWN}}
+        for cell, labels in newest.items():
+            newest[cell] = labels._replace(values=tuple(None if v == WITHDRAWN else v for v in labels.values))
         self._people = (changes, newest)
         return newest
 
@@ -148,7 +156,7 @@ class Record:
                 waiting = {"corners": json.dumps(request.corners), "status": WAITING}
                 if row is None:
                     waiting |= {"error": f"{printable(request.name)}: not judged yet", "judged": None}
-                    self.insert("images", self.image_row(ImageResult(request)) | waiting | {"metadata": "{}"})
+                    self.insert("images", self.image_row(ImageResult(request)) | waiting | NEW)
                     continue
                 self.drop_old_labels(row, ImageResult(request))
                 if row["status"] == FAILED:
@@ -167,7 +175,7 @@ class Record:
         row = self.known(request)
         with self.connection:
             if row is None:
-                image = self.insert("images", self.image_row(result) | {"metadata": "{}"})
+                image = self.insert("images", self.image_row(result) | NEW)
             else:
                 image = row["id"]
                 self.drop_old_labels(row, result)
@@ -180,10 +188,14 @@ class Record:
                 self.insert("cells", self.cell_row(cell) | {"image": image})
 
     def drop_old_labels(self, row, result):
-        """Remove the labels of an image, a row of `images`, where people labelled another state than the result's."""
+        """Remove the labels of an image, a row of `images`, where people labelled another state than the result's.
+
+        Older ones are not taken any more.
+        """
         new = self.image_row(result)
         if any(row[name] != new[name] for name in AS_LABELLED):
             self.drop_labels(row["id"])
+            self.update_image(row["id"], {"since": now_utc()})
 
     def drop_labels(self, image):
         """Remove the labels of an image, by its id, and count the cells that had some."""
@@ -250,26 +262,22 @@ class Record:
         with self.connection:
             started = {"started": now(), "version": elcells.__version__, "key": secrets.token_hex(8)}
             self.run = self.insert("runs", row | started)
+        self.was_derived = self.set_derived(0)
 
     def is_derived(self):
-        """Whether the run before this one wrote all that is derived from the record, and it is still there."""
-        query = "SELECT finished FROM runs WHERE id < ? ORDER BY id DESC LIMIT 1"
-        before = self.connection.execute(query, (self.run,)).fetchone()
+        """Whether all that is derived from the record was written before this run, and it is still there."""
         derived = ["cells.csv", "results.xlsx", "report.html", *(["modules.csv"] if self.count("grid != ''") else [])]
-        return bool(before and before["finished"]) and all((self.folder / name).exists() for name in derived)
+        return self.was_derived and all((self.folder / name).exists() for name in derived)
 
-    @contextlib.contextmanager
-    def derived_anew(self):
-        """The context in which what is derived from the record is out of date; if it fails, the next run sees that."""
-        newest = "id = (SELECT max(id) FROM runs)"
-        finished = self.connection.execute(f"SELECT finished FROM runs WHERE {newest}").fetchone()[0]
+    def set_derived(self, value):
+        """Note (1, 0) whether everything that is derived from the record is up to date; returns whether it was."""
+        was = self.connection.execute("SELECT derived FROM runs ORDER BY id LIMIT 1").fetchone()[0]
         with self.connection:
-            self.connection.execute(f"UPDATE runs SET finished = NULL WHERE {newest}")
-        yield
-        with self.connection:
-            self.connection.execute(f"UPDATE runs SET finished = ? WHERE {newest}", (finished,))
+            self.connection.execute("UPDATE runs SET derived = ? WHERE id = (SELECT min(id) FROM runs)", (value,))
+        return bool(was)
 
     def end(self):
         """Note that the run has done all that it was asked for, and that everything is derived from its results."""
         with self.connection:
             self.connection.execute("UPDATE runs SET finished = ? WHERE id = ?", (now(), self.run))
+        self.set_derived(1)

@@ -5,6 +5,11 @@ import json
 from dataclasses import dataclass
 
 
+def now_utc():
+    """The time in UTC, which can be compared as text."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 @dataclass(frozen=True)
 class RunInfo:
     """How images are judged: what a record's runs say. FIXED names what must stay the same in a record."""

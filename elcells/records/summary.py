@@ -18,7 +18,9 @@ def lines_about(record):
     dropped = []
     if record.dropped:
         cells = counted(record.dropped, "cell")
-        dropped = [f"Labels of {cells} were dropped: since people gave them, the image or its grid has changed."]
+        dropped = [
+            f"Labels of {cells} were dropped: since people gave them, the image, its grid or its corners changed."
+        ]
     return [counts_of(record), *dropped, *lines_about_people(record), *lines_of(errors, modules, "report.html")]
 
 

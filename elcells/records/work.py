@@ -12,8 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from elcells.data.images import THREADS, examine, size_of
+from elcells.data.levels import NEARLY_BLACK
 from elcells.files import CUT, MODULES, OVERLAYS, InputError, atomic_path, counted, reason
-from elcells.inference.cells import CellResult, cell_of_image, judge
+from elcells.inference.cells import DIM_NOTE, CellResult, cell_of_image, judge
 from elcells.inference.networks import Network, open_network
 from elcells.modules.align import align_cell
 from elcells.modules.cutting import CutModule
@@ -61,7 +62,10 @@ class Work:
         corners = np_corners(request.corners)
         module = cut_and_save(name, folder, request.name, *request.grid, corners, request.bend)
         cells = cells_of_module(module, name, CUT, size)
-        return Prepared(request, tuple(cells), module.error, module.notes, module)
+        notes = module.notes
+        if cells and np.median([cell.brightness for _, cell in cells]) < NEARLY_BLACK:
+            notes = (*notes, DIM_NOTE)
+        return Prepared(request, tuple(cells), module.error, notes, module)
 
     def finish(self, prepared):
         """Judge what was prepared, all cells together, and draw modules: list of ImageResult."""
@@ -104,7 +108,8 @@ def prepared_cell(request, size):
     except InputError as error:
         text = " ".join(str(error).split())
         return Prepared(request, ((None, CellResult(request.name, error=text)),), text)
-    return Prepared(request, (cell_of_image(request.name, pixels, notes),), "", tuple(notes))
+    cell = cell_of_image(request.name, pixels, notes)
+    return Prepared(request, (cell,), "", cell[1].notes)
 
 
 def np_corners(corners):
@@ -225,6 +230,22 @@ def lines_about_gone(record, requests):
         return []
     images = counted(gone, f"image of {record.folder} is", f"images of {record.folder} are")
     return [f"{images} gone from the disk; the results stay and count. For images that were moved give a new --out."]
+
+
+def refuse_other_grids(record, requests):
+    """Raise InputError where people labelled cells of an image that is now to be cut otherwise: they would be lost."""
+    labelled = {row["image"] for row in record.connection.execute("SELECT DISTINCT image FROM labels")}
+    others = []
+    for request in requests if labelled else ():
+        row = record.known(request)
+        if row is not None and row["id"] in labelled and row["grid"] != request.grid_text:
+            others.append((request.name, row["grid"] or "a cell"))
+    if others:
+        name, grid = others[0]
+        more = f", like {len(others) - 1} other images" if len(others) > 1 else ""
+        raise InputError(
+            f"{name}: people labelled it as {grid}{more}; give --grid or --metadata as before, or another --out"
+        )
 
 
 def is_gone(path):

@@ -67,7 +67,7 @@ async function showModules(page) {
   pager($("module-pages"), Math.ceil(modules.length / MODULES), page, showModules);
 }
 async function followHash() {
-  const name = decodeURIComponent(location.hash).replace("#module=", "");
+  const name = hashText().replace("module=", "");
   const g = modules.findIndex(row => row[0] === name), page = Math.floor(Math.max(g, 0) / MODULES);
   if (page !== modulesPage) await showModules(page);
   if (g >= 0) $(`module=${name}`)?.scrollIntoView();

@@ -36,6 +36,11 @@ function paintMap(canvas, maps, classes) {
   canvas.getContext("2d").putImageData(small, 0, 0);
 }
 
+// What follows # in the address, text; as it is where it can't be decoded.
+function hashText() {
+  try { return decodeURIComponent(location.hash.slice(1)); } catch (error) { return location.hash.slice(1); }
+}
+
 // Chunks of data: calls chunk("name", value) in scripts, which stand in the page or in files of the folder data.chunks.
 const chunks = {}, coming = {};
 // One of another state of the record, a newer one perhaps, is not taken.

@@ -62,7 +62,8 @@ function factsOf(cell) {
 function labelsOf(cell) {
   const [values, , when, network] = cell.people;
   const words = value => (value === null ? "unsure" : value ? "yes" : "no");
-  const labels = classes.map((name, k) => `${name} ${words(values[k])}`).join(", ");
+  const isGiven = value => value !== null || values.every(v => v === null);  // a table may label one class only
+  const labels = classes.flatMap((name, k) => isGiven(values[k]) ? [`${name} ${words(values[k])}`] : []).join(", ");
   const before = isJudged(cell) ? `called it ${verdictOf(network)}` : "had no call";
   return `${byPeople(cell)} (${when.slice(0, 10)}: ${labels}). The network ${before}.`;
 }
@@ -129,7 +130,7 @@ async function showMap(cell, turn) {
 }
 
 function whyUnmapped(cell) {
-  if (!(cell.state & MAPPED)) return "This cell has no class map: only cells with a defect and unsure ones have one.";
+  if (!(cell.state & MAPPED)) return "This cell has no class map: judged cells with a defect or near a threshold have one, if the network gives maps.";
   if (data.alone) return "The class map of this cell is left out of this file, to keep it small enough for mail.";
   return `The class maps are in the folder ${data.chunks} beside this page, which is not there or of a newer report.`;
 }

@@ -220,8 +220,8 @@ async function showModules(page) {
 
 // Goes to the module that the URL names: #module=NAME. find: of the table.
 async function goToModule(find) {
-  const name = /^#module=(.+)$/.exec(location.hash)?.[1];
-  const n = name ? modules.name.indexOf(decodeURIComponent(name)) : -1;
+  const name = /^module=(.+)$/.exec(hashText())?.[1];
+  const n = name ? modules.name.indexOf(name) : -1;
   if (n < 0) return;
   if (!moduleOrder.includes(n)) find("");
   await showModules(Math.floor(moduleOrder.indexOf(n) / moduleSize));

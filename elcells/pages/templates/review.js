@@ -188,7 +188,7 @@ function drawMap() {
 function toggleMap() {
   const cell = here();
   if (!cell || !revealed(cell)) return tell("The map comes after your own label (or press o).");
-  if (!cell.maps) return tell("There is no map of this cell: the network is sure that it sees no defect.");
+  if (!cell.maps) return tell("There is no map of this cell: it has no defect in sight, was not judged, or the network gives no maps.");
   mapShown = !mapShown;
   show();
 }
@@ -296,7 +296,7 @@ who = recall("review-who") ?? "";
 always = recall("review-always") ?? false;
 at = Math.max(0, cells.findIndex(cell => cell.file === recall(itemName("at"))));
 $("tabs").hidden = !listed.length;
-const asked = /^#module=(.*)$/.exec(location.hash), wanted = numberOf.get(decodeURIComponent(asked?.[1] ?? ""));
+const wanted = numberOf.get(/^module=(.*)$/.exec(hashText())?.[1] ?? "");
 if (wanted !== undefined) openModule(wanted).then(() => setMode("modules"));
 else setMode(listed.length && recall(itemName("mode")) || "cells");
 if (!who) askName();

@@ -55,7 +55,12 @@ function noteOutside(files) {
   if (files.length) remember(itemName("outside"), [...outside]);
 }
 
+// Labels that were given before the image or its grid changed belong to another cell.
+const sinceOf = new Map(data.since.map(([place, time]) => [place, Date.parse(time)]));
+const isOfBefore = (file, label) => label.set < (sinceOf.get(file.replace(/[^/]*$/, "")) ?? sinceOf.get(file) ?? 0);
+
 function takeStored(file, label) {
+  if (label && isOfBefore(file, label)) return remember(itemName("label", file), null);
   if (label && label.set >= (state.get(file)?.set ?? 0)) state.set(file, label);
 }
 
