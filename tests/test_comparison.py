@@ -191,9 +191,9 @@ def test_a_change_near_a_threshold_is_uncertain(tmp_path, before, now, uncertain
 
 
 def test_a_change_of_the_threshold_alone_is_uncertain(tmp_path):
-    make(tmp_path / "a", [single_result("/a/c.png", (0.4, 0.01))], info=replace(INFO, thresholds=(0.9, 0.5)))
+    make(tmp_path / "a", [single_result("/a/c.png", (0.48, 0.01))], info=replace(INFO, thresholds=(0.9, 0.5)))
     now = replace(INFO, thresholds=(0.05, 0.5))
-    ((row,), _, _) = compare(tmp_path / "a", make(tmp_path / "b", [single_result("/b/c.png", (0.41, 0.01))], info=now))
+    ((row,), _, _) = compare(tmp_path / "a", make(tmp_path / "b", [single_result("/b/c.png", (0.52, 0.01))], info=now))
     assert row["crack_uncertain"] == "1"
 
 
