@@ -6,14 +6,13 @@ import io
 import json
 import os
 import re
-from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
 from PIL import Image
 
 from elcells.colours import CLASS_COLOURS, VERDICT_COLOURS
-from elcells.data.images import as_gray, to_square
+from elcells.data.images import as_gray
 from elcells.files import atomic_path
 
 SHOWN_SIDE = 800  # pixels of an embedded image's longer side
@@ -23,33 +22,20 @@ BROWSER_MODES = ("1", "L", "P", "RGB", "RGBA")
 
 
 class PageImage:
-    """An image file as pages show it: decoded once, when it is first needed.
-
-    The methods raise InputError where the file can't be read.
-    """
+    """An image file as pages show it; reading it raises InputError where that can't be done."""
 
     def __init__(self, path):
         self.path = path
 
-    @cached_property
+    @property
     def gray(self):
         """The whole image, a gray PIL image of mode L or F."""
         return as_gray(self.path)[0]
 
-    def pixels(self, size):
-        """What a network sees: uint8 (size, size)."""
-        return to_square(self.gray, size)
-
-    def thumbnail(self):
-        """A small version as a data: URI."""
-        return jpeg(Image.fromarray(self.pixels(THUMBNAIL_SIDE)), THUMBNAIL_SIDE, 80)
-
-    def source(self, target, embed=False):
-        """Where the page `target` finds the image: a relative URL, or a data: URI.
-
-        The latter with embed, and for what a browser does not show right (16 bits, TIFF).
-        """
-        if not embed and browser_shows(self.path):
+    def source(self, target):
+        """Where the page `target` finds the image: a relative URL, or a data: URI of what a browser does not show right
+        (16 bits, TIFF)."""
+        if browser_shows(self.path):
             with contextlib.suppress(ValueError):  # another drive of Windows, a name that is not Unicode
                 return quote(os.path.relpath(self.path, Path(target).parent).replace(os.sep, "/"), errors="strict")
         return jpeg(self.gray)

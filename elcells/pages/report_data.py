@@ -17,7 +17,7 @@ from elcells.inference.cells import TOO_DARK, UNSURE
 from elcells.pages.page import json_of
 from elcells.records.labels import agreement, corrections, judged_by_people_alone
 from elcells.records.record import FAILED
-from elcells.records.rows import final_calls, image_name
+from elcells.records.rows import final_calls, image_name, place_of
 
 # Bits of a cell's state; templates/report.js has the same
 UNSURE_CALL, DARK, UNREADABLE, LABELLED, CORRECTED, SHOWN, MAPPED = (1 << k for k in range(7))
@@ -175,7 +175,7 @@ class Contents:
                 self.end_module(image, cells, first)
                 image, first = row["image"], len(self.shown)
                 cells = Cells(self.classes) if number >= 0 else None
-            labels = self.people.get((row["image"], row["row"], row["column"])) if self.people else None
+            labels = self.people.get(place_of(row)) if self.people else None
             judged = self.judgement.of(row, labels)
             p = self.judgement.probabilities(row)
             self.count(row, judged, p)

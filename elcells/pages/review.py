@@ -18,7 +18,7 @@ from elcells.files import CUT, MODULES, REPORT, InputError, folder_of_all, print
 from elcells.inference.cells import UNSURE, doubt
 from elcells.pages.beside import Files, source_of, stamp_of
 from elcells.pages.page import PageImage, fill, json_of
-from elcells.records.rows import cell_name_of, image_name
+from elcells.records.rows import cell_name_of, image_name, place_of
 
 MOST = 5000  # cells near a threshold, and labelled cells, that a page shows
 SAMPLE = 100  # sure cells, drawn at random
@@ -60,11 +60,6 @@ class ReviewCell:
 
 
 # ---------------------------------------------------------------- which cells
-
-
-def place_of(row):
-    """What tells a cell from the others of its record: (image, row, column)."""
-    return row["image"], row["row"], row["column"]
 
 
 def probabilities_of(record, row):

@@ -9,7 +9,7 @@ from elcells.files import InputError, printable
 from elcells.inference.cells import TOO_DARK, UNSURE, doubt
 from elcells.modules.turning import turn_of
 from elcells.records.matching import Item, items, match, why_nothing
-from elcells.records.rows import final_calls, quoted
+from elcells.records.rows import final_calls, place_of, quoted
 from elcells.records.runs import FIXED
 
 NEW, GONE, UNCHANGED, NONE, NOT_COMPARABLE = "new", "gone", "unchanged", "none", "not comparable"
@@ -114,7 +114,7 @@ class Side:
     def seen(self, row):
         """A row as Seen. Of a cell that is dark or has another error only people's calls count."""
         every = self.record.classes
-        given = self.people.get((row["image"], row["row"], row["column"]))
+        given = self.people.get(place_of(row))
         labels = dict(zip(every, given.values if given else [None] * len(every)))
         dark = row["error"] == TOO_DARK
         judged = not (dark or row["error"])

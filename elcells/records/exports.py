@@ -12,7 +12,7 @@ from elcells.files import atomic_path, one_line, printable
 from elcells.inference.engines import needed
 from elcells.modules.cutting import CORNERS
 from elcells.records.labels import corrections, judged_by_people_alone
-from elcells.records.rows import Labels, image_name, quoted
+from elcells.records.rows import Labels, image_name, place_of, quoted
 
 # First characters of a formula, also as wide as Chinese ones (OWASP, "CSV Injection")
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
@@ -71,7 +71,7 @@ def cell_rows(record, number=lambda value, decimals: None if value is None else 
     nobody = Labels((None,) * len(classes), None, None)
     for row in record.cells():
         image = image_name(row)
-        labels = people.get((row["image"], row["row"], row["column"]), nobody)
+        labels = people.get(place_of(row), nobody)
         probabilities = [number(row[f"p_{c}"], 4) for c in classes]
         place = [row["name"], row["row"], row["column"]] if row["file"] else ["", None, None]
         calls = [row[c] for c in classes]

@@ -31,9 +31,10 @@ def take_labels(record, path):
     if any(f"p_{name}" in table for name in record.classes):
         raise InputError(f"{path}: has the network's calls, not a person's; give the labels.csv that review.html saved")
     saved = datetime.datetime.fromtimestamp(os.stat(path).st_mtime, datetime.UTC).isoformat(timespec="seconds")
-    images = {image_name(image): image["id"] for image in record.images()}
+    rows = list(record.images())
+    images = {image_name(row): row["id"] for row in rows}
     names = Names(path, images, record.folder, real=True)
-    since = {image["id"]: image["since"] for image in record.images() if image["since"]}
+    since = {row["id"]: row["since"] for row in rows if row["since"]}
     given = []
     withdrawn = []
     outdated = []

@@ -13,6 +13,7 @@ from elcells.records.labels import keep_label
 from elcells.records.opening import reading
 from elcells.records.record import AS_LABELLED, JUDGED, WAITING
 from elcells.records.requests import module_name, text
+from elcells.records.rows import count_of_labelled
 from elcells.records.runs import FIXED
 
 
@@ -122,8 +123,7 @@ def take_image(record, other, row, runs):
         if have["metadata"] == "{}":
             record.update_image(image, {"metadata": row["metadata"]})
         if not same:  # people labelled another state of the image
-            query = 'SELECT count(*) FROM (SELECT DISTINCT row, "column" FROM labels WHERE image = ?)'
-            record.dropped += other.connection.execute(query, (row["id"],)).fetchone()[0]
+            record.dropped += count_of_labelled(other.connection, row["id"])
             return
     for line in other.connection.execute("SELECT * FROM labels WHERE image = ?", (row["id"],)):
         keep_label(record, (image, *tuple(line)[1:]))

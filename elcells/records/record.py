@@ -12,7 +12,7 @@ from pathlib import Path
 import elcells
 from elcells.files import InputError, printable
 from elcells.records.requests import ImageResult, text
-from elcells.records.rows import Labels, module_row, quoted
+from elcells.records.rows import Labels, count_of_labelled, module_row, place_of, quoted
 from elcells.records.runs import FIXED, now, now_utc
 
 JUDGED, FAILED, WAITING = "judged", "failed", "waiting"  # status of an image
@@ -73,7 +73,7 @@ class Record:
             return self._people[1]
         newest = {}
         for row in self.connection.execute("SELECT * FROM labels ORDER BY time, who"):
-            cell = (row["image"], row["row"], row["column"])
+            cell = place_of(row)
             values = newest[cell].values if cell in newest else (None,) * len(self.classes)
             k = self.classes.index(row["class"])
             newest[cell] = Labels((*values[:k], row["label"], *values[k + 1 :]), row["who"], row["time"])
@@ -199,8 +199,7 @@ class Record:
 
     def drop_labels(self, image):
         """Remove the labels of an image, by its id, and count the cells that had some."""
-        query = 'SELECT count(*) FROM (SELECT DISTINCT row, "column" FROM labels WHERE image = ?)'
-        self.dropped += self.connection.execute(query, (image,)).fetchone()[0]
+        self.dropped += count_of_labelled(self.connection, image)
         self.connection.execute("DELETE FROM labels WHERE image = ?", (image,))
 
     def image_row(self, result):

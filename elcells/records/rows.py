@@ -14,6 +14,11 @@ def image_name(row):
     return f"{row['path']}#page={row['page']}" if row["page"] else row["path"]
 
 
+def place_of(row):
+    """What tells a cell from the others of its record, (image, row, column); row: of `cells` or `labels`."""
+    return row["image"], row["row"], row["column"]
+
+
 def cell_name_of(record, row):
     """The name of a cell's image as open_image takes it; row: of Record.cells."""
     return str(record.folder / row["file"]) if row["file"] else image_name(row)
@@ -26,6 +31,12 @@ def final_calls(row, labels, classes):
     """
     values = labels.values if labels else [None] * len(classes)
     return tuple(row[name] if value is None else value for name, value in zip(classes, values))
+
+
+def count_of_labelled(connection, image):
+    """How many cells of an image, by its id, people labelled."""
+    query = 'SELECT count(*) FROM (SELECT DISTINCT row, "column" FROM labels WHERE image = ?)'
+    return connection.execute(query, (image,)).fetchone()[0]
 
 
 def quoted(name):
