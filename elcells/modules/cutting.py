@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -17,6 +18,7 @@ DIM_BORDER = 0.6  # of the brightness of the line of cells beside it: the outer 
 BLACK = 0.25  # of the module's median brightness: darker cells are black
 MANY_BLACK = 0.2  # of a module's cells
 BEYOND = 0.03  # of a cell, by which a module may leave the image
+MOST_PIXELS = 2**15 - 2  # along a side of an image; OpenCV takes no more
 NEAR_SHAPE = 0.2  # octaves by which cells are off the squares or halves that they become
 MOST_LINES_OF_CELLS = 40
 PORTRAIT = ((6, 10), (6, 12), (6, 20), (6, 24), (4, 9), (8, 16), (8, 12))  # columns, rows
@@ -121,13 +123,6 @@ def shape_of_cells(size):
     return width, height
 
 
-def perspective(target, source):
-    """The eight coefficients, as Pillow wants them, of the perspective from corners (4, 2) to others."""
-    equations = [[x, y, 1, 0, 0, 0, -u * x, -u * y] for (x, y), (u, _) in zip(target, source)]
-    equations += [[0, 0, 0, x, y, 1, -v * x, -v * y] for (x, y), (_, v) in zip(target, source)]
-    return np.linalg.solve(np.array(equations), source.T.ravel())
-
-
 def cut_cells(image, grid):
     """Upright images of a grid's cells, row by row: list of uint8 (h, w).
 
@@ -141,18 +136,18 @@ def cut_cells(image, grid):
     move_inwards(quads[0], outer=[0, 1], inner=[3, 2])
     move_inwards(quads[-1], outer=[3, 2], inner=[0, 1])
     size = grid.cell_size()
-    width, height = shape_of_cells(size)
-    resized = Image.fromarray(image)
+    width, height = map(int, shape_of_cells(size))
     factor = size.max() / IMAGE_SIZE
     if factor > 1.2:
-        resized = resized.resize([max(1, round(n / factor)) for n in resized.size], Image.Resampling.BILINEAR)
-    scale = np.array(resized.size) / image.shape[::-1]
-    target = np.array([[0, 0], [width, 0], [width, height], [0, height]], float)
+        pixels = [max(1, round(n / factor)) for n in image.shape[::-1]]
+        quads = (quads + 0.5) * pixels / image.shape[::-1] - 0.5
+        image = np.asarray(Image.fromarray(image).resize(pixels, Image.Resampling.BILINEAR))
+    quads = quads.astype(np.float32)
+    target = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32) - 0.5
     cells = []
     for corners in quads.reshape(-1, 4, 2):
-        coefficients = perspective(target, (corners + 0.5) * scale)
-        cell = resized.transform((width, height), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
-        cells.append(np.clip(np.rint(np.asarray(cell)), 0, 255).astype(np.uint8))
+        cell = cv2.warpPerspective(image, cv2.getPerspectiveTransform(corners, target), (width, height))
+        cells.append(np.rint(cell).astype(np.uint8))
     return cells
 
 
@@ -203,6 +198,9 @@ def cut_image(path, columns, rows, corners=None, bend=None):
     except InputError as error:
         return replace(module, error=reason(error))
     image = np.asarray(gray, np.float32)
+    if max(image.shape) > MOST_PIXELS:
+        error = f"{path}: {max(image.shape)} pixels along a side, more than the {MOST_PIXELS} allowed; make it smaller"
+        return replace(module, notes=tuple(notes), error=error)
     if min(image.shape) < 64 or np.ptp(image[::4, ::4]) < 8:
         return replace(module, notes=tuple(notes), error=f"{path}: too small or too even to show a module")
     grid, score, lead = find_grid(image, columns, rows, corners, bend)

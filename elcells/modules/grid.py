@@ -51,7 +51,10 @@ class Grid:
         if abs(determinant) > 1e-12:
             g = (e * s - q * f) / determinant
             h = (p * f - e * r) / determinant
-        flat = (a + u * (b - a + g * b) + v * (d - a + h * d)) / (1 + g * u + h * v) - self.centre
+        flat = (a + u * (b - a + g * b) + v * (d - a + h * d)) / (1 + g * u + h * v)
+        if not self.bend:
+            return flat
+        flat -= self.centre
         return self.centre + flat * (1 + self.bend / self.radius**2 * (flat**2).sum(-1, keepdims=True))
 
     def nodes(self):
@@ -71,7 +74,9 @@ class Grid:
 
     def corners(self):
         """The module's corners in the image, float (4, 2), clockwise from the upper left."""
-        return self.nodes()[[0, 0, -1, -1], [0, -1, -1, 0]]
+        left, right = self.x[[0, -1]]
+        top, bottom = self.y[[0, -1]]
+        return self.to_pixels(np.array([[left, top], [right, top], [right, bottom], [left, bottom]]))
 
     def cells(self):
         """Corners of every cell, float (rows, columns, 4, 2), clockwise from the upper left."""

@@ -2,10 +2,9 @@
 
 import itertools
 
+import cv2
 import numpy as np
 from PIL import Image
-from scipy import ndimage
-from scipy.spatial import ConvexHull, QhullError
 
 from elcells.modules.grid import Grid
 
@@ -16,6 +15,7 @@ THIN = 2  # pixels; parts of a lit area of twice as many are dropped
 DARK_AROUND = 10  # dark pixels that are put around an image, more than a closing
 LARGEST = 4  # lit areas that are taken, alone and in pairs
 LARGE = 0.04  # of the image, the least lit area
+CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))  # a pixel and the four beside it
 
 
 def shrink(image, factor):
@@ -30,65 +30,39 @@ def shrink(image, factor):
 
 def evened(image, cell):
     """Image relative to the brightness within about a cell (pixels) around."""
-    around = ndimage.gaussian_filter(shrink(image, cell / 8)[0], 8, mode="nearest")
-    around = np.asarray(Image.fromarray(around).resize(image.shape[::-1], Image.Resampling.BILINEAR))
-    return image / (FLOOR + around)
+    around = cv2.GaussianBlur(shrink(image, cell / 8)[0], (0, 0), 8, borderType=cv2.BORDER_REPLICATE)
+    return image / (FLOOR + cv2.resize(around, image.shape[::-1]))
 
 
 def four_corners(points):
-    """Corners (4, 2) around points, clockwise from the upper left, or None: their hull, less its least sides."""
-    try:
-        hull = points[ConvexHull(points).vertices].astype(float)
-    except (QhullError, ValueError):
+    """Corners (4, 2) around int32 points, clockwise from the upper left, or None: their hull, less its least sides."""
+    hull = cv2.convexHull(points).astype(np.float32)
+    if len(hull) < 4:
         return None
-    while hull is not None and len(hull) > 4:
-        hull = without_least_side(hull)
-    if hull is None or len(hull) < 4:
+    hull = cv2.approxPolyN(hull, 4)[0].astype(float)
+    if len(hull) < 4:
         return None
     x, y = (hull - hull.mean(0)).T
     hull = hull[np.argsort(np.arctan2(y, x))]
     return np.roll(hull, -np.argmin(hull.sum(1)), axis=0)
 
 
-def without_least_side(hull):
-    """A convex polygon (N, 2) less the side whose loss adds the least area, or None where none can go."""
-    side = np.roll(hull, -1, axis=0) - hull  # from each corner to the next
-    before = np.roll(side, 1, axis=0)  # the two neighbours of the side, which are prolonged until they meet
-    after = np.roll(side, -1, axis=0)
-    determinant = cross_product(before, after)
-    determinant = np.where(np.abs(determinant) > 1e-9, determinant, np.nan)  # they are parallel
-    before_goes_on = cross_product(side, after) / determinant  # by so many times its length
-    after_goes_on = cross_product(before, side) / determinant
-    added = np.abs(before_goes_on * cross_product(side, before))
-    area = np.where((before_goes_on >= 0) & (after_goes_on >= 0), added, np.inf)
-    least = int(area.argmin())
-    if not np.isfinite(area[least]):
-        return None
-    polygon = hull.copy()
-    polygon[least] += before_goes_on[least] * before[least]
-    return np.delete(polygon, (least + 1) % len(hull), axis=0)
+def large_areas(smooth, threshold, steps):
+    """Borders of the large areas of an image that are brighter than a threshold: int32 (N, 1, 2) each, x and y.
 
-
-def cross_product(a, b):
-    """Cross product of vectors (N, 2): float (N,)."""
-    return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
-
-
-def grown(mask, steps):
-    """Mask with all that is within `steps` of it; many times as fast as scipy's binary_dilation."""
-    for _ in range(steps):
-        before = mask
-        mask = mask.copy()
-        mask[1:] |= before[:-1]
-        mask[:-1] |= before[1:]
-        mask[:, 1:] |= before[:, :-1]
-        mask[:, :-1] |= before[:, 1:]
-    return mask
-
-
-def eroded(mask, steps):
-    """Mask without all that is within `steps` of its complement."""
-    return ~grown(~mask, steps)
+    steps: pixels; gaps in an area of twice as many are closed.
+    """
+    lit = np.pad((smooth > threshold).astype(np.uint8), DARK_AROUND)
+    lit = cv2.morphologyEx(lit, cv2.MORPH_CLOSE, CROSS, iterations=steps)
+    lit = cv2.morphologyEx(lit, cv2.MORPH_OPEN, CROSS, iterations=THIN)
+    borders, hierarchy = cv2.findContours(
+        lit, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(-DARK_AROUND, -DARK_AROUND)
+    )
+    if hierarchy is None:
+        return []
+    areas = [(cv2.contourArea(border), border) for border, (*_, parent) in zip(borders, hierarchy[0]) if parent < 0]
+    areas = sorted(areas, key=lambda pair: -pair[0])[:LARGEST]
+    return [border for area, border in areas if area > LARGE * smooth.size]
 
 
 def outlines(image, apart):
@@ -98,29 +72,18 @@ def outlines(image, apart):
     """
     height, width = image.shape
     quads = [np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * (np.array([width, height]) - 1.0)]
-    smooth = ndimage.gaussian_filter(image, 1)
+    smooth = cv2.GaussianBlur(image, (0, 0), 1)
     bright = np.percentile(smooth[::2, ::2], 95)
     seen = set()
     for threshold, steps in itertools.product(THRESHOLDS, CLOSINGS):
-        lit = np.pad(smooth > threshold * bright, DARK_AROUND)
-        lit = eroded(grown(lit, steps), steps)  # closes gaps
-        lit = grown(eroded(lit, THIN), THIN)  # drops thin parts
-        rim = lit & ~eroded(lit, 1)
-        lit = lit[DARK_AROUND:-DARK_AROUND, DARK_AROUND:-DARK_AROUND]
-        rim = rim[DARK_AROUND:-DARK_AROUND, DARK_AROUND:-DARK_AROUND]
-        labels, _ = ndimage.label(lit)
-        area = np.bincount(labels.ravel())[1:]
-        large = [k for k in np.argsort(-area)[:LARGEST] if area[k] > LARGE * lit.size]
-        rim_points = np.argwhere(rim)[:, ::-1]  # x and y
-        rim_areas = labels[rim] - 1
-        for areas in [*itertools.combinations(large, 1), *itertools.combinations(large, 2)]:
-            points = [rim_points[rim_areas == k] for k in areas]
-            boxes = [[*part.min(0), *part.max(0) + 1] for part in points]
-            key = tuple(np.round(np.array(boxes) / apart).ravel())
+        areas = large_areas(smooth, threshold * bright, steps)
+        for chosen in [*itertools.combinations(areas, 1), *itertools.combinations(areas, 2)]:
+            boxes = np.array([cv2.boundingRect(border) for border in chosen])
+            key = tuple(np.round(boxes / apart).ravel())
             if key in seen:  # the same area at another threshold or closing
                 continue
             seen.add(key)
-            quad = four_corners(np.concatenate(points))
+            quad = four_corners(np.concatenate(chosen))
             if quad is not None and all(np.abs(quad - other).max() > apart for other in quads):
                 quads.append(quad)
     return quads

@@ -60,11 +60,14 @@ def look(image, grid, detail):
     """The Evidence for a grid."""
     sides = sides_of(grid)
     gray, offset = profiles_across(image, grid, sides, HALF_CELL + REACH, detail)
-    response = responses(gray, offset, sides)
-    distance = np.abs(offset)
     before = gray[:, offset < -SURROUNDINGS].mean(1)
     behind = gray[:, offset > SURROUNDINGS].mean(1)
     light = np.select([sides.inner, sides.inwards == 1], [np.minimum(before, behind), behind], before)
+    response = responses(gray, detail.step, sides)
+    beyond = (gray.shape[1] - response.shape[1]) // 2
+    gray = gray[:, beyond:-beyond]
+    offset = offset[beyond:-beyond]
+    distance = np.abs(offset)
     usual = max(np.median(gray[:, distance < HALF_CELL].mean(1)), 1e-6)
     on = response[:, distance <= ON_LINE].max(1)
     off = response[:, (distance < HALF_CELL) & (distance > OFF_LINE)].max(1)

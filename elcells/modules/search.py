@@ -11,7 +11,7 @@ from elcells.modules.outline import evened, mismatch, outlines, shrink, stretche
 from elcells.modules.scoring import score
 from elcells.modules.sides import ROUGH_DETAIL
 
-LEVEL_SAMPLES = 500  # pixels or more along each side, from which an image's darkest and brightest are taken
+LEVEL_SAMPLES = 250  # pixels or more along each side, from which an image's darkest and brightest are taken
 ROUGH_CELL = 32  # pixels of a cell while the outline is looked for
 ROOM = 1.6  # times a module's longer side: what an image is taken to show
 FINE_CELL = 100  # pixels of a cell while the grid is fitted
@@ -82,12 +82,16 @@ def rough_candidates(small, columns, rows, bend=None):
 
 
 def with_other_lines(candidates, image, bend):
-    """The candidates and, unless the best is clear, the two best ones with more or fewer lines of cells; twice."""
+    """The candidates and, unless the best is clear, the two best ones with more or fewer lines of cells; twice.
+
+    Where the best is likely, it is done for that one alone, and again only if that finds a better one.
+    """
     stretched_before = set()
     for _ in range(2):
-        if candidates[0].score >= CLEAR:
+        likely = candidates[0].score >= SURE
+        if candidates[0].score >= CLEAR or (likely and candidates[0] in stretched_before):
             break
-        chosen = [candidate for candidate in candidates[:2] if candidate not in stretched_before]
+        chosen = [candidate for candidate in candidates[: 1 if likely else 2] if candidate not in stretched_before]
         stretched_before.update(chosen)
         for grid in [candidate.grid for candidate in chosen]:
             for quad in stretched(grid):
@@ -161,9 +165,11 @@ def best_other_score(best, others):
 def distinct(candidates):
     """The candidates, the best first, without those that are the same as a better one."""
     kept = []
+    places = []
     for candidate in sorted(candidates, key=lambda candidate: -candidate.score):
         apart = SAME_GRID * candidate.grid.cell_size().min()
         corners = candidate.grid.corners()
-        if all(np.abs(other.grid.corners() - corners).max() > apart for other in kept):
+        if not kept or np.abs(np.array(places) - corners).max((1, 2)).min() > apart:
             kept.append(candidate)
+            places.append(corners)
     return kept

@@ -7,6 +7,7 @@ cell's side.
 import math
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 PROFILE_STEP = 0.005  # cells between two samples of a profile
@@ -75,76 +76,77 @@ def sides_on_lines(lines, crossing, is_horizontal):
     return middle[:, axes], along[:, axes], across[:, axes], horizontal, line, inwards, inner, border
 
 
-def sampled(image, x, y):
-    """Gray values at points of an image (float32), bilinear, 0 outside; scipy takes four times as long."""
-    height, width = image.shape
-    column = np.clip(x.astype(np.intp), 0, width - 2)
-    row = np.clip(y.astype(np.intp), 0, height - 2)
-    right = (x - column).astype(np.float32)
-    down = (y - row).astype(np.float32)
-    first = row * width + column
-    pixels = image.ravel()
-    upper_left = pixels.take(first, mode="clip")
-    upper_right = pixels[1:].take(first, mode="clip")
-    lower_left = pixels[width:].take(first, mode="clip")
-    lower_right = pixels[width + 1 :].take(first, mode="clip")
-    upper = upper_left + (upper_right - upper_left) * right
-    lower = lower_left + (lower_right - lower_left) * right
-    return (upper + (lower - upper) * down) * ((x >= 0) & (y >= 0) & (x <= width - 1) & (y <= height - 1))
+def median(a, b, c):
+    """The median of three arrays of one shape."""
+    return np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
+
+
+def median_profile(profiles):
+    """The median of three or nine profiles, float32 (3 or 9, E, S): (E, S). numpy takes many times as long."""
+    thirds = np.split(profiles, 3)
+    middle = median(*thirds)
+    if len(middle) == 1:
+        return middle[0]
+    least = np.minimum.reduce(thirds).max(0)
+    most = np.maximum.reduce(thirds).min(0)
+    return median(least, median(*middle), most)
 
 
 def profiles_across(image, grid, sides, reach, detail):
     """Brightness across each side, float32 (E, S), and the samples' offsets in cells, from -reach to reach: (S,)."""
     count = int(reach / detail.step + 0.5)
     offset = np.arange(-count, count + 1) * detail.step
-    part = np.linspace(-MIDDLE_PART, MIDDLE_PART, detail.profiles)
-    across = sides.across[:, None]
-    on_side = sides.middle[:, None] + sides.along[:, None] * part[:, None]
-    start = grid.to_pixels(on_side + across * offset[0])
-    end = grid.to_pixels(on_side + across * offset[-1])  # a straight line to there is under 0.001 cells off
-    share = np.linspace(0, 1, len(offset))
-    x = start[..., 0, None] + (end - start)[..., 0, None] * share
-    y = start[..., 1, None] + (end - start)[..., 1, None] * share
-    gray = sampled(image, x, y)
-    gray.partition(detail.profiles // 2, axis=1)  # for the median of the profiles along the side's middle part
-    return gray[:, detail.profiles // 2], offset
+    part = np.linspace(-MIDDLE_PART, MIDDLE_PART, detail.profiles)[:, None, None]
+    on_side = sides.middle + sides.along * part
+    start = grid.to_pixels(on_side + sides.across * offset[0]).astype(np.float32).reshape(-1, 2)
+    end = grid.to_pixels(on_side + sides.across * offset[-1]).astype(np.float32).reshape(-1, 2)
+    share = np.linspace(0, 1, len(offset), dtype=np.float32)
+    x, y = start.T[..., None] + (end - start).T[..., None] * share  # a straight line is under 0.001 cells off
+    gray = cv2.remap(image, x, y, cv2.INTER_LINEAR)  # 0 outside
+    return median_profile(gray.reshape(detail.profiles, -1, len(offset))), offset
 
 
-def means_beside(total, step, start, stop):
-    """For each sample the mean of those `start` to `stop` cells beside it; total: (E, S + 1) cumulative sums."""
-    samples = total.shape[1] - 1
-    first = np.clip(np.arange(samples) + round(start / step), 0, samples)
-    last = np.clip(np.arange(samples) + round((stop + step) / step), 0, samples)
-    return (total[:, last] - total[:, first]) / np.maximum(last - first, 1)
+def responses(gray, step, sides):
+    """How much each sample looks like a gap, at the border like the module's end, against the light around.
 
-
-def responses(gray, offset, sides):
-    """How much each sample looks like a gap, at the border like the module's end, against the light around: (E, S)."""
-    step = offset[1] - offset[0]
+    gray: (E, S), with `step` cells between samples. Returns (E, S - 2 R), without the first and last R = REACH / step
+    samples, whose surroundings are not seen.
+    """
     total = np.pad(np.cumsum(gray, 1), ((0, 0), (1, 0)))
-    inwards = sides.inwards[:, None]
-    best = np.full(gray.shape, -1.0)
+    reach = round(REACH / step)
+    samples = gray.shape[1] - 2 * reach
+
+    def mean(total, start, stop):
+        """For each sample the mean of those `start` to `stop` cells beside it; total: of some sides."""
+        first = reach + round(start / step)
+        last = reach + round((stop + step) / step)
+        return (total[:, last : last + samples] - total[:, first : first + samples]) / np.float32(last - first)
+
+    at_border = np.flatnonzero(~sides.inner)
+    inwards = sides.inwards[at_border, None].astype(np.float32)
+    best = np.float32(-1)
     for width in WIDTHS:
-        left = means_beside(total, step, -FLANK_END * width, -FLANK_START * width)
-        right = means_beside(total, step, FLANK_START * width, FLANK_END * width)
-        gap = np.minimum(left, right) - means_beside(total, step, -GAP * width, GAP * width)
-        before = means_beside(total, step, -FLANK_END * width, -PROFILE_STEP)
-        behind = means_beside(total, step, PROFILE_STEP, FLANK_END * width)
-        response = np.where(inwards == 0, gap, inwards * (behind - before))
-        best = np.maximum(best, response / np.maximum(np.maximum(left, right), DIM))
+        left = mean(total, -FLANK_END * width, -FLANK_START * width)
+        right = mean(total, FLANK_START * width, FLANK_END * width)
+        response = np.minimum(left, right) - mean(total, -GAP * width, GAP * width)
+        before = mean(total[at_border], -FLANK_END * width, -PROFILE_STEP)
+        behind = mean(total[at_border], PROFILE_STEP, FLANK_END * width)
+        response[at_border] = inwards * (behind - before)
+        best = np.maximum(best, response / np.maximum(np.maximum(left, right), np.float32(DIM)))
     return best
 
 
 def seen_shifts(image, grid, sides, window, detail):
     """Shift in cells at which each side is seen within `window` cells, and how clearly (0 to 1): two float (E,)."""
     gray, offset = profiles_across(image, grid, sides, window + REACH, detail)
-    near = np.abs(offset) <= window + 1e-9
-    response = responses(gray, offset, sides)[:, near]
-    offset = offset[near]
-    response = np.clip(response, 0, None) * np.exp(-0.5 * (offset / window) ** 2)
-    from_peak = np.abs(np.arange(len(offset)) - response.argmax(1)[:, None])
-    weight = np.where(from_peak <= detail.peak, response, 0) ** 2
-    shift = (weight * offset).sum(1) / np.maximum(weight.sum(1), 1e-9)
+    response = responses(gray, detail.step, sides)
+    reach = response.shape[1] // 2
+    offset = np.arange(-reach, reach + 1) * detail.step
+    nearness = np.exp(-0.5 * (offset / window) ** 2).astype(np.float32)
+    response = np.maximum(response, 0) * nearness
+    peak = response.argmax(1)[:, None] + np.arange(-detail.peak, detail.peak + 1)
+    weight = np.take_along_axis(response, np.clip(peak, 0, 2 * reach), 1) ** 2 * ((peak >= 0) & (peak <= 2 * reach))
+    shift = (weight * (peak - reach)).sum(1) * detail.step / np.maximum(weight.sum(1), 1e-9)
     half = gray.shape[1] // 2
     lit = np.maximum(gray[:, :half].mean(1), gray[:, half:].mean(1))
     visible = np.clip(lit / DIM - 0.5, 0, 1)  # a dead cell shows no line
