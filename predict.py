@@ -22,6 +22,7 @@ from elcells.data.finding import SUFFIXES, find_images
 from elcells.data.images import as_lines
 from elcells.data.suspicions import LIKE_MODULE
 from elcells.files import InputError, command, counted, printable
+from elcells.inference.cells import MEASURED
 from elcells.inference.engines import ENGINES, PRECISIONS
 from elcells.inference.networks import SHIPPED, Network, default_path, open_network
 from elcells.inference.origin import describe_network, warning_about
@@ -62,6 +63,7 @@ class Tally:
         self.count = 0
         self.failed = 0
         self.nearly_black = 0
+        self.dark = 0  # or partly
         self.defects = Counter()  # cells of each class
         self.notes = Counter()
         self.lens_alone = 0  # modules whose lens was found in their own image
@@ -78,6 +80,7 @@ class Tally:
         for cell in result.cells:
             self.defects.update(cell.defects(self.engine.classes))
             self.nearly_black += cell.nearly_black
+            self.dark += cell.is_dark
         if LIKE_MODULE in result.notes and self.like_module is None:
             self.like_module = result.request.name
 
@@ -92,6 +95,12 @@ class Tally:
         if self.nearly_black:
             verb = "is" if self.nearly_black == 1 else "are"
             lines.append(f"{counted(self.nearly_black, 'cell')} {verb} nearly black: too dark to judge.")
+        if self.dark:
+            verb, whose = ("is", "its") if self.dark == 1 else ("are", "their")
+            lines.append(
+                f"{counted(self.dark, 'cell')} {verb} dark or partly dark: under half of the brightness of {whose} "
+                "module's cells, or of the rest of the cell."
+            )
         if self.lens_alone:
             lines.append(
                 f"{counted(self.lens_alone, 'module')} with a lens that was found in the image alone; with {FEWEST} "
@@ -178,7 +187,7 @@ def print_rows(requests, network, who):
     engine = open_network(network)
     tally = Tally(engine, "image")
     writer = csv.writer(sys.stdout, delimiter=";", lineterminator="\n")
-    writer.writerow(["filename", *engine.classes, *(f"p_{c}" for c in engine.classes), "brightness", "error"])
+    writer.writerow(["filename", *engine.classes, *(f"p_{c}" for c in engine.classes), *MEASURED, "error"])
     tasks = tasks_of(requests, network.batch_size)
     with tqdm(total=len(requests), unit="image", leave=False) as bar:
         for result in who.results(Work(network), tasks):

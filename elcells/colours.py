@@ -3,11 +3,13 @@ apart, also on a dark image."""
 
 NO_DEFECT = "no defect"
 TOO_DARK_VERDICT = "nearly black"
+DARK_VERDICT = "dark"  # of a cell that was judged, but has no call
 VERDICT_COLOURS = {
     NO_DEFECT: "#bbbbbb",
     "crack": "#e69f00",
     "inactive": "#56b4e9",
     "crack and inactive": "#cc79a7",
+    DARK_VERDICT: "#f0e442",
     TOO_DARK_VERDICT: "#009e73",
 }
 OTHER_COLOUR = "#d55e00"  # of what a network of other classes says

@@ -19,7 +19,7 @@ import predict
 from elcells import Cells, open_results
 from elcells.data.tables import read_rows
 from elcells.files import InputError
-from elcells.inference.cells import TOO_DARK, CellResult, Place
+from elcells.inference.cells import MEASURED, TOO_DARK, CellResult, Place
 from elcells.modules.cutting import CutModule, read_corners
 from elcells.records import exports
 from elcells.records.exports import write_tables
@@ -38,13 +38,14 @@ def image_result(path, error=""):
 
 
 def module_result(number, count=4):
-    """A module of `count` cells in a column, the last of which is black."""
+    """A module of `count` cells in a column, the first of which is dark in part, and the last black."""
     name = f"/m/{number:04}.png"
     cells = []
     for row in range(1, count + 1):
         place = Place(f"m{number:04}", row, 1)
         file = f"cut/m{number:04}/r{row:02}_c01.png"
-        judged = CellResult(file, (0, 1), (0.25, 0.9), 0.4, place=place)
+        dark = {"dark_part": 0.42, "dark_ratio": 0.1} if row == 1 else {"dark_part": 0.0}
+        judged = CellResult(file, (0, 1), (0.25, 0.9), 0.4, place=place, **dark)
         cells.append(judged if row < count else CellResult(file, brightness=0.01, error=TOO_DARK, place=place))
     corners = (-3.25, 2, 10, -1.5, 10, 40, 0, 40)
     module = CutModule(name, 1, count, 0.9, 0.1, True, cell_pixels=40, bend=-0.01, corners=corners)
@@ -96,8 +97,8 @@ def test_text_that_looks_like_a_formula_gets_a_quote(text, tmp_path):
 
 def test_numbers_stay_numbers(out):
     [module] = rows(out / "modules.csv")
-    names = ("x1", "y2", "bend", "inactive", "nearly_black")
-    assert [module[name] for name in names] == ["-3.2", "-1.5", "-0.01", "3", "1"]
+    names = ("x1", "y2", "bend", "inactive", "nearly_black", "dark")
+    assert [module[name] for name in names] == ["-3.2", "-1.5", "-0.01", "3", "1", "1"]
     [(_, name, corners)] = read_corners(out / "modules.csv")
     assert name == "/m/0001.png" and corners.shape == (4, 2)
 
@@ -124,6 +125,7 @@ def test_the_workbook_holds_numbers_below_a_header_that_stays(out):
     assert header == exports.cell_fields(INFO.classes) and len(cells) == 9
     judged = next(dict(zip(header, row)) for row in cells if row[0] == "cut/m0001/r01_c01.png")
     assert (judged["inactive"], judged["p_inactive"], judged["brightness"], judged["error"]) == (1, 0.9, 0.4, None)
+    assert (judged["dark_part"], judged["dark_ratio"]) == (0.42, 0.1)
     assert not any(cell.data_type == "f" for sheet in book for row in sheet.iter_rows() for cell in row)
     assert book["modules"]["K2"].value == -3.2 and book["runs"]["C2"].value == "n.onnx"
 
@@ -174,8 +176,14 @@ def test_results_are_data_frames_with_types(out):
     assert len(cells) == 9 and cells["crack"].dtype == "Int64" and cells["crack"].sum() == 4
     assert cells["p_crack"].dtype == cells["brightness"].dtype == float and cells["row"].isna().sum() == 5
     assert list(cells.columns) == list(rows(out / "cells.csv")[0]) and ODD[2] in set(cells["filename"])
+    assert cells["dark_part"].sum() == 0.42 and cells["dark_ratio"].count() == 1
     module = results.modules.loc[0]
-    assert module["x1"] == -3.2 and module["inactive"] == 3 and results.modules["sure"].dtype == "Int64"
+    assert (
+        module["dark"] == 1
+        and module["x1"] == -3.2
+        and module["inactive"] == 3
+        and results.modules["sure"].dtype == "Int64"
+    )
     assert set(results.images["status"]) == {"judged", "failed"} and str(results.images["judged"].dtype.tz) == "UTC"
     assert results.runs.loc[0, "thresholds"] == [0.5, 0.4]
 
@@ -202,12 +210,16 @@ def test_arrays_and_files_get_the_calls_of_predict(cells, exported, elpv, tmp_pa
     by_predict = open_results(tmp_path / "out").cells
     images = [np.asarray(Image.open(path)) for path in paths]
     by_path = cells(paths)
-    assert list(by_path.columns) == ["filename", "crack", "inactive", "p_crack", "p_inactive", "brightness", "error"]
+    assert list(by_path.columns) == ["filename", "crack", "inactive", "p_crack", "p_inactive", *MEASURED, "error"]
     for calls in (by_path, cells(np.stack(images)), cells(images)):
         for name in ("crack", "inactive"):
             assert calls[name].tolist() == by_predict[name].tolist() and calls[name].dtype == "Int64"
             assert calls[f"p_{name}"].tolist() == pytest.approx(by_predict[f"p_{name}"].tolist(), abs=1e-5)
     assert "filename" not in cells(images) and len(cells(images[0])) == 1
+    half = np.full((300, 300), 150, np.uint8)
+    half[:, :150] = 15
+    assert cells(half)["dark_part"][0] == pytest.approx(0.5, abs=0.02) and cells(half)["dark_ratio"][0] == 0.1
+    assert by_predict["dark_part"].tolist() == pytest.approx(by_path["dark_part"].tolist(), abs=1e-5)
     assert len(cells(elpv.parent / "images")) == 48 and cells([]).columns.equals(by_path.columns)
 
 
@@ -272,5 +284,5 @@ def test_the_document_names_every_column_of_the_record(out):
             columns = {row["name"] for row in record.connection.execute(f"PRAGMA table_info({table})")}
             assert columns_in_document(table) == columns, table
     text = (ROOT / "doc" / "record.md").read_text(encoding="utf-8").split("## The CSV files")[1]
-    wanted = [*exports.cell_fields(["CLASS"]), "name", "y4", *exports.module_fields(["CLASS"])[-3:]]
+    wanted = [*exports.cell_fields(["CLASS"]), "name", "y4", *exports.module_fields(["CLASS"])[-4:]]
     assert not [name for name in wanted if f"`{name}`" not in text]

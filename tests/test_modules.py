@@ -6,19 +6,24 @@ import json
 import numpy as np
 import pytest
 from conftest import CPU
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import cut_module
 import predict
+import report
 from benchmarks.composed_modules import ElpvCells, compose
+from elcells.colours import DARK_VERDICT, NO_DEFECT, VERDICT_COLOURS
 from elcells.data.finding import find_images
 from elcells.data.images import examine
 from elcells.data.suspicions import LIKE_MODULE
 from elcells.files import InputError, locked
+from elcells.inference.cells import CellResult
 from elcells.modules.align import align_cell
 from elcells.modules.cutting import cut_image, doubts, grid_size, read_corners
 from elcells.modules.grid import Grid
+from elcells.modules.judging import text_of, verdict_of
 from elcells.modules.lens import lens_of
+from elcells.modules.overlay import legend
 from elcells.modules.saving import module_names
 from elcells.records.summary import MOST_LINES, lines_of
 
@@ -141,6 +146,49 @@ def test_black_cells_are_named_and_not_judged(cells, exported, tmp_path):
     black = [r for r in rows_of(tmp_path / "out" / "cells.csv") if r["error"]]
     assert 0 < len(black) <= true.dark.sum()
     assert all(r["crack"] == r["p_crack"] == "" and "nearly black" in r["error"] for r in black)
+
+
+def dimmed(image, corners, factor):
+    """An image, uint8 (H, W), that is darker within corners (4, 2)."""
+    mask = Image.new("L", image.shape[::-1])
+    ImageDraw.Draw(mask).polygon([tuple(corner) for corner in corners], fill=1)
+    return np.where(np.asarray(mask), np.rint(image * factor), image).astype(np.uint8)
+
+
+def corners_of(true, row, column):
+    """Corners of a cell of a Truth, (4, 2), clockwise from the upper left."""
+    nodes = true.nodes
+    return np.array([nodes[row, column], nodes[row, column + 1], nodes[row + 1, column + 1], nodes[row + 1, column]])
+
+
+def test_dark_cells_are_named_everywhere_and_stay_when_folders_are_merged(composed, exported, tmp_path, capsys):
+    image, true = composed(4, "easy")
+    lit = [divmod(place, true.grid[0]) for place in np.flatnonzero(~true.dark).tolist()]
+    whole, half = lit[20], lit[40]
+    image = dimmed(image, corners_of(true, *whole), 0.35)
+    a, b, c, d = corners_of(true, *half)
+    image = dimmed(image, [a, (a + b) / 2, (c + d) / 2, d], 0.1)
+    Image.fromarray(image).save(tmp_path / "m.png")
+    assert judge(tmp_path / "m.png", size_text(true), exported, tmp_path / "out") == 0
+    assert "2 cells are dark or partly dark" in capsys.readouterr().err
+    report.main([str(tmp_path / "out"), "--out", str(tmp_path / "all")])
+    for out in (tmp_path / "out", tmp_path / "all"):
+        dark = {(int(r["row"]) - 1, int(r["column"]) - 1): r for r in rows_of(out / "cells.csv") if r["dark_ratio"]}
+        assert dark.keys() == {whole, half} and rows_of(out / "modules.csv")[0]["dark"] == "2"
+        parts = [(float(dark[place]["dark_part"]), float(dark[place]["dark_ratio"])) for place in (whole, half)]
+        assert parts[0][0] == 1 and 0.25 < parts[0][1] < 0.5
+        assert 0.45 < parts[1][0] < 0.55 and parts[1][1] < 0.2
+        page = data_of_page(out / "report.html")
+        assert page["dark"] == 2 and page["modules"]["counts"][0][3] == 2
+
+
+def test_a_dark_cell_without_a_call_has_its_own_verdict_and_colour():
+    cells = [CellResult("", (0, 0), (0.1, 0.1)), CellResult("", (0, 0), (0.1, 0.1), dark_part=1.0, dark_ratio=0.31)]
+    cells.append(CellResult("", (1, 0), (0.9, 0.1), dark_part=0.5, dark_ratio=0.1))
+    verdicts = [verdict_of(cell, ("crack", "inactive")) for cell in cells]
+    assert [text_of(cell) for cell in cells] == ["", "dark 0.31", "0.90\ndark 0.10"]
+    assert verdicts == [NO_DEFECT, DARK_VERDICT, "crack"]
+    assert (VERDICT_COLOURS[DARK_VERDICT], "dark: 1") in legend(verdicts, True)
 
 
 def test_few_pixels_a_cell_are_warned_about(folder, exported, tmp_path, capsys):

@@ -147,13 +147,14 @@ def test_a_nearly_black_image_is_told_of(exported, folder, tmp_path, capsys):
     dark = [r["filename"] for r in rows(tmp_path / "out") if "nearly black" in r["error"] and r["crack"] == ""]
     page = held(tmp_path / "out" / "report.html")
     assert [os.path.basename(name) for name in dark] == ["<i>dead.png"]
-    assert page["kinds"]["-1"] == 1
+    assert page["kinds"]["-2"] == 1
 
 
 def test_globs_lists_and_files(exported, folder, monkeypatch, capsys):
     assert run(exported, folder / "**" / "*.png") == 0
     by_glob = capsys.readouterr().out.splitlines()
-    assert by_glob[0] == "filename;crack;inactive;p_crack;p_inactive;brightness;error" and len(by_glob) == 1 + 17
+    assert by_glob[0] == "filename;crack;inactive;p_crack;p_inactive;brightness;dark_part;dark_ratio;error"
+    assert len(by_glob) == 1 + 17
     one = by_glob[1].split(";")[0]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{one}\n\n{one}\n".encode())))
     assert run(exported, "-", one) == 0

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from killed_run import Steps, run_and_die, stop
 from PIL import Image
+from PIL.ExifTags import Base
 
 import predict
 from elcells.files import RECORD, InputError
@@ -487,6 +488,22 @@ def test_the_lens_of_a_folder_is_found_once(modules, pixels, run, tmp_path, monk
     run(modules / "m0.png", *GRID)
     run(modules, *GRID)
     assert bends == dict.fromkeys(["m0.png", "m1.png"], -0.01) and len(found) == 1
+
+
+def test_the_lens_of_a_named_camera_is_found_once_for_all_folders(pixels, run, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(work, "FEWEST", 2)
+    monkeypatch.setattr(work, "lens_of", lambda names, *arguments: found.append(len(names)))
+    for number in range(4):
+        exif = Image.Exif()
+        exif[Base.Make], exif[Base.Model] = "Maker", f"Model {number // 2}"
+        path = tmp_path / "modules" / str(number % 2) / f"m{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(module_of(pixels, number)).save(path, exif=exif)
+    run(tmp_path / "modules", *GRID)
+    with reading(tmp_path / "out") as record:
+        cameras = [row["camera"] for row in record.connection.execute("SELECT camera FROM lenses ORDER BY camera")]
+    assert found == [2, 2] and cameras == ["Maker Model 0", "Maker Model 1"]
 
 
 # ---------------------------------------------------------------- errors and stops

@@ -30,6 +30,8 @@ from elcells.records.runs import RunInfo
 INFO = RunInfo("a.onnx", "00", "a.onnx: a network", ("crack", "inactive"), "f1", (0.5, 0.4), False, "float32", "torch")
 SOUND, CRACKED, INACTIVE, BOTH, NEAR = (0.01, 0.01), (0.99, 0.01), (0.01, 0.9), (0.8, 0.95), (0.45, 0.01)
 STRANGE = "<b>Zelle \"1\"; größe & 'x'#1%2.png"
+DARK_CELL = {"dark_part": 1.0, "dark_ratio": 0.31}
+DARK_STRIP = {"dark_part": 0.42, "dark_ratio": 0.1}
 MAP = bytes(range(200))  # a class map of 2 x 10 x 10
 SIDE = 30  # pixels of a cell
 MODULES = 8
@@ -46,7 +48,10 @@ def cell(name, p, place=None, **more):
 
 
 def add_module(record, folder, number):
-    """Add a module of 3 x 2 cells, of which the first `number % 6` have a crack and one of module 1 is dark."""
+    """Add a module of 3 x 2 cells, of which the first `number % 6` have a crack.
+
+    One of module 1 is too dark to judge; in module 2 the first is dark in part, and the fifth as a whole.
+    """
     path = f"{folder}/in/string{number % 2}/module{number}.png"
     name = module_name(path, 0)
     places = list(itertools.product((1, 2), (1, 2, 3)))
@@ -54,7 +59,8 @@ def add_module(record, folder, number):
     if number == 1:
         given[5] = None
     files = [f"cut/{name}/r{row:02}_c{column:02}.png" for row, column in places]
-    cells = [cell(file, p, Place(name, row, column)) for file, p, (row, column) in zip(files, given, places)]
+    more = [{}] * 6 if number != 2 else [DARK_STRIP, {}, {}, {}, DARK_CELL, {}]
+    cells = [cell(file, p, Place(name, *place), **dark) for file, p, place, dark in zip(files, given, places, more)]
     nodes = np.stack(np.meshgrid(np.arange(4.0), np.arange(3.0)), -1) * SIDE + 10
     why = "" if number else "the grid hardly fits"
     module = CutModule(
@@ -70,10 +76,11 @@ def add_module(record, folder, number):
 
 
 def add_cells(record, folder, elpv):
-    """Add images of cells, with a strange name, of 16 bits, near a threshold, inactive, broken, and many cracks."""
+    """Add images of cells: a strange name, 16 bits, near a threshold, inactive, broken, half dark, many cracks."""
     image = next((elpv.parent / "images").glob("*.png"))
     pixels = np.asarray(Image.open(image).convert("L"))
-    given = {STRANGE: BOTH, "deep.png": INACTIVE, "near.png": NEAR, "sound.png": SOUND, "dark.png": None}
+    given = {STRANGE: BOTH, "deep.png": INACTIVE, "near.png": NEAR, "sound.png": SOUND, "black.png": None}
+    given |= {"half.png": SOUND}
     given |= {f"crack/c{number:03}.png": (0.8 + number / 2000, 0.01) for number in range(CRACKS)}
     Image.fromarray(pixels[::3, ::3]).save(folder / "small.png")
     (folder / "in" / "crack").mkdir(parents=True)
@@ -83,7 +90,8 @@ def add_cells(record, folder, elpv):
             Image.fromarray(pixels.astype(np.uint16) * 16).save(path)
         else:
             os.link(folder / "small.png", path)
-        record.add(ImageResult(Request(str(path), str(path), 0, 1, 1), cells=(cell(str(path), p),)))
+        more = DARK_STRIP if name == "half.png" else {}
+        record.add(ImageResult(Request(str(path), str(path), 0, 1, 1), cells=(cell(str(path), p, **more),)))
     path = str(folder / "in" / "broken.png")
     error = f"{path}: can't be read </script><b>"
     result = ImageResult(Request(path, path, 0, 1, 1), error, cells=(CellResult(path, error=error),))
@@ -162,9 +170,10 @@ def test_what_is_said_of_the_shipped_network_stands_in_the_documents():
 def test_counts_add_up_to_all_cells_and_follow_people(site):
     page = held(site / "report.html")
     cracks = sum(number % 6 for number in range(MODULES)) - 1 + CRACKS
-    assert page["kinds"] == {"0": page["kinds"]["0"], "1": cracks, "2": 2, "3": 1, "-1": 1, "-2": 1}
-    assert sum(page["kinds"].values()) == 6 * MODULES + CRACKS + 6 and page["images"] == MODULES + CRACKS + 7
-    assert page["unsure"] == 1 and page["corrected"] == 1 and page["shown"] == cracks + 2 + 1 + 1 + 1 + 3
+    assert page["kinds"] == {"0": page["kinds"]["0"], "1": cracks, "2": 2, "3": 1, "-1": 2, "-2": 1, "-3": 1}
+    assert sum(page["kinds"].values()) == 6 * MODULES + CRACKS + 7 and page["images"] == MODULES + CRACKS + 8
+    assert page["unsure"] == 1 and page["corrected"] == 1 and page["shown"] == cracks + 2 + 1 + 2 + 1 + 1 + 3
+    assert page["dark"] == 3  # one of them has a crack too
 
 
 def test_people_are_named_with_how_often_they_agree(site):
@@ -180,7 +189,8 @@ def test_every_module_is_in_the_table_the_worst_first(site):
     assert len(modules["name"]) == MODULES and modules["file"][4] == "string1/module1.png"
     assert dict(modules["metadata"])["serial"] == [f"S{n}" for n in (0, 2, 4, 6, 1, 3, 5, 7)]
     counts = dict(zip(dict(modules["metadata"])["serial"], modules["counts"]))
-    assert counts["S5"] == [6, 5, 0, 0, 5, 0] and counts["S1"] == [6, 1, 1, 0, 2, 0] and counts["S7"][-1] == 1
+    assert counts["S5"] == [6, 5, 0, 0, 0, 5, 0] and counts["S1"] == [6, 1, 1, 0, 0, 2, 0] and counts["S7"][-1] == 1
+    assert counts["S2"] == [6, 2, 0, 2, 0, 3, 0]
     assert modules["doubt"][0] == "the grid hardly fits" and page["failed"][0].endswith("no module there")
     first = chunk(site / "report.html")
     assert len(first["modules"]) == len(first["images"]) == report.FIRST_MODULES and "6" in first["modules"]
@@ -257,8 +267,8 @@ def test_a_single_file_says_what_it_has_no_room_for(copy, monkeypatch):
     assert page["alone"] and 0 < len(first["modules"]) < MODULES and 0 < few == len(first["thumbs"]) < page["shown"]
     assert (copy / "mail.html").stat().st_size < report.MAILED_BYTES
     surest = [max(p) for p, calls in zip(zip(*first["cells"]["p"]), first["cells"]["calls"]) if calls]
-    assert min(surest) > 6000 and len(surest) == few - 2  # those, the corrected and the dark cell
-    assert any(state & CORRECTED for state in first["cells"]["state"]) and "dark.png" in first["cells"]["names"]
+    assert min(surest) > 6000 and len(surest) == few - 4  # those, the corrected, the nearly black and two dark cells
+    assert any(state & CORRECTED for state in first["cells"]["state"]) and "black.png" in first["cells"]["names"]
 
 
 # ---------------------------------------------------------------- in a browser
@@ -287,7 +297,14 @@ def test_cells_are_filtered_sorted_and_paged(site, tab):
     assert tab.locator("#grid li").count() == 200
     tab.locator("#cells .pager button[aria-label^=next]").first.click()
     assert tab.locator("#grid li").count() == page["shown"] - 200
-    for kind, count in {"inactive only": 2, "unsure": 1, "dark": 1, "unreadable": 1, "corrected": 1}.items():
+    for kind, count in {
+        "inactive only": 2,
+        "unsure": 1,
+        "dark": 3,
+        "nearly black": 1,
+        "unreadable": 1,
+        "corrected": 1,
+    }.items():
         tab.click(f"button[data-kind='{kind}']")
         assert tab.locator("#grid li").count() == count, kind
     assert f"corrected by {JOERG}: no defect" in tab.inner_text("#grid li")
@@ -300,6 +317,23 @@ def test_cells_are_filtered_sorted_and_paged(site, tab):
     assert tab.inner_text("#grid .p >> nth=0").split() == ["crack", "0.990"]
     tab.select_option("#sorting", "by file")
     assert tab.inner_text("#grid .file >> nth=1") == "crack/c001.png"
+
+
+def test_dark_cells_are_shown_with_their_brightness_after_all_defects(site, tab):
+    open_report(tab, site / "report.html")
+    tab.wait_for_function("columns.state.length === data.shown")
+    assert "3 cells are dark or partly dark" in tab.inner_text("#sums")
+    tab.click("button[data-kind='dark']")
+    called, *others = tab.locator("#grid li").all_inner_texts()
+    assert "42 % of the cell dark, at 10 % of the usual brightness" in called and "0.990" in called
+    assert any("dark, 31 % of the module's brightness" in text for text in others)
+    assert any("half.png" in text and "42 % of the cell dark, at 10 % of the rest" in text for text in others)
+    tab.click("#grid button >> nth=1")
+    assert "42 % of the cell dark, at 10 % of the rest" in tab.inner_text("#facts")
+    tab.click("#close")
+    tab.click("button[data-kind='all']")
+    ranks = tab.evaluate("visible.map(i => (columns.calls[i] ? 2 : columns.state[i] & DARK ? 1 : 0))")
+    assert ranks == sorted(ranks, reverse=True) and set(ranks) == {0, 1, 2}
 
 
 def test_data_of_another_state_of_the_record_are_not_taken(copy, tab):

@@ -67,7 +67,7 @@ def save_image(path, value=90):
 
 
 def module_result(path, folder):
-    """The ImageResult of a module of 2x2 cells, of which the first is called cracked, and its files in a folder."""
+    """The ImageResult of a module of 2x2 cells, the first called cracked, the last dark; its files in a folder."""
     request = request_of(str(path), (2, 2))
     name = module_name(request.path, 0)
     cells = []
@@ -77,7 +77,8 @@ def module_result(path, folder):
         save_image(folder / file, 60 + 40 * number)
         p = (0.9, 0.1) if number == 0 else (0.01, 0.01)
         calls = (int(number == 0), 0)
-        cells.append(CellResult(file, calls, p, 0.4, place=place, map=bytes(200) if number == 0 else None))
+        more = {"map": bytes(200)} if number == 0 else {"dark_part": 1.0, "dark_ratio": 0.31} if number == 3 else {}
+        cells.append(CellResult(file, calls, p, 0.4, place=place, **more))
     save_image(folder / "modules" / f"{name}.jpg")
     nodes = tuple(float(v) for y in range(3) for x in range(3) for v in (20 * x, 20 * y))
     corners = (0, 0, 40, 0, 40, 40, 0, 40)
@@ -162,6 +163,8 @@ def test_a_review_has_the_labels_of_the_record_and_shows_their_cells(tmp_path, m
 def test_modules_of_a_review_lie_in_files_beside_it(tmp_path, monkeypatch):
     monkeypatch.setattr("elcells.pages.review.CHUNK", 2)
     names = module_record(tmp_path / "out", 5)
+    shown = {cell["file"]: cell.get("dark") for cell in held(tmp_path / "out" / "review.html")["cells"]}
+    assert shown[f"cut/{names[0]}/r02_c02.png"] == [1.0, 0.31] and shown[f"cut/{names[0]}/r01_c02.png"] is None
     files = {f"modules-{k}": tmp_path / "out" / "review" / f"modules-{k}.js" for k in range(3)}
     listed = held(tmp_path / "out" / "review.html")["modules"]
     assert [row[0] for row in listed] == names and [row[1] for row in listed] == [f"m0{k}.png" for k in range(5)]
@@ -434,7 +437,7 @@ def test_modules_are_named_by_their_serial_number(tmp_path, fresh):
     assert listed[0][1:3] == ["SN-1 (m00.png)", "serial SN-1 · string 3 · m00.png"]
     tab = Tab(fresh, tmp_path / "out" / "review.html")
     shown = tab.tab.inner_text("#name")
-    assert re.fullmatch(rf"SN-1 \(m00.png\), row \d, column \d\s+cut/{name}/r\d\d_c\d\d.png", shown)
+    assert re.fullmatch(rf"SN-1 \(m00.png\), row \d, column \d\s+cut/{name}/r\d\d_c\d\d.png(\s+dark, 31 %.*)?", shown)
     tab.tab.click("#to-modules")
     tab.press("l")
     assert "serial SN-1 · string 3 · m00.png" in tab.tab.inner_text("#found")
@@ -452,6 +455,9 @@ def test_cells_are_labelled_on_their_modules_image(tmp_path, fresh):
     assert outlines == ["", "labelled", "labelled", "unsure", "here"]
     tab.press("o")
     assert tab.tab.get_attribute("#sheet polygon >> nth=0", "class") == "opinion"
+    assert "dark" not in tab.tab.inner_text("#name")
+    tab.tab.click("#sheet polygon >> nth=3")
+    assert "dark, 31 % of the module's brightness" in tab.tab.inner_text("#name")
     tab.press("l")
     tab.tab.fill("#search", "M01")
     tab.tab.click("#found button")

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 from PIL import Image
+from PIL.ExifTags import IFD, Base
 
 from elcells.data.finding import file_of, may_be_file
 from elcells.data.levels import camera_of_image, scaled
@@ -73,6 +74,19 @@ def size_of(path):
         return size_of_page(file, page) if is_tiff(file) else size_of_file(file)
     except Exception:  # who reads the image is told
         return 0, 0
+
+
+def camera_name(path):
+    """Make, model and focal length of the camera that took an image, from its EXIF data; "" where it has none."""
+    try:
+        with Image.open(file_of(path)[0]) as image:
+            exif = image.getexif()
+            parts = [exif.get(Base.Make), exif.get(Base.Model), exif.get_ifd(IFD.Exif).get(Base.FocalLength)]
+    except Exception:  # who reads the image is told
+        return ""
+    if not parts[1]:
+        return ""
+    return " ".join(str(part).strip("\0 ") for part in parts if part)
 
 
 def image_to_save(path):

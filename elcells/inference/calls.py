@@ -15,7 +15,7 @@ from PIL import Image
 from elcells.data.finding import find_images
 from elcells.data.images import NARROWEST, THREADS, examine, to_square
 from elcells.files import InputError
-from elcells.inference.cells import CellResult, cell_of_image, judge
+from elcells.inference.cells import MEASURED, CellResult, cell_of_image, judge
 from elcells.inference.engines import in_batches
 from elcells.inference.networks import Network, open_network
 
@@ -42,7 +42,9 @@ class Cells:
         images: uint8 array (N, H, W) or (H, W) of gray images; a list of arrays (H, W) or paths; or one path, of a
             file, a folder (all images below it) or a glob.
         Columns: filename (where there are paths), each class (0 or 1), its probability p_CLASS, brightness (mean pixel,
-            0..1) and error: why an image could not be judged, "" for all others. An image with an error has no calls.
+            0..1), dark_part (share of the cell under half of the brightness of the rest, 0..1), dark_ratio (brightness
+            of that part relative to the rest) and error: why an image could not be judged, "" for all others. An image
+            with an error has no calls.
         Raises InputError for arrays of another type or shape.
         """
         results = []
@@ -62,7 +64,8 @@ class Cells:
             columns[name] = pd.array([cell.calls[number] if cell.judged else None for cell in results], dtype="Int64")
         for number, name in enumerate(self.classes):
             columns[f"p_{name}"] = reals(cell.probabilities[number] if cell.judged else None for cell in results)
-        columns["brightness"] = reals(cell.brightness for cell in results)
+        for name in MEASURED:
+            columns[name] = reals(getattr(cell, name) for cell in results)
         columns["error"] = pd.Series([cell.error for cell in results], dtype=str)
         return pd.DataFrame(columns)
 

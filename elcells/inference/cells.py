@@ -8,10 +8,12 @@ from scipy.special import logit
 
 from elcells.data.levels import NEARLY_BLACK
 from elcells.inference.class_maps import as_bytes
+from elcells.inference.darkness import dark_part
 
 NO_LIGHT = 0.025  # mean pixel in 0..1, as of the black cells of a module
 DIM_NOTE = f"are dim (mean pixel under {NEARLY_BLACK}): what is only noise there looks sound"
 TOO_DARK = "nearly black: not judged"  # the error of a dead cell of a module, or of an image without light
+MEASURED = ("brightness", "dark_part", "dark_ratio")  # fields of a CellResult, which are columns of every table
 UNSURE = 1.0  # a probability nearer to its threshold, in logits, may fall on either side
 
 
@@ -31,10 +33,17 @@ class CellResult:
     place: Place | None = None
     notes: tuple = ()  # what was assumed when the image was read; not in the table
     map: bytes | None = None  # class maps, uint8 (C, h, w), of a cell with a defect or near a threshold
+    dark_part: float | None = None  # share of the cell in 0..1, 0 where nothing is dark; None where it was not judged
+    dark_ratio: float | None = None  # brightness of that part relative to the rest or the module's cells
 
     @property
     def judged(self):
         return bool(self.calls)
+
+    @property
+    def is_dark(self):
+        """Whether it, or a part of it, is dark, although it was judged."""
+        return bool(self.dark_part)
 
     @property
     def nearly_black(self):
@@ -46,9 +55,10 @@ class CellResult:
         return [name for name, call in zip(classes, self.calls) if call]
 
     def row(self, classes):
-        """Values for a table: file name, calls, probabilities, brightness, error."""
+        """Values for a table: file name, calls, probabilities, brightness, dark part and its brightness, error."""
         judged = [*self.calls, *(f"{p:.4f}" for p in self.probabilities)] if self.judged else [""] * 2 * len(classes)
-        return [self.filename, *judged, "" if self.brightness is None else f"{self.brightness:.3f}", self.error]
+        measured = [getattr(self, name) for name in MEASURED]
+        return [self.filename, *judged, *("" if value is None else f"{value:.3f}" for value in measured), self.error]
 
 
 def cell_of_image(name, pixels, notes=()):
@@ -58,7 +68,8 @@ def cell_of_image(name, pixels, notes=()):
         return None, CellResult(name, brightness=brightness, error=TOO_DARK, notes=tuple(notes))
     if brightness < NEARLY_BLACK:
         notes = (*notes, DIM_NOTE)
-    return pixels, CellResult(name, brightness=brightness, notes=tuple(notes))
+    share, ratio = dark_part(pixels)
+    return pixels, CellResult(name, brightness=brightness, notes=tuple(notes), dark_part=share, dark_ratio=ratio)
 
 
 def judge(engine, thresholds, cells):

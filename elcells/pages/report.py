@@ -168,6 +168,7 @@ def page_data(contents):
         "images": record.count(),
         "kinds": contents.kinds,
         "unsure": contents.unsure,
+        "dark": contents.dark,
         "shown": len(contents.shown),
         "corrected": contents.corrected,
         "people": contents.about_people(),

@@ -17,13 +17,14 @@ from elcells.inference.cells import TOO_DARK, UNSURE
 from elcells.pages.page import json_of
 from elcells.records.labels import agreement, corrections, judged_by_people_alone
 from elcells.records.record import FAILED
-from elcells.records.rows import final_calls, image_name, place_of
+from elcells.records.rows import darkness_of, final_calls, image_name, place_of
 
 # Bits of a cell's state; templates/report.js has the same
-UNSURE_CALL, DARK, UNREADABLE, LABELLED, CORRECTED, SHOWN, MAPPED = (1 << k for k in range(7))
-DARK_KIND, UNREADABLE_KIND = -1, -2  # kinds of cells beside the sums of their calls' bits
+UNSURE_CALL, BLACK, UNREADABLE, LABELLED, CORRECTED, SHOWN, MAPPED, DARK = (1 << k for k in range(8))
+# Kinds of cells beside the sums of their calls' bits; a dark cell with a call is of that call's kind
+DARK_KIND, BLACK_KIND, UNREADABLE_KIND = -1, -2, -3
 BINS = 20  # of a histogram
-DENSE, SPARSE = ("module", "place", "state", "calls"), ("errors", "people", "sources")  # columns of cells
+DENSE, SPARSE = ("module", "place", "state", "calls"), ("errors", "people", "sources", "darkness")  # columns of cells
 STEPS = 10_000  # probabilities are whole numbers of such parts
 
 
@@ -46,12 +47,14 @@ class Judgement:
             state |= CORRECTED
         if not told:
             if row["error"] == TOO_DARK:
-                state |= DARK
+                state |= BLACK
             elif not judged:
                 state |= UNREADABLE
             elif labels or self.is_near(row):
                 state |= UNSURE_CALL
-        calls = 0 if state & (DARK | UNREADABLE) else bits(final_calls(row, labels, self.classes))
+        calls = 0 if state & (BLACK | UNREADABLE) else bits(final_calls(row, labels, self.classes))
+        if row["dark_part"]:
+            state |= DARK
         if state or calls:
             state |= SHOWN | (MAPPED if row["map"] else 0)
         return state, calls, bits(network)
@@ -63,6 +66,15 @@ class Judgement:
     def probabilities(self, row):
         """A cell's probabilities as whole numbers of STEPS, -1 where it was not judged."""
         return [-1 if row[name] is None else round(row[name] * STEPS) for name in self.columns]
+
+
+def kind_of(state, calls):
+    """The kind of a cell by its state and its calls, both bits."""
+    if state & BLACK:
+        return BLACK_KIND
+    if state & UNREADABLE:
+        return UNREADABLE_KIND
+    return DARK_KIND if state & DARK and not calls else calls
 
 
 def bits(calls):
@@ -79,13 +91,14 @@ class Cells:
     def __init__(self, classes):
         self.module = array("i")  # number of the module, -1 for an image of a cell
         self.place = array("i")
-        self.state = array("b")
+        self.state = array("B")
         self.calls = array("i")
         self.p = [array("h") for _ in classes]
         self.names = []
         self.errors = {}
         self.people = {}  # number of the cell: [values, who, time, network's calls]
         self.sources = {}  # number of the cell: URL of its image, where that is not made from its name
+        self.darkness = {}  # number of the cell: [share that is dark, its relative brightness]
 
     def __len__(self):
         return len(self.state)
@@ -102,6 +115,8 @@ class Cells:
             column.append(p)
         if row["error"]:
             self.errors[number] = printable(row["error"])
+        if darkness := darkness_of(row):
+            self.darkness[number] = darkness
         if labels:
             self.people[number] = [labels.values, printable(labels.who or "somebody"), labels.time, network]
 
@@ -125,9 +140,10 @@ class Cells:
         return columns | {"index": chosen}
 
     def first_to_see(self):
-        """Numbers of all cells: by turns one that people corrected or that is dark, and one of the surest defects."""
-        state = np.frombuffer(self.state, np.int8) if len(self) else np.zeros(0, np.int8)
-        special = np.flatnonzero(state & (CORRECTED | DARK))
+        """Numbers of all cells: by turns one that people corrected or that is dark or nearly black, and one of the
+        surest defects."""
+        state = np.frombuffer(self.state, np.uint8) if len(self) else np.zeros(0, np.uint8)
+        special = np.flatnonzero(state & (CORRECTED | DARK | BLACK))
         special = special[np.argsort(state[special] & CORRECTED == 0, kind="stable")].tolist()
         both = itertools.zip_longest(special, self.surest_first())
         return list(dict.fromkeys(number for pair in both for number in pair if number is not None))
@@ -153,6 +169,7 @@ class Contents:
         self.maps = {}  # number of a shown cell: its class map, bytes
         self.kinds = Counter()
         self.unsure = 0
+        self.dark = 0
         self.corrected = 0
         self.histograms = np.zeros((len(self.classes), BINS), int)
         self.folders = defaultdict(Counter)
@@ -162,8 +179,8 @@ class Contents:
         self.failed = [printable(row["error"]) for row in images if row["image"] is None and row["status"] == FAILED]
         self.details = [""] * len(self.modules)  # JSON of each module's nodes and cells
         self.numbers = {row["image"]: number for number, row in enumerate(self.modules)}
-        # Of each module: cells, each class, dark, with a defect or dark, with a correction
-        self.counts = [[0] * (len(self.classes) + 4) for _ in self.modules]
+        # Of each module: cells, each class, dark, nearly black, any of these, with a correction
+        self.counts = [[0] * (len(self.classes) + 5) for _ in self.modules]
         self.read()
 
     def read(self):
@@ -209,8 +226,9 @@ class Contents:
     def count(self, row, judged, p):
         """Count a cell."""
         state, calls, _ = judged
-        kind = DARK_KIND if state & DARK else UNREADABLE_KIND if state & UNREADABLE else calls
+        kind = kind_of(state, calls)
         self.kinds[kind] += 1
+        self.dark += bool(state & DARK)
         self.unsure += bool(state & UNSURE_CALL)
         self.corrected += bool(state & CORRECTED)
         if p[0] >= 0:
@@ -226,12 +244,13 @@ class Contents:
         counts[0] += 1
         for k in range(len(self.classes)):
             counts[1 + k] += calls >> k & 1
-        counts[-3] += bool(state & DARK)
-        counts[-2] += bool(calls or state & DARK)
+        counts[-4] += bool(state & DARK)
+        counts[-3] += bool(state & BLACK)
+        counts[-2] += bool(calls or state & (DARK | BLACK))
         counts[-1] += bool(state & CORRECTED)
 
     def worst_first(self):
-        """Numbers of the modules, those with the largest share of cells with a defect or too dark first."""
+        """Numbers of the modules, those with the largest share of cells with a defect, dark or nearly black first."""
         shares = [counts[-2] / max(1, counts[0]) for counts in self.counts]
         return sorted(range(len(shares)), key=lambda number: -shares[number])
 

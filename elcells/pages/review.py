@@ -18,7 +18,7 @@ from elcells.files import CUT, MODULES, REPORT, InputError, folder_of_all, print
 from elcells.inference.cells import UNSURE, doubt
 from elcells.pages.beside import Files, source_of, stamp_of
 from elcells.pages.page import PageImage, fill, json_of
-from elcells.records.rows import cell_name_of, image_name, place_of
+from elcells.records.rows import cell_name_of, darkness_of, image_name, place_of
 
 MOST = 5000  # cells near a threshold, and labelled cells, that a page shows
 SAMPLE = 100  # sure cells, drawn at random
@@ -49,7 +49,7 @@ RULES = {  # of doc/labels.md, as short as they fit beside a cell: (what it is, 
 class ReviewCell:
     """A cell to label: its image, why it is shown, a network's probabilities of it and class maps as bytes, or None.
 
-    source: the URL of the image for a browser; where there is none, PageImage finds it.
+    source: the URL of the image for a browser; where there is none, PageImage finds it. dark: of `darkness_of`.
     """
 
     image: PageImage
@@ -57,6 +57,7 @@ class ReviewCell:
     probabilities: tuple | None = None
     maps: bytes | None = None
     source: str | None = None
+    dark: list | None = None
 
 
 # ---------------------------------------------------------------- which cells
@@ -156,7 +157,7 @@ def write_page(target, cells, classes, thresholds, folder, key, more):
             source = ""
         maps = base64_of(cell.maps)
         entry = {"file": table_name(cell.image.path, folder), "src": source, "why": cell.why, "p": cell.probabilities}
-        entries.append(entry | ({"maps": maps} if maps else {}))
+        entries.append(entry | ({"maps": maps} if maps else {}) | ({"dark": cell.dark} if cell.dark else {}))
     if not entries:  # nor an earlier one
         Path(target).unlink(missing_ok=True)
         return 0
@@ -192,7 +193,7 @@ def review_cell(record, row, why):
     """The ReviewCell of a row of Record.cells; what no browser shows is converted once, for the report too."""
     image = PageImage(cell_name_of(record, row))
     source = quote(row["file"]) or source_of(row["image"], record, Files(record.folder / REPORT))
-    return ReviewCell(image, why, probabilities_of(record, row), row["map"], source)
+    return ReviewCell(image, why, probabilities_of(record, row), row["map"], source, darkness_of(row))
 
 
 def changes_of_images(record):
@@ -245,13 +246,13 @@ def write_modules(record, stamp):
 def module_entry(record, row, cells):
     """What the page shows of a module, a dict that JSON can hold.
 
-    row: of Record.modules. cells: its rows of Record.cells; each becomes row, column, name of its file, probabilities
-    and class maps or None.
+    row: of Record.modules. cells: its rows of Record.cells; each becomes row, column, name of its file, probabilities,
+    class maps or None, and `darkness_of`.
     """
-    listed = [
-        (cell["row"], cell["column"], Path(cell["file"]).name, probabilities_of(record, cell), base64_of(cell["map"]))
-        for cell in cells
-    ]
+    listed = []
+    for cell in cells:
+        seen = probabilities_of(record, cell), base64_of(cell["map"]), darkness_of(cell)
+        listed.append((cell["row"], cell["column"], Path(cell["file"]).name, *seen))
     name = quote(row["name"])
     shown = {"name": row["name"], "image": f"{MODULES}/{name}.jpg", "folder": f"{CUT}/{name}", "cells": listed}
     return shown | {"columns": row["columns"], "rows": row["rows"], "nodes": json.loads(row["nodes"])}

@@ -9,6 +9,7 @@ import datetime
 import json
 
 from elcells.files import atomic_path, one_line, printable
+from elcells.inference.cells import MEASURED
 from elcells.inference.engines import needed
 from elcells.modules.cutting import CORNERS
 from elcells.records.labels import corrections, judged_by_people_alone
@@ -16,7 +17,7 @@ from elcells.records.rows import Labels, image_name, place_of, quoted
 
 # First characters of a formula, also as wide as Chinese ones (OWASP, "CSV Injection")
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
-BLACK_COLUMN = "nearly_black"  # a count of cells
+BLACK_COLUMN, DARK_COLUMN = "nearly_black", "dark"  # counts of cells
 PERSON = "person"  # column of who labelled a cell, and beginning of the labels' columns
 RUN_FIELDS = "id started network sha256 trained operating_point thresholds symmetries engine precision".split()
 SHEET_ROWS = 2**20 - 1  # below the header; a spreadsheet has no more
@@ -56,7 +57,7 @@ def cell_fields(classes):
         "module",
         "row",
         "column",
-        "brightness",
+        *MEASURED,
         "error",
     ]
 
@@ -75,31 +76,33 @@ def cell_rows(record, number=lambda value, decimals: None if value is None else 
         probabilities = [number(row[f"p_{c}"], 4) for c in classes]
         place = [row["name"], row["row"], row["column"]] if row["file"] else ["", None, None]
         calls = [row[c] for c in classes]
-        brightness = number(row["brightness"], 3)
+        measured = [number(row[name], 3) for name in MEASURED]
         given = [*labels.values, labels.who]
-        yield [row["file"] or image, *calls, *probabilities, *given, image, *place, brightness, one_line(row["error"])]
+        yield [row["file"] or image, *calls, *probabilities, *given, image, *place, *measured, one_line(row["error"])]
 
 
 # ---------------------------------------------------------------- modules
 
 
 def module_fields(classes, metadata=()):
-    """Columns of modules.csv; metadata: those that the user's table adds."""
+    """Columns of modules.csv; metadata: those that the user's table adds. classes: () where nothing was judged."""
+    counts = [*classes, BLACK_COLUMN, DARK_COLUMN] if classes else [BLACK_COLUMN]
     geometry = "name columns rows score lead sure why cell_pixels bend".split()
-    return ["filename", *geometry, *CORNERS, *classes, BLACK_COLUMN, "error", *metadata]
+    return ["filename", *geometry, *CORNERS, *counts, "error", *metadata]
 
 
 def counts_of_modules(record):
-    """{id of an image: [number of cells with each class …, nearly black cells]}, corrected by people's labels."""
+    """{id of an image: [number of cells with each class …, nearly black, dark]}, corrected by people's labels."""
     sums = ", ".join(f"coalesce(sum({quoted(name)}), 0)" for name in record.classes)
-    query = f"SELECT image, {sums}, sum(error != '') FROM cells WHERE row > 0 GROUP BY image"
+    sums += ", sum(error != ''), sum(coalesce(dark_part, 0) > 0)"
+    query = f"SELECT image, {sums} FROM cells WHERE row > 0 GROUP BY image"
     counts = {image: list(numbers) for image, *numbers in record.connection.execute(query)}
     for image, k, call, label in corrections(record):
         if image in counts:
             counts[image][k] = (counts[image][k] or 0) + label - (call or 0)
     for image in judged_by_people_alone(record):
         if image in counts:
-            counts[image][-1] -= 1
+            counts[image][-2] -= 1
     return counts
 
 

@@ -43,7 +43,7 @@ def take_all(record, other):
     for row in tqdm(list(other.images()), str(other.folder), unit="image", leave=False):
         take_image(record, other, row, runs)
     for row in other.connection.execute("SELECT * FROM lenses"):
-        values = (text(row["folder"]), row["width"], row["height"], row["grid"], row["bend"])
+        values = (text(row["camera"]), row["width"], row["height"], row["grid"], row["bend"])
         query = "INSERT OR IGNORE INTO lenses VALUES (CAST(? AS TEXT), ?, ?, ?, ?)"
         record.connection.execute(query, values)
 

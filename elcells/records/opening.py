@@ -10,7 +10,7 @@ from elcells.records.record import RESERVED, Record
 from elcells.records.rows import quoted
 
 LOCK = ".results.lock"
-VERSION = 3  # of the tables below
+VERSION = 4  # of the tables below
 APPLICATION = int.from_bytes(b"ELce", "big")  # SQLite's application_id, which tells a record from other databases
 
 
@@ -32,14 +32,14 @@ CREATE TABLE modules (
 );
 CREATE TABLE cells (
     image INTEGER REFERENCES images ON DELETE CASCADE, row INTEGER, "column" INTEGER, file TEXT, brightness REAL,
-    error TEXT, {classes}, map BLOB, PRIMARY KEY (image, row, "column")
+    dark_part REAL, dark_ratio REAL, error TEXT, {classes}, map BLOB, PRIMARY KEY (image, row, "column")
 ) WITHOUT ROWID;
 CREATE TABLE labels (
     image INTEGER REFERENCES images ON DELETE CASCADE, row INTEGER, "column" INTEGER, class TEXT, label INTEGER,
     who TEXT, time TEXT, PRIMARY KEY (image, row, "column", class, who)
 ) WITHOUT ROWID;
 CREATE TABLE lenses (
-    folder TEXT, width INTEGER, height INTEGER, grid TEXT, bend REAL, PRIMARY KEY (folder, width, height, grid)
+    camera TEXT, width INTEGER, height INTEGER, grid TEXT, bend REAL, PRIMARY KEY (camera, width, height, grid)
 ) WITHOUT ROWID;
 """
 

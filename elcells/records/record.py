@@ -20,7 +20,7 @@ AS_LABELLED = ("bytes", "modified", "grid", "corners")  # columns of an image: p
 WITHDRAWN = -1  # in place of a label: it was taken back
 RESERVED = (  # names in tables that have a column for each class
     "image row column file filename module brightness error map path page metadata name person unsure who when "
-    "nearly_black"
+    "nearly_black dark dark_part dark_ratio"
 ).split()
 NEW = {"metadata": "{}", "since": ""}  # what an image has that was not there before
 ALL_CELLS = """
@@ -128,13 +128,13 @@ class Record:
             return request
         return replace(request, corners=tuple(json.loads(row["corners"])))
 
-    def lens(self, folder, size, grid, find):
-        """The bend of the lens for images of a size (width, height) in a folder, or None.
+    def lens(self, camera, size, grid, find):
+        """The bend of the lens for images of a size (width, height) of a camera, or None.
 
         find() finds it the first time; None where there is too little to find it.
         """
-        key = (text(folder), *size, grid)
-        query = "SELECT bend FROM lenses WHERE folder = CAST(? AS TEXT) AND width = ? AND height = ? AND grid = ?"
+        key = (text(camera), *size, grid)
+        query = "SELECT bend FROM lenses WHERE camera = CAST(? AS TEXT) AND width = ? AND height = ? AND grid = ?"
         row = self.connection.execute(query, key).fetchone()
         if row is None and find is None:
             return None
@@ -225,11 +225,12 @@ class Record:
         calls = cell.calls or [None] * len(self.classes)
         probabilities = cell.probabilities or [None] * len(self.classes)
         row = {"row": 0, "column": 0, "file": "", "brightness": cell.brightness, "error": printable(cell.error)}
+        row |= {"dark_part": rounded(cell.dark_part), "dark_ratio": rounded(cell.dark_ratio)}
         row["map"] = None if cell.map is None else memoryview(cell.map)
         if cell.place:
             row |= {"row": cell.place.row, "column": cell.place.column, "file": cell.filename}
         row |= {name: None if call is None else int(call) for name, call in zip(self.classes, calls)}
-        return row | {f"p_{n}": None if p is None else round(float(p), 6) for n, p in zip(self.classes, probabilities)}
+        return row | {f"p_{name}": rounded(p) for name, p in zip(self.classes, probabilities)}
 
     def insert(self, table, values):
         """Insert {column: value} into a table; returns the row's id. Bytes become text, a memoryview bytes."""
@@ -280,3 +281,8 @@ class Record:
         with self.connection:
             self.connection.execute("UPDATE runs SET finished = ? WHERE id = ?", (now(), self.run))
         self.set_derived(1)
+
+
+def rounded(value):
+    """A number as the record keeps it, or None."""
+    return None if value is None else round(float(value), 6)

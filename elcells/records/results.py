@@ -8,14 +8,17 @@ import json
 
 import pandas as pd
 
+from elcells.inference.cells import MEASURED
 from elcells.modules.cutting import CORNERS
 from elcells.records.exports import PERSON, cell_fields, cell_rows, module_fields, module_rows
 from elcells.records.opening import reading
 
 TIMES = ("started", "finished", "judged")
 LISTS = ("classes", "thresholds", "notes", "corners", "metadata")  # columns that hold JSON
-INTEGERS = "columns rows row column sure cell_pixels nearly_black id page bytes modified align run symmetries".split()
-REALS = ["score", "lead", "bend", "brightness", *CORNERS]
+INTEGERS = (
+    "columns rows row column sure cell_pixels nearly_black dark id page bytes modified align run symmetries".split()
+)
+REALS = ["score", "lead", "bend", *MEASURED, *CORNERS]
 
 
 def open_results(folder):

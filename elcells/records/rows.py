@@ -33,6 +33,11 @@ def final_calls(row, labels, classes):
     return tuple(row[name] if value is None else value for name, value in zip(classes, values))
 
 
+def darkness_of(row):
+    """[share of a cell that is dark, its relative brightness] of a row of Record.cells, or None."""
+    return [round(row["dark_part"], 3), round(row["dark_ratio"], 3)] if row["dark_part"] else None
+
+
 def count_of_labelled(connection, image):
     """How many cells of an image, by its id, people labelled."""
     query = 'SELECT count(*) FROM (SELECT DISTINCT row, "column" FROM labels WHERE image = ?)'

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from elcells.data.images import THREADS, examine, size_of
+from elcells.data.images import THREADS, camera_name, examine, size_of
 from elcells.data.levels import NEARLY_BLACK
 from elcells.files import CUT, MODULES, OVERLAYS, InputError, atomic_path, counted, reason
 from elcells.inference.cells import DIM_NOTE, CellResult, cell_of_image, judge
@@ -170,22 +170,27 @@ def tasks_of(requests, batch_size):
 
 
 def with_lenses(lens, requests, todo, who):
-    """Requests of modules that are to do, with the lens of the camera of their folder.
+    """Requests of modules that are to do, with the lens of their camera.
 
-    The lens is found once for all images of a size in a folder. requests: all of the run. lens: as Record.lens, which
-    keeps it, so that no later run finds another.
+    The lens is found once for all images of a camera that have one size, before the first of them is judged. Where
+    the images do not name their camera, it is that of their folder. requests: all of the run. lens: as Record.lens,
+    which keeps it, so that no later run finds another.
     """
+    waiting = {(request.path, request.page) for request in todo if request.grid}
+    if not waiting:
+        return todo
     groups = {}
-    folders = {os.path.dirname(request.path) for request in todo if request.grid}
     for request in requests:
-        folder = os.path.dirname(request.path)
-        if request.grid and folder in folders:
-            groups.setdefault((folder, size_of(request.name), request.grid), []).append(request)
+        if request.grid:
+            camera = camera_name(request.name) or os.path.dirname(request.path)
+            groups.setdefault((camera, size_of(request.name), request.grid), []).append(request)
     bends = {}
-    for (folder, size, grid), members in groups.items():
+    for (camera, size, grid), members in groups.items():
+        if waiting.isdisjoint((member.path, member.page) for member in members):
+            continue
         names = [os.path.join(os.getcwd(), member.name) for member in members]  # a worker's folder may be another
         find = functools.partial(lens_of, names, *grid, functools.partial(with_bar, who.map))
-        bend = lens(folder, size, members[0].grid_text, find if len(members) >= FEWEST else None)
+        bend = lens(camera, size, members[0].grid_text, find if len(members) >= FEWEST else None)
         bends.update({(member.path, member.page): bend for member in members})
     return [replace(request, bend=bends.get((request.path, request.page))) for request in todo]
 

@@ -23,6 +23,13 @@ function swatch(colour) {
   return mark;
 }
 
+// How dark a cell is, in words. darkness: [share of the cell, its brightness relative to the reference].
+function darknessWords([share, ratio], inModule) {
+  const percent = value => `${Math.round(100 * value)} %`;
+  if (share === 1) return `dark, ${percent(ratio)} of the module's brightness`;
+  return `${percent(share)} of the cell dark, at ${percent(ratio)} of ${inModule ? "the usual brightness" : "the rest"}`;
+}
+
 // Class maps over an image; maps: base64 of n x n bytes for each class.
 function paintMap(canvas, maps, classes) {
   const bytes = atob(maps), n = Math.round(Math.sqrt(bytes.length / classes.length)), small = new ImageData(n, n);

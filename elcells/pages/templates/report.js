@@ -3,8 +3,8 @@
 const { classes, thresholds, modules } = data;
 const first = chunks.first; // what the page holds itself
 // Bits of a state, as in report_data.py
-const [UNSURE, DARK, UNREADABLE, LABELLED, CORRECTED, SHOWN, MAPPED] = [1, 2, 4, 8, 16, 32, 64];
-const [DARK_KIND, UNREADABLE_KIND] = [-1, -2]; // the other kinds are a cell's calls as bits
+const [UNSURE, BLACK, UNREADABLE, LABELLED, CORRECTED, SHOWN, MAPPED, DARK] = [1, 2, 4, 8, 16, 32, 64, 128];
+const [DARK_KIND, BLACK_KIND, UNREADABLE_KIND] = [-1, -2, -3]; // the other kinds are a cell's calls as bits
 const SCALE = 1e4; // of probabilities
 const said = n => n.toLocaleString("en");
 const counted = (n, noun, plural = noun + "s") => `${said(n)} ${n === 1 ? noun : plural}`;
@@ -25,7 +25,8 @@ function verdictOf(calls) {
 }
 
 function kindName(kind) {
-  if (kind === DARK_KIND) return "dark (too dark to judge)";
+  if (kind === DARK_KIND) return "dark only";
+  if (kind === BLACK_KIND) return "nearly black (not judged)";
   if (kind === UNREADABLE_KIND) return "unreadable";
   const named = classes.filter((_, k) => isCalled(kind, k)).length;
   if (!named || classes.length === 1) return verdictOf(kind);
@@ -33,13 +34,14 @@ function kindName(kind) {
 }
 
 function colourOfKind(kind) {
-  if (kind === DARK_KIND) return verdicts["nearly black"];
+  if (kind === DARK_KIND) return verdicts.dark;
+  if (kind === BLACK_KIND) return verdicts["nearly black"];
   const called = classes.flatMap((_, k) => (isCalled(kind, k) ? [k] : []));
   if (kind === UNREADABLE_KIND || !called.length) return verdicts["no defect"];
   return called.length > 1 ? verdicts["crack and inactive"] : (verdicts[classes[called[0]]] ?? colourOf(called[0]));
 }
 
-// Defects first, then no defect, dark, unreadable.
+// Defects first, then no defect, dark, nearly black, unreadable.
 function inOrder(kinds) {
   return [...kinds].sort((a, b) => (a > 0 ? 0 : 1) - (b > 0 ? 0 : 1) || (a > 0 ? a - b : b - a));
 }
@@ -62,14 +64,28 @@ function cellOf(columns, i, number, module = columns.module[i]) {
     error: columns.errors[i] ?? "",
     people: columns.people[i],
     source: columns.sources[i],
+    darkness: columns.darkness[i],
   };
 }
 
 const isJudged = cell => cell.p[0] !== null;
-const kindOf = cell => (cell.state & DARK ? DARK_KIND : cell.state & UNREADABLE ? UNREADABLE_KIND : cell.calls);
+
+function kindOf(cell) {
+  if (cell.state & BLACK) return BLACK_KIND;
+  if (cell.state & UNREADABLE) return UNREADABLE_KIND;
+  return cell.state & DARK && !cell.calls ? DARK_KIND : cell.calls;
+}
 
 function wordsOf(cell) {
-  return cell.state & DARK ? "too dark to judge" : cell.state & UNREADABLE ? "unreadable" : verdictOf(cell.calls);
+  if (cell.state & BLACK) return "nearly black, not judged";
+  if (cell.state & UNREADABLE) return "unreadable";
+  const called = kindOf(cell) === DARK_KIND ? "" : verdictOf(cell.calls);
+  return [called, darkWords(cell)].filter(Boolean).join(", ");
+}
+
+// How dark a cell is: "dark, 31 % of the module's brightness"; "" for others.
+function darkWords(cell) {
+  return cell.darkness ? darknessWords(cell.darkness, cell.module >= 0) : "";
 }
 
 function byPeople(cell) {
@@ -81,7 +97,7 @@ function byPeople(cell) {
 
 // Whether what a cell is comes from a person: the network called it otherwise, or did not judge it.
 function followsPeople(cell) {
-  return cell.state & CORRECTED || (cell.state & LABELLED && !isJudged(cell) && !(cell.state & (DARK | UNREADABLE)));
+  return cell.state & CORRECTED || (cell.state & LABELLED && !isJudged(cell) && !(cell.state & (BLACK | UNREADABLE)));
 }
 
 // ---- cells near a threshold

@@ -20,7 +20,8 @@ function filters() {
     all: [data.shown, () => true],
     ...Object.fromEntries(called.map(value => [kindName(value), [data.kinds[value], i => columns.calls[i] === value]])),
     unsure: [data.unsure, has(UNSURE)],
-    dark: [data.kinds[DARK_KIND] ?? 0, has(DARK)],
+    dark: [data.dark, has(DARK)],
+    "nearly black": [data.kinds[BLACK_KIND] ?? 0, has(BLACK)],
     unreadable: [data.kinds[UNREADABLE_KIND] ?? 0, has(UNREADABLE)],
     labelled: [summed(data.people.who.map(([, n]) => n)), has(LABELLED)],
     corrected: [data.corrected, has(CORRECTED)],
@@ -32,14 +33,15 @@ function doubtOf(i) {
 }
 
 function surestCall(i) {
-  return Math.max(-1, ...columns.p.map((of, k) => (isCalled(columns.calls[i], k) ? of[i] : -1)));
+  const least = columns.calls[i] ? 0 : columns.state[i] & DARK ? -0.5 : -1; // dark cells come after all calls
+  return Math.max(least, ...columns.p.map((of, k) => (isCalled(columns.calls[i], k) ? of[i] : -1)));
 }
 
 const byClass = classes.map((name, k) => {
   return [`by ${name}`, [i => -columns.p[k][i], `By the probability of ${name}, the highest first.`]];
 });
 const orders = {
-  "surest first": [i => -surestCall(i), "Cells with a defect first, by the probability of what they are called."],
+  "surest first": [i => -surestCall(i), "Cells with a defect first, by the probability of what they are called; then dark ones."],
   "least sure first": [doubtOf, "Cells whose probability is nearest to a threshold first."],
   ...Object.fromEntries(byClass),
   "by file": [null, "By the path of the image, then by row and column in the module."],
@@ -82,7 +84,8 @@ function tileOf(place) {
     return make("div", { className: `p ${isCalled(cell.calls, k) ? "yes" : ""}` }, swatch(colourOf(k)), ...parts);
   });
   const marks = [
-    cell.state & DARK && "too dark to judge",
+    cell.state & BLACK && wordsOf(cell),
+    darkWords(cell),
     unsureWords(cell),
     cell.people && byPeople(cell),
     cell.state & UNREADABLE && cell.error,
@@ -138,7 +141,8 @@ function aboutShown() {
   const kinds = [
     summed(Object.entries(data.kinds).map(([value, n]) => (value > 0 ? n : 0))) && "with a defect",
     data.unsure && "unsure (within 1 logit of a threshold)",
-    data.kinds[DARK_KIND] && "dark",
+    data.dark && "dark",
+    data.kinds[BLACK_KIND] && "nearly black",
     data.kinds[UNREADABLE_KIND] && "unreadable",
     data.people.who.length && "labelled by people",
   ];
@@ -172,7 +176,7 @@ async function loadCells() {
     ? "the others are left out to keep it small enough for mail, and are in the report.html of the results folder."
     : `the others are in the folder ${data.chunks} beside this page, which is not there or of a newer report ` +
       "(load this page again).";
-  const special = data.corrected || data.kinds[DARK_KIND] ? "corrected and dark ones and " : "";
+  const special = data.corrected || data.dark || data.kinds[BLACK_KIND] ? "corrected and dark ones and " : "";
   const which = `Only ${said(here)} of these cells are in this file, ${special}the surest defects`;
   $("missing").textContent = `${which}; ${why}`;
   $("missing").hidden = false;

@@ -39,9 +39,12 @@ function showCounts() {
     `Of these, ${counted(data.unsure, "cell is", "cells are")} unsure: the probability of a class is within 1 logit ` +
     `of its threshold (between 0.27 and 0.73 for a threshold of 0.5), so that the other call is nearly as likely` +
     `${person}.`;
+  const dark =
+    `${counted(data.dark, "cell is", "cells are")} dark or partly dark: under half of the brightness of the module's ` +
+    "cells, or of the rest of the cell. Brightness says so, not the network; they may have a defect besides.";
   const nobody = isAnyJudged && "Nobody has labelled a cell yet: all calls are the network's.";
   $("sums").append(
-    ...paragraphs(isAnyJudged && unsure, data.people.who.length ? aboutPeople() : nobody),
+    ...paragraphs(isAnyJudged && unsure, data.dark && dark, data.people.who.length ? aboutPeople() : nobody),
     data.reviewed ? make("p", {}, make("a", { href: "review.html" }, "review.html"), " is for labelling.") : "",
   );
 }

@@ -19,7 +19,8 @@ function legendOfAll() {
     ...classes.map((name, k) => [colourOfKind(1 << k), name]),
     ...(classes.length > 1 ? [both] : []),
     [verdicts["no defect"], "no defect (thin line)"],
-    [verdicts["nearly black"], "too dark to judge"],
+    [verdicts.dark, "dark or partly dark, but no defect"],
+    [verdicts["nearly black"], "nearly black, not judged"],
   ]);
   const dashed =
     "dashed line: corrected by a person, or judged by a person alone, in the colour of what the person said";
@@ -152,14 +153,15 @@ function textOn(cell, corners, width, height) {
 }
 
 function outlineOf(cell, corners) {
-  const isMarked = cell.calls || cell.state & DARK || followsPeople(cell);
+  const isDefect = cell.calls || cell.state & (DARK | BLACK);
+  const isMarked = isDefect || followsPeople(cell);
   const inset = isMarked ? 0.95 : 1;
   const [x, y] = middleOf(corners);
   const inside = corners.map(corner => [x + (corner[0] - x) * inset, y + (corner[1] - y) * inset]);
   const name = `row ${cell.row}, column ${cell.column}: ${describe(cell)}`;
   const shape = drawn("polygon", {
     points: inside.map(point => point.map(v => v.toFixed(1)).join()).join(" "),
-    class: `${cell.calls || cell.state & DARK ? "defect" : ""} ${followsPeople(cell) ? "corrected" : ""}`,
+    class: `${isDefect ? "defect" : ""} ${followsPeople(cell) ? "corrected" : ""}`,
     tabindex: -1,
     role: "button",
     "aria-label": name,

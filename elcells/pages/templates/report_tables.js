@@ -114,10 +114,11 @@ function tableHeader(column, { by, down }, sort) {
 
 // ---- all modules
 
-const countsOf = n => modules.counts[n]; // cells, each class, dark, with a defect or dark, corrected
+const countsOf = n => modules.counts[n]; // cells, each class, dark, nearly black, any of these, corrected
 const DARK_COUNT = 1 + classes.length;
 const shareOf = (n, k) => countsOf(n)[k] / countsOf(n)[0];
-const worstFirst = [...modules.name.keys()].sort((a, b) => shareOf(b, DARK_COUNT + 1) - shareOf(a, DARK_COUNT + 1));
+const [BLACK_COUNT, ANY_COUNT, CORRECTED_COUNT] = [1, 2, 3].map(k => DARK_COUNT + k);
+const worstFirst = [...modules.name.keys()].sort((a, b) => shareOf(b, ANY_COUNT) - shareOf(a, ANY_COUNT));
 
 function countColumn(title, k) {
   const text = n => (countsOf(n)[k] ? `${said(countsOf(n)[k])} (${percent(countsOf(n)[k], countsOf(n)[0])})` : "0");
@@ -134,10 +135,11 @@ function moduleColumns() {
     ...metadata,
     { title: "image", isText: true, value: n => modules.file[n], link: linkOf },
     { title: "cells", value: n => countsOf(n)[0] },
-    countColumn("with a defect or dark", DARK_COUNT + 1),
+    countColumn("with a defect or dark", ANY_COUNT),
     ...classes.map((name, k) => countColumn(name, 1 + k)),
     countColumn("dark", DARK_COUNT),
-    ...(data.corrected ? [{ title: "corrected", value: n => countsOf(n)[DARK_COUNT + 2] }] : []),
+    countColumn("nearly black", BLACK_COUNT),
+    ...(data.corrected ? [{ title: "corrected", value: n => countsOf(n)[CORRECTED_COUNT] }] : []),
     { title: "pixels a cell", value: n => modules.pixels[n], text: n => said(modules.pixels[n]) + few(n) },
     { title: "grid", isText: true, value: grid },
   ];
@@ -147,8 +149,9 @@ function moduleColumns() {
 function showTable(changed) {
   const count = worstFirst.length;
   const explained =
-    "Worst are the modules with the largest share of cells that have a defect or are dark. Numbers of cells, and " +
-    "their share of the module's cells. A click on a column's name sorts the table, and the images below it.";
+    "Worst are the modules with the largest share of cells that have a defect or are dark, nearly black ones too. " +
+    "Numbers of cells, and their share of the module's cells. A click on a column's name sorts the table, and the " +
+    "images below it.";
   $("table").append(
     make("h2", { textContent: count === 1 ? "The module" : `All ${said(count)} modules, worst first` }),
     make("p", { className: "soft", textContent: explained }),

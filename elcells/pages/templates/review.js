@@ -128,7 +128,9 @@ function show() {
   const by = given ? ` ${given.who} ${timeOf(given.when)}` : "";
   $("said").replaceChildren(words(given), make("span", { id: "by", textContent: by }));
   const title = cell ? titleOf(cell) : "";
-  $("name").replaceChildren(title, ...cell && title !== cell.file ? [make("small", { textContent: cell.file })] : []);
+  const file = cell && title !== cell.file ? [make("small", { textContent: cell.file })] : [];
+  const dark = cell?.dark ? darknessWords(cell.dark, placeOnBoard(cell.file) !== null) : "";
+  $("name").replaceChildren(title, ...file, make("span", { id: "dark", textContent: dark }));
   showImage(cell);
   showOpinion(cell);
   const neither = !!given && given.labels.every(v => v === 0), unsureOfAll = !!given && isBlank(given);
