@@ -166,7 +166,7 @@ def test_every_image_is_compared_or_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "before, now, crack, inactive, dark",
+    "before, now, crack, inactive, black",
     [
         (SOUND, CRACKED, "new", "none", "none"),
         (CRACKED, INACTIVE, "gone", "new", "none"),
@@ -176,9 +176,9 @@ def test_every_image_is_compared_or_named(tmp_path):
         (DARK, DARK, "not comparable", "not comparable", "unchanged"),
     ],
 )
-def test_a_cell_is_compared_class_by_class(tmp_path, before, now, crack, inactive, dark):
+def test_a_cell_is_compared_class_by_class(tmp_path, before, now, crack, inactive, black):
     row = states(tmp_path, before, now)
-    assert (row["crack"], row["inactive"], row["dark"]) == (crack, inactive, dark)
+    assert (row["crack"], row["inactive"], row["nearly_black"]) == (crack, inactive, black)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_counts_add_up_and_worst_modules_come_first(tmp_path):
     assert [(row[1], row[3], row[-2]) for row in data["modules"]] == [("many.png", 1, 0), ("few.png", 1, 1)]
     assert (
         "crack: 2 new (1 uncertain), 0 gone, 1 unchanged" in lines
-        and "dark: 1 newly dark, 0 lit again, 0 still dark" in lines
+        and "nearly black: 1 newly black, 0 lit again, 0 still black" in lines
     )
 
 

@@ -12,7 +12,7 @@ WIDTHS = (0.15, 0.3, 0.6)  # of the cell
 
 @pytest.fixture(scope="module")
 def sound(elpv, table):
-    """Twelve sound cells, uint8 (300, 300)."""
+    """Twelve defect-free cells, uint8 (300, 300)."""
     names = set(table.loc[~table[list(CLASSES)].any(axis=1), "filename"])
     paths = [path for path in sorted((elpv.parent / "images").glob("*.png")) if f"images/{path.name}" in names]
     return [np.asarray(Image.open(path).convert("L")) for path in paths[:12]]
@@ -85,3 +85,19 @@ def test_cells_of_any_size_and_without_light_are_taken(shape):
     for value in (0, 1, 255):
         assert dark_part(np.full(shape, value, np.uint8)) == (0.0, None)
         assert dark_part(np.full(shape, value, np.uint8), 120.0)[0] == (value < 60)
+
+
+@pytest.mark.parametrize(
+    "start, width, factor, is_named",
+    [
+        (0.4, 0.10, 0.1, True),
+        (0.4, 0.06, 0.1, False),  # no wider than an old busbar
+        (0.0, 0.15, 0.1, True),
+        (0.0, 0.10, 0.1, False),  # half of it is the rim
+        (0.3, 0.40, 0.4, True),
+        (0.3, 0.40, 0.6, False),
+    ],
+)
+def test_a_part_must_be_wide_and_dark_enough(sound, start, width, factor, is_named):
+    shares = [dark_part(darkened(cell, start, width, factor, False))[0] for cell in sound]
+    assert sum(share > 0 for share in shares) >= 11 if is_named else not any(shares)

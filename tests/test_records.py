@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from killed_run import Steps, run_and_die, stop
 from PIL import Image
-from PIL.ExifTags import Base
+from PIL.ExifTags import IFD, Base
 
 import predict
 from elcells.files import RECORD, InputError
@@ -496,14 +496,15 @@ def test_the_lens_of_a_named_camera_is_found_once_for_all_folders(pixels, run, t
     monkeypatch.setattr(work, "lens_of", lambda names, *arguments: found.append(len(names)))
     for number in range(4):
         exif = Image.Exif()
-        exif[Base.Make], exif[Base.Model] = "Maker", f"Model {number // 2}"
+        exif[Base.Make], exif[Base.Model] = "Maker", "Model"
+        exif.get_ifd(IFD.Exif)[Base.FocalLength] = 35 if number < 2 else 50
         path = tmp_path / "modules" / str(number % 2) / f"m{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(module_of(pixels, number)).save(path, exif=exif)
     run(tmp_path / "modules", *GRID)
     with reading(tmp_path / "out") as record:
         cameras = [row["camera"] for row in record.connection.execute("SELECT camera FROM lenses ORDER BY camera")]
-    assert found == [2, 2] and cameras == ["Maker Model 0", "Maker Model 1"]
+    assert found == [2, 2] and cameras == ["Maker Model 35", "Maker Model 50"]
 
 
 # ---------------------------------------------------------------- errors and stops

@@ -9,7 +9,7 @@ from PIL.ExifTags import IFD, Base
 
 from elcells.data.finding import file_of, may_be_file
 from elcells.data.levels import camera_of_image, scaled
-from elcells.data.stored import has_deep_pixels, read_stored, size_of_file
+from elcells.data.stored import exif_of, has_deep_pixels, read_stored, size_of_file
 from elcells.data.suspicions import LIKE_MODULE, looks_like_module, suspicions
 from elcells.data.tiff import has_deep_page, is_tiff, read_page, size_of_page
 from elcells.files import InputError, counted, reason
@@ -80,13 +80,14 @@ def camera_name(path):
     """Make, model and focal length of the camera that took an image, from its EXIF data; "" where it has none."""
     try:
         with Image.open(file_of(path)[0]) as image:
-            exif = image.getexif()
+            exif = exif_of(image)
             parts = [exif.get(Base.Make), exif.get(Base.Model), exif.get_ifd(IFD.Exif).get(Base.FocalLength)]
     except Exception:  # who reads the image is told
         return ""
     if not parts[1]:
         return ""
-    return " ".join(str(part).strip("\0 ") for part in parts if part)
+    texts = [str(part).strip("\0 ") for part in parts if part]
+    return " ".join(text for text in texts if text != "nan")  # a focal length of 0/0
 
 
 def image_to_save(path):

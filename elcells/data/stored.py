@@ -93,10 +93,15 @@ def read_stored(path, check_size):
         return split_alpha(np.asarray(ImageOps.exif_transpose(as_rgb(image))))
 
 
+def exif_of(image):
+    """EXIF data of an image that Pillow opened, without decoding it: Pillow would look behind a PNG's pixels too."""
+    return Image.Exif() if image.format == "PNG" and "exif" not in image.info else image.getexif()
+
+
 def size_of_file(path):
     """(width, height), upright, of a file that is no TIFF, without decoding it."""
     with Image.open(path) as image:
-        turned = image.getexif().get(ORIENTATION, 1) >= 5
+        turned = exif_of(image).get(ORIENTATION, 1) >= 5
         return image.size[::-1] if turned else image.size
 
 

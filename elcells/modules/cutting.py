@@ -192,6 +192,7 @@ def cut_image(path, columns, rows, corners=None, bend=None):
 
     corners, bend: as in find_grid.
     """
+    cv2.setNumThreads(1)  # modules are cut in several processes, while the network's threads work
     module = CutModule(str(path), columns, rows)
     try:
         gray, notes = as_gray(path)

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from elcells.colours import NO_DEFECT, OTHER_COLOUR, VERDICT_COLOURS
+from elcells.colours import DARK_VERDICT, NO_DEFECT, OTHER_COLOUR, VERDICT_COLOURS
 from elcells.files import atomic_path
 
 FILL = "38"  # opacity of a defective cell's colour, hexadecimal
@@ -26,10 +26,11 @@ def draw_module(module, path, verdicts, probabilities=None, judged=True):
     has judged the cells, so that the legend does not claim that they have no defect.
     """
     with_text = probabilities is not None
+    with_darkness = with_text and any(DARK_VERDICT in text for text in probabilities)
     image = resized(module.image, smallest_side(module.grid), with_text).convert("RGB")
     draw_cells(image, module.grid, verdicts, probabilities)
     font = ImageFont.load_default(14)
-    entries = legend(verdicts if judged else [name for name in verdicts if name != NO_DEFECT], with_text)
+    entries = legend(verdicts if judged else [name for name in verdicts if name != NO_DEFECT], with_text, with_darkness)
     width = max(image.width, round(sum(ENTRY_GAP + font.getlength(text) for _, text in entries)))
     page = Image.new("RGB", (width, image.height + LEGEND_HEIGHT), "white")
     page.paste(image)
@@ -85,14 +86,17 @@ def draw_cells(image, grid, verdicts, probabilities):
             draw.text(tuple(middle), probabilities[place], "white", font, "mm", spacing=0, **outline)
 
 
-def legend(verdicts, with_text):
+def legend(verdicts, with_text, with_darkness):
     """Pairs (colour, text): how many cells have each verdict; then (None, text): what the numbers in cells are."""
     entries = []
     others = dict.fromkeys(sorted(set(verdicts) - VERDICT_COLOURS.keys()), OTHER_COLOUR)
     for name, colour in (VERDICT_COLOURS | others).items():
         if name in verdicts:
             entries.append((colour, f"{name}: {verdicts.count(name)}"))
-    return [*entries, (None, "numbers: probability")] if with_text else entries
+    if with_text:
+        meaning = "numbers: probability"
+        entries.append((None, f"{meaning}, and brightness of dark parts" if with_darkness else meaning))
+    return entries
 
 
 def draw_legend(draw, font, top, entries):

@@ -129,8 +129,8 @@ class ComparisonPage:
             "network's call. Uncertain: before or now, the network's probability is within 1 logit of the threshold "
             f"({near}), where another exposure can be enough to change the call: no proof that something grew or "
             "healed. A change is uncertain too where only the threshold is another one, and where it comes from a "
-            "person's label in one record only: in the other one the network may be wrong as well. A dark cell is not "
-            "judged, so its defects are not comparable, and never gone."
+            "person's label in one record only: in the other one the network may be wrong as well. A nearly black cell "
+            "is not judged, so its defects are not comparable, and never gone."
         )
 
     def lists(self):
@@ -149,8 +149,8 @@ class ComparisonPage:
         """Lines for the terminal about what changed, warnings first."""
         before, now = (printable(side.record.folder) for side in self.comparison.sides)
         lines = [f"{now} compared with {before}:", *self.warnings(), self.total()]
-        words = ((NEW, GONE, UNCHANGED), ("newly dark", "lit again", "still dark"))
-        for k, name in enumerate((*self.classes, "dark") if self.images else ()):
+        words = ((NEW, GONE, UNCHANGED), ("newly black", "lit again", "still black"))
+        for k, name in enumerate((*self.classes, "nearly black") if self.images else ()):
             texts = []
             for state, word in zip(words[0], words[k == len(self.classes)]):
                 number, uncertain = self.of(k, state)
@@ -224,7 +224,7 @@ class ComparisonPage:
             "stamp": stamp,
             "modules_per_chunk": MODULES_PER_CHUNK,
             "classes": self.classes,
-            "dark": TOO_DARK_VERDICT,
+            "black": TOO_DARK_VERDICT,
             "made": self.when(),
             "sides": self.sides(),
             "warnings": self.warnings(),

@@ -15,7 +15,7 @@ from elcells.records.runs import FIXED
 NEW, GONE, UNCHANGED, NONE, NOT_COMPARABLE = "new", "gone", "unchanged", "none", "not comparable"
 STATES = {(0, 1): NEW, (1, 0): GONE, (1, 1): UNCHANGED, (0, 0): NONE}
 CERTAIN, NEAR, ONE_RECORD = "", "near", "one record"  # why a change is uncertain; see Change
-DARK = "dark"  # what may be new, gone or unchanged in a cell besides the classes
+BLACK = "nearly_black"  # what may be new, gone or unchanged in a cell besides the classes
 WHEN = ("before", "now")
 OTHER_SIZE = 1.5  # ratio of two images' resolutions from which their calls are hard to compare
 OTHER_LENS = 0.01  # difference of two bends from which the cells' edges are cut elsewhere
@@ -26,9 +26,9 @@ LENS_NOTE = "cut with another lens now; small changes at the edge mean little"
 class Seen:
     """A cell in one of the records.
 
-    calls: final ones, 1, 0 or None (not judged), for each class and for being dark. network: its own calls for each
-    class. probabilities: for each class, or None. labels: of people, 1, 0 or None for each class. who: labelled it, or
-    "". file: relative to the record's folder, "" for an image of a cell.
+    calls: final ones, 1, 0 or None (not judged), for each class and for being nearly black. network: its own calls for
+    each class. probabilities: for each class, or None. labels: of people, 1, 0 or None for each class. who: labelled
+    it, or "". file: relative to the record's folder, "" for an image of a cell.
     """
 
     calls: tuple
@@ -43,9 +43,9 @@ class Seen:
 class Change:
     """A cell in both records; before, now: Seen.
 
-    states: one of STATES or NOT_COMPARABLE for each class and for being dark. uncertain: for each of them CERTAIN, NEAR
-    (a change that a small change of a probability may have made) or ONE_RECORD (a change that only a person's label in
-    one of the records made, where nobody labelled the cell in the other one).
+    states: one of STATES or NOT_COMPARABLE for each class and for being nearly black. uncertain: for each of them
+    CERTAIN, NEAR (a change that a small change of a probability may have made) or ONE_RECORD (a change that only a
+    person's label in one of the records made, where nobody labelled the cell in the other one).
     """
 
     row: int
@@ -112,15 +112,15 @@ class Side:
         return {(row["row"], row["column"]): self.seen(row) for row in self.rows(item)}
 
     def seen(self, row):
-        """A row as Seen. Of a cell that is dark or has another error only people's calls count."""
+        """A row as Seen. Of a cell that is nearly black or has another error only people's calls count."""
         every = self.record.classes
         given = self.people.get(place_of(row))
         labels = dict(zip(every, given.values if given else [None] * len(every)))
-        dark = row["error"] == TOO_DARK
-        judged = not (dark or row["error"])
+        black = row["error"] == TOO_DARK
+        judged = not (black or row["error"])
         calls = dict(zip(every, final_calls(row, given, every))) if judged else labels
         return Seen(
-            (*(calls[name] for name in self.classes), None if row["error"] and not dark else int(dark)),
+            (*(calls[name] for name in self.classes), None if row["error"] and not black else int(black)),
             tuple(row[name] if judged else None for name in self.classes),
             tuple(row[f"p_{name}"] for name in self.classes),
             tuple(labels[name] for name in self.classes),
@@ -278,7 +278,7 @@ def comparison_fields(classes):
     of_class = ("{}", "{}_uncertain", "{}_before", "{}_now", "p_{}_before", "p_{}_now")
     of_classes = [name.format(c) for c in classes for name in of_class]
     of_images = [f"{what}_{when}" for what in ("image", "cell", "person") for when in WHEN]
-    return ["module", "serial", "row", "column", *of_classes, DARK, *of_images, "matched_by", "notes"]
+    return ["module", "serial", "row", "column", *of_classes, BLACK, *of_images, "matched_by", "notes"]
 
 
 def comparison_rows(comparison, compared):

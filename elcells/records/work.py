@@ -180,10 +180,12 @@ def with_lenses(lens, requests, todo, who):
     if not waiting:
         return todo
     groups = {}
-    for request in requests:
-        if request.grid:
-            camera = camera_name(request.name) or os.path.dirname(request.path)
-            groups.setdefault((camera, size_of(request.name), request.grid), []).append(request)
+    modules = [request for request in requests if request.grid]
+    with ThreadPoolExecutor(THREADS) as pool:
+        cameras = pool.map(lambda request: (camera_name(request.name), size_of(request.name)), modules)
+        for request, (camera, size) in zip(modules, cameras):
+            key = camera or os.path.dirname(request.path), size, request.grid
+            groups.setdefault(key, []).append(request)
     bends = {}
     for (camera, size, grid), members in groups.items():
         if waiting.isdisjoint((member.path, member.page) for member in members):

@@ -1,11 +1,11 @@
 "use strict";
 // What was compared, and the table of modules.
-const { classes, modules, changes } = data, DARK = classes.length, ROWS = 100, MODULES = 10, CELLS = 100;
+const { classes, modules, changes } = data, BLACK = classes.length, ROWS = 100, MODULES = 10, CELLS = 100;
 const WHEN = ["before", "now"], STATES = { n: "new", g: "gone", u: "unchanged" };
-const DARK_WORDS = { n: "newly dark", g: "lit again", u: "still dark" };
-const every = [...classes.keys(), DARK];  // places in the states of a cell
-const colour = k => k < DARK ? colourOf(k) : verdicts[data.dark];
-const words = (k, state) => k < DARK ? `${STATES[state]} ${classes[k]}` : DARK_WORDS[state];
+const BLACK_WORDS = { n: "newly black", g: "lit again", u: "still black" };
+const every = [...classes.keys(), BLACK];  // places in the states of a cell
+const colour = k => k < BLACK ? colourOf(k) : verdicts[data.black];
+const words = (k, state) => k < BLACK ? `${STATES[state]} ${classes[k]}` : BLACK_WORDS[state];
 const WHY = { "!": "uncertain: near the threshold", p: "uncertain: labelled in one record only" };
 const isChange = state => state === "n" || state === "g";
 const missing = "More is in the folder comparison, which was beside this page. It is not there, or of a newer " +
@@ -54,7 +54,7 @@ $("total").textContent = data.total;
 $("meaning").textContent = data.meaning;
 const heads = ["", "new", "uncertain", "gone", "uncertain", "unchanged", "none", "not comparable"];
 $("counts").append(...tableOf(rowOf(heads, "th"), data.counts.map((counts, k) => {
-  const name = k < DARK ? classes[k] : "dark: newly, lit again, still";
+  const name = k < BLACK ? classes[k] : "nearly black: newly, lit again, still";
   const row = rowOf([` ${name}`, ...counts.map(n => n.toLocaleString("en"))]);
   row.firstChild.prepend(swatch(colour(k)));
   return row;
@@ -65,13 +65,13 @@ for (const [title, names] of data.lists) {
 }
 
 // ---- the table of modules
-// A row is [name, file, serial, new, gone and unchanged of each class and of being dark …, uncertain changes, notes].
+// A row is [name, file, serial, new, gone and unchanged of each class and of being nearly black …, uncertain changes, notes].
 
 const FIRST = 3, NOTES = FIRST + 3 * every.length + 1;
 let sorted = [...modules.keys()], column = null, down = true, rowsPage = 0;
 const isFigure = k => k >= FIRST && k < NOTES;
 function tableHead() {
-  const groups = every.map(k => make("th", { colSpan: 3 }, swatch(colour(k)), ` ${classes[k] ?? "dark"}`));
+  const groups = every.map(k => make("th", { colSpan: 3 }, swatch(colour(k)), ` ${classes[k] ?? "nearly black"}`));
   const names = ["file", "serial", ...classes.flatMap(() => Object.values(STATES)), "newly", "lit again", "still",
     "uncertain", "notes"];
   const cells = names.map((textContent, i) => {
@@ -119,7 +119,7 @@ async function groupOf(g) {
 // [place in the states, whether it is a change, words] of what there is to say about a cell.
 function statements(cell) {
   const all = [...cell.states].map((state, k) => {
-    if (k === DARK) return [k, isChange(state), DARK_WORDS[state]];
+    if (k === BLACK) return [k, isChange(state), BLACK_WORDS[state]];
     const figures = WHEN.map((when, side) => {
       const p = cell.p[side][k], said = cell.people[side][k];
       return `${p === null ? "not judged" : p.toFixed(3)} ${when}${said ? ` (${said})` : ""}`;

@@ -4,7 +4,7 @@
 const LINES = { new: [0.07], gone: [0.05, 0.15, 0.1], unchanged: [0.03], unknown: [0.03, 0.04, 0.08] };
 const EDGE = 0.04, NEXT = 0.075;  // how far inside of the cell the first outline is, and each further one
 
-// Outlines of a cell, one inside the other, for each class with a defect and for being dark.
+// Outlines of a cell, one inside the other, for each class with a defect and for being nearly black.
 function outlines(cell, side) {
   const points = cell.at[side], mean = axis => points.reduce((sum, p) => sum + p[axis], 0) / points.length;
   const middle = [mean(0), mean(1)], drawnStates = every.filter(k => STATES[cell.states[k]]);
@@ -79,7 +79,7 @@ function sample(name, text) {
   svg.append(drawn("line", { x1: 2, x2: 38, y1: 8, y2: 8, class: name }));
   return make("li", {}, svg, text);
 }
-$("legend").append(...every.map(k => make("li", {}, swatch(colour(k)), classes[k] ?? "too dark to judge")),
+$("legend").append(...every.map(k => make("li", {}, swatch(colour(k)), classes[k] ?? "nearly black, not judged")),
   sample("new", "thick: new"), sample("gone", "dashed: gone, or lit again"), sample("unchanged", "thin: in both"),
   sample("unknown", "dotted: not comparable"),
   make("li", { textContent: "Several in a cell: one outline inside the other." }));
