@@ -188,7 +188,7 @@ def test_a_dark_cell_without_a_call_has_its_own_verdict_and_colour():
     verdicts = [verdict_of(cell, ("crack", "inactive")) for cell in cells]
     assert [text_of(cell) for cell in cells] == ["", "dark 0.31", "0.90\ndark 0.10"]
     assert verdicts == [NO_DEFECT, DARK_VERDICT, "crack"]
-    assert (VERDICT_COLOURS[DARK_VERDICT], "dark: 1") in legend(verdicts, True)
+    assert (VERDICT_COLOURS[DARK_VERDICT], "dark: 1") in legend(verdicts, True, True)
 
 
 def test_few_pixels_a_cell_are_warned_about(folder, exported, tmp_path, capsys):
