@@ -8,12 +8,21 @@ from elcells.data.cache import load_images
 from elcells.files import InputError
 from elcells.training import drawings
 from elcells.training.drawings import DRAWINGS
-from elcells.training.synthetic import NUMBERS, SMOOTH, SyntheticDefects, texture
+from elcells.training.synthetic import (
+    COUNTS,
+    CRACK_ONLY,
+    INACTIVE_ONLY,
+    NUMBERS,
+    SMOOTH,
+    STRIP_ONLY,
+    SyntheticDefects,
+    texture,
+)
 
 
 @pytest.fixture(scope="module")
 def defects():
-    return SyntheticDefects(size=64, counts={"crack": 20, "inactive": 20, "distractor": 20})
+    return SyntheticDefects(size=64, counts=dict.fromkeys(COUNTS, 20))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +82,7 @@ def test_a_dead_region_is_much_darker_than_a_crack(defects):
 
 def test_drawings_follow_from_seed_and_numbers(defects, clean):
     images, labels = clean
-    again = SyntheticDefects(size=64, counts={"crack": 20, "inactive": 20, "distractor": 20})
+    again = SyntheticDefects(size=64, counts=dict.fromkeys(COUNTS, 20))
     u = numbers(240)
     (a, la, pa), (b, lb, pb) = (d.draw(images, labels, u) for d in (defects, again))
     assert torch.equal(a, b) and torch.equal(la, lb) and torch.equal(pa, pb)
@@ -89,7 +98,7 @@ def test_a_share_of_the_batch_gets_the_drawings_that_it_had_in_the_batch(defects
 
 def test_labels_are_written_into_the_columns_of_their_classes(clean):
     images, _ = clean
-    some = SyntheticDefects(("finger", "inactive", "crack"), 64, counts={"crack": 9, "inactive": 9, "distractor": 9})
+    some = SyntheticDefects(("finger", "inactive", "crack"), 64, counts=dict.fromkeys(COUNTS, 9))
     _, labels, _ = some.draw(images, torch.zeros(240, 3), numbers(240))
     assert labels[:, 0].sum() == 0 and labels[:, 2].sum() > labels[:, 1].sum() > 0
     with pytest.raises(InputError, match="only crack and inactive can be drawn"):
@@ -141,7 +150,7 @@ def test_mono_cells_are_smooth_and_poly_cells_are_not(elpv):
 
 def test_crosses_are_drawn_into_smooth_cells_and_clouds_into_textured_ones(monkeypatch):
     """Each drawing leaves a mask of its own even gray, by which it is known."""
-    levels = {d.draw: 0.1 + 0.2 * i for kind in DRAWINGS.values() for i, d in enumerate(kind)}
+    levels = {d.draw: 0.1 + 0.15 * i for kind in DRAWINGS.values() for i, d in enumerate(kind)}
     marked = {
         kind: tuple(d._replace(draw=lambda _, size, d=d: np.full((size, size), levels[d.draw])) for d in drawn)
         for kind, drawn in DRAWINGS.items()
@@ -150,17 +159,31 @@ def test_crosses_are_drawn_into_smooth_cells_and_clouds_into_textured_ones(monke
         "elcells.training.synthetic.DRAWINGS",
         {k: tuple(d._replace(low=1, high=1) for d in v) for k, v in marked.items()},
     )
-    defects = SyntheticDefects(size=64, counts={"crack": 20, "inactive": 4, "distractor": 20})
+    defects = SyntheticDefects(size=64, counts=dict.fromkeys(COUNTS, 20))
     smooth = torch.full((300, 1, 64, 64), 250, dtype=torch.uint8)
     textured = torch.randint(1, 250, (300, 1, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     u = numbers(300)
     u[2] = 1  # no distractors
-    cross, clouds = (round(255 * levels[d]) for d in (drawings.cross, drawings.clouds))
+    cross, clouds = (int(255 * levels[d]) for d in (drawings.cross, drawings.clouds))
     seen = [
         {int(m.max()) for m in defects.draw(images, torch.zeros(300, 2), u)[2][:, 0]} for images in (smooth, textured)
     ]
-    assert cross - 1 in seen[0] and cross - 1 not in seen[1] and len(seen[0]) == 5 and len(seen[1]) == 4
+    assert cross in seen[0] and cross not in seen[1] and len(seen[0]) == 5 and len(seen[1]) == 4
     u[0], u[2] = 1, 0  # distractors alone
     for images, share in ((smooth, 0), (textured, 0.5)):
         left = defects.draw(images, torch.zeros(300, 2), u)[0].float().mean((1, 2, 3)) / images.float().mean((1, 2, 3))
         assert abs((left < 1 - clouds / 255 + 0.05).float().mean() - share) < 0.1
+
+
+def test_a_straight_dark_part_is_labelled_inactive_and_never_drawn_with_a_crack(defects):
+    white = torch.full((600, 1, 64, 64), 255, dtype=torch.uint8)
+    u = numbers(600)
+    u[0] = 0  # all get a defect
+    only_strip = (CRACK_ONLY + INACTIVE_ONLY < u[1]) & (u[1] < CRACK_ONLY + INACTIVE_ONLY + STRIP_ONLY)
+    _, labels, _ = defects.draw(white, torch.zeros(600, 2), u)
+    assert only_strip.sum() > 20
+    assert (labels[only_strip] == torch.tensor([0.0, 1.0])).all()
+    for i in range(20):
+        mask = drawings.strip(np.random.default_rng(i), 300) > 0.5
+        rows, columns = mask.any(1).sum(), mask.any(0).sum()
+        assert mask.sum() > 0.5 * rows * columns > 0  # a rectangle, some of it with streaks

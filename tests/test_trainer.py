@@ -17,7 +17,7 @@ from elcells.training.auxiliary import WithAuxiliaryHead, auxiliary_loss
 from elcells.training.checkpoints import read_checkpoint
 from elcells.training.graphs import undone
 from elcells.training.recipes import CLASSIC, FAST, FINETUNE, Recipe, step_decay, warmup_cosine
-from elcells.training.synthetic import LAST_SHARE, NUMBERS, SHARE, SyntheticDefects
+from elcells.training.synthetic import COUNTS, LAST_SHARE, NUMBERS, SHARE, SyntheticDefects
 from model import NETWORKS, build_model, load_model
 from trainer import Run, Trainer
 
@@ -34,7 +34,7 @@ def make_trainer(small, folder, rows=40, network="resnet", recipe=CLASSIC, defec
 
 
 def few_defects(count=9):
-    return SyntheticDefects(size=64, counts={"crack": count, "inactive": count, "distractor": count})
+    return SyntheticDefects(size=64, counts=dict.fromkeys(COUNTS, count))
 
 
 @pytest.fixture(params=["classic, own network, float32", "fast, own network, bfloat16", "what ships"])
@@ -291,7 +291,7 @@ def test_many_defects_are_drawn_first_and_few_later_in_a_resumed_run_too(small, 
 
 def test_the_auxiliary_head_learns_where_the_drawn_defects_are(small, tmp_path):
     """On defect-free cells alone: it marks drawn places above the others, on new drawings too."""
-    defects = SyntheticDefects(size=64, counts={"crack": 60, "inactive": 60, "distractor": 20})
+    defects = SyntheticDefects(size=64, counts={**dict.fromkeys(COUNTS, 20), "crack": 60, "inactive": 60})
     clean = small[0][small[0][["crack", "inactive"]].sum(axis=1) == 0].reset_index(drop=True)
     rows = CellDataset(clean, small[1])
     torch.manual_seed(0)

@@ -6,22 +6,25 @@ from torch.nn import functional as F
 from elcells.devices import send
 
 ROTATION = 3  # degrees to either side, at most
+WIDE_ROTATION = 6  # the same as people handle cells; most are turned by less
 SHIFT = 0.02  # of the side, at most
 CROP = 0.02  # of the area that is cut off, at most
 
 
-def draw_changes(count, generator=None, dihedral=False, scale=0.0):
+def draw_changes(count, generator=None, dihedral=False, scale=0.0, handling=False):
     """Draw small random changes for `count` images, for `augment`.
 
     Flips (each axis with probability 1/2), rotation +-3 degrees, shift +-2 % of the side, crop of 98..100 % of the
     area at a random place; with `dihedral` also a rotation by 90 degrees (probability 1/2), which makes all eight
     symmetries of the square equally likely.
-    scale: cells are shown larger or smaller by up to this share. generator: torch.Generator on the CPU.
+    scale: cells are shown larger or smaller by up to this share. handling: rotate by up to 6 degrees, mostly less.
+    generator: torch.Generator on the CPU.
     Returns float32 (count, 2, 3), affine maps from the result's coordinates to the image's, both -1..1.
     """
     numbers = torch.rand(10, count, generator=generator)
     rotation, crop, shift, crop_place, flip, quarter_turn, zoom = numbers.split((1, 1, 2, 2, 2, 1, 1))
-    angle = torch.deg2rad(signed(rotation) * ROTATION)
+    turn = signed(rotation)
+    angle = torch.deg2rad(WIDE_ROTATION * turn * turn.abs() if handling else ROTATION * turn)
     side = torch.sqrt(1 - CROP * crop)
     offset = 2 * SHIFT * signed(shift) + (1 - side) * signed(crop_place)
     flip_x, flip_y = torch.where(flip < 0.5, 1.0, -1.0)
@@ -41,10 +44,12 @@ def signed(numbers):
     return 2 * numbers - 1
 
 
-def augment(images, changes):
-    """Apply `draw_changes` in one resampling pass (bilinear, edge pixels repeated), on the device of the images.
+def augment(images, changes, black=None):
+    """Apply `draw_changes` in one resampling pass (bilinear), on the device of the images.
 
-    images: uint8 (B, C, S, S). changes: (B, 2, 3). Returns float32 (B, C, S, S) in 0..1.
+    images: uint8 (B, C, S, S). changes: (B, 2, 3). black: bool (B,), which images are black beyond their edge; the
+        others repeat their edge's pixels.
+    Returns float32 (B, C, S, S) in 0..1.
     """
     # Coordinates as complex numbers, x + iy: thirteen times as fast as PyTorch's affine_grid on a CPU.
     changes = torch.view_as_complex(send(changes.transpose(1, 2).contiguous(), images.device))
@@ -54,7 +59,11 @@ def augment(images, changes):
     columns = across * pixel_centres
     rows = down * pixel_centres + offset
     grid = torch.view_as_real(columns[:, None, :] + rows[:, :, None])
-    return F.grid_sample(images.float() / 255, grid, padding_mode="border", align_corners=False)
+    moved = F.grid_sample(images.float() / 255, grid, padding_mode="border", align_corners=False)
+    if black is None:
+        return moved
+    outside = (grid.abs() > 1).any(-1) & send(black, images.device)[:, None, None]
+    return moved.masked_fill(outside[:, None], 0)
 
 
 def draw_light(count, most, generator=None):

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 
 from elcells.distributed import rank, world
+from elcells.training import resolution
 from elcells.training.augmentation import augment, draw_changes, draw_light, draw_noise, uneven_light
+from elcells.training.resolution import LowResolution, contrast_of
 from elcells.training.streams import Stream, stream_generator, stream_seed
 from elcells.training.synthetic import LAST_SHARE, NUMBERS, SHARE
 
@@ -20,7 +22,7 @@ class Batch:
         all processes is 1.
     aux_masks: uint8 (B, C, S, S), where defects were drawn, or None.
     light: float (B, 3), of `uneven_light`, or None. noise: float (B, 1, S, S), added to images in 0..1, or None.
-    share: B over its mean over all processes.
+    black: bool (B,), of `augment`, or None. share: B over its mean over all processes.
     """
 
     images: torch.Tensor
@@ -30,6 +32,7 @@ class Batch:
     aux_masks: torch.Tensor | None = None
     light: torch.Tensor | None = None
     noise: torch.Tensor | None = None
+    black: torch.Tensor | None = None
     share: float = 1.0
 
     def __len__(self):
@@ -42,7 +45,7 @@ class Batch:
 
     def augmented_images(self, device):
         """The images as the network sees them: float (B, 1, S, S) in 0..1, on the device."""
-        images = augment(self.images.to(device), self.changes)
+        images = augment(self.images.to(device), self.changes, self.black)
         if self.light is not None:
             images = uneven_light(images, self.light)
         if self.noise is not None:
@@ -51,7 +54,7 @@ class Batch:
 
     def augmented_masks(self, device):
         """Where defects were drawn, moved as the images are: float (B, C, S, S) in 0..1, on the device."""
-        return augment(self.aux_masks.to(device), self.changes)
+        return augment(self.aux_masks.to(device), self.changes, self.black)
 
 
 class Batches:
@@ -68,6 +71,9 @@ class Batches:
         self.seed = seed
         self.device = device
         self.epoch_cells = recipe.epoch_cells or len(dataset)
+        self.low_resolution = None
+        if recipe.low_resolution:
+            self.low_resolution = LowResolution(dataset.images.shape[-1], device)
         self.steps = -(-self.epoch_cells // recipe.batch_size)  # an epoch
 
     def of_epoch(self, epoch):
@@ -97,7 +103,7 @@ class Batches:
         recipe = self.recipe
         rows_here = slice(rank(), None, world())
         images, labels = self.dataset.batch(rows[rows_here])
-        changes = draw_changes(count, generator(Stream.AUGMENTATION), recipe.dihedral, recipe.scale)
+        changes = draw_changes(count, generator(Stream.AUGMENTATION), recipe.dihedral, recipe.scale, recipe.handling)
         defect_free = torch.from_numpy((self.dataset.labels[rows] == 0).all(1)).float()
         aux_weight = defect_free / defect_free.mean().clamp(min=1e-6)
         batch = Batch(images, labels, changes[rows_here], aux_weight[rows_here], share=len(images) * world() / count)
@@ -106,6 +112,11 @@ class Batches:
             share = SHARE if epoch < recipe.synthetic * recipe.epochs else LAST_SHARE
             drawn = self.defects.draw(images, labels, numbers[:, rows_here], share)
             batch.images, batch.labels, batch.aux_masks = drawn
+        if recipe.low_resolution:
+            numbers = torch.rand(resolution.NUMBERS, count, generator=generator(Stream.RESOLUTION))[:, rows_here]
+            batch.images = self.in_low_resolution(images, labels, batch, numbers)
+        if recipe.handling:
+            batch.black = (torch.rand(count, generator=generator(Stream.HANDLING)) < 0.5)[rows_here]
         if recipe.light:
             batch.light = draw_light(count, recipe.light, generator(Stream.LIGHT))[rows_here]
         if recipe.noise_std:
@@ -114,3 +125,15 @@ class Batches:
             noise = draw_noise(count, size, recipe.noise_std, generator(Stream.NOISE_LEVEL), noise_seed, self.device)
             batch.noise = noise[rows_here]
         return batch
+
+    def in_low_resolution(self, images, labels, batch, numbers):
+        """The images of a batch, uint8 (B, 1, S, S), a share of them as a camera of few pixels shows them.
+
+        images, labels: before defects were drawn. batch: Batch, after that. numbers: of `LowResolution.show`.
+        """
+        if batch.aux_masks is None:
+            contrast = torch.zeros_like(images, dtype=torch.float32)
+        else:
+            contrast = contrast_of(images, batch.images, batch.aux_masks[:, self.defects.column["crack"]])
+        has_defect = labels.amax(1) > 0
+        return self.low_resolution.show(batch.images, contrast, has_defect, numbers, self.recipe.low_resolution)

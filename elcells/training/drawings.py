@@ -150,6 +150,23 @@ def inactive(rng, size):
     return polygon_mask(points, rng.uniform(0.7, 2.5), size)
 
 
+def strip(rng, size):
+    """A half of the cell, or a strip across it, with straight edges along its busbars or fingers."""
+    if rng.random() < 0.5:  # between busbars
+        borders = [-9, *busbar_heights(rng.integers(2, 6)), UNIT + 9]
+        first = rng.integers(len(borders) - 1)
+        top, bottom = borders[first], borders[rng.integers(first + 1, min(first + 3, len(borders)))]
+    else:
+        height = UNIT * rng.uniform(0.1, 0.6)
+        top = rng.choice([-9, rng.uniform(0, UNIT - height)])
+        bottom = max(top, 0) + height
+    left, right = -9, UNIT + 9
+    if rng.random() < 0.2:
+        left, right = np.sort(rng.choice([left, 100, 200, right], 2, replace=False))
+    mask = polygon_mask([(left, top), (right, top), (right, bottom), (left, bottom)], rng.uniform(0.5, 3), size)
+    return mask * streaks(rng, size) if rng.random() < 0.3 else mask
+
+
 def wedge(rng):
     """Points of a triangle in the corner."""
     width, depth = log_uniform(rng, 22, 150, 2)
@@ -201,6 +218,30 @@ def contacts(rng, size):
             below = [(tip, y + narrow), (shoulder, y + wide), (edge, y + wide)]
             masks.append(polygon_mask(above + below, blur, size))
     return union(masks)
+
+
+def bands(rng, size):
+    """Dark bands along the busbars with bright ones between them, as in a string under reverse bias."""
+    busbars = rng.integers(2, 6)
+    busbar = busbars * (np.arange(size) + 0.5) / size
+    wave = 0.5 + 0.5 * np.cos(2 * math.pi * (busbar + rng.choice([0, 0.5])))
+    levels = rng.uniform(0.5, 1, busbars + 2)[(busbar + 0.5).astype(int)]
+    levels = ndimage.gaussian_filter1d(levels, size / 40)
+    off_middle = np.abs(np.linspace(-1, 1, size) - rng.uniform(-0.2, 0.2)).clip(max=1) ** rng.uniform(1, 4)
+    waist = 1 - rng.uniform(0, 0.6) * off_middle  # the bands narrow towards the contacts
+    mask = wave[:, None] ** (rng.uniform(0.5, 2) / waist) * levels[:, None]
+    return scaled(mask).astype(np.float32)
+
+
+def rings(rng, size):
+    """A dark disc or rings around the middle of the wafer, as oxygen in the crystal leaves them."""
+    x, y = UNIT / 2 + 20 * rng.normal(size=2)
+    place = (np.arange(size) + 0.5) * UNIT / size
+    radius = np.hypot(place - x, place[:, None] - y)
+    disc = 1 / (1 + np.exp((radius - rng.uniform(30, 150)) / rng.uniform(3, 20)))
+    wave = 0.5 + 0.5 * np.cos(2 * math.pi * (radius / log_uniform(rng, 12, 60) + rng.random()))
+    depth = rng.random()
+    return scaled(disc * (1 - depth + depth * wave)).astype(np.float32)
 
 
 def fingers(rng, size):
@@ -286,6 +327,8 @@ DRAWINGS = {
         Drawing(contacts, smooth=0.2, textured=0.1, upright=True, low=0.14, high=0.9),
         Drawing(fingers, smooth=0.5, textured=0.25, upright=True, low=0.08, high=0.5),
         Drawing(blobs, smooth=0.3, textured=0.15, upright=False, low=0.08, high=0.5),
+        Drawing(bands, smooth=0.2, textured=0.05, upright=True, low=0.15, high=0.6),
+        Drawing(rings, smooth=0.2, textured=0.0, upright=False, low=0.08, high=0.5),
         Drawing(clouds, smooth=0.0, textured=0.5, upright=False, low=0.1, high=0.8),
     ),
     "crack": (
@@ -295,4 +338,6 @@ DRAWINGS = {
         Drawing(cross, smooth=0.25, textured=0.0, upright=False, low=0.35, high=0.9),
     ),
     "inactive": (Drawing(inactive, smooth=1.0, textured=1.0, upright=False, low=0.64, high=0.96),),
+    "strip": (Drawing(strip, smooth=1.0, textured=1.0, upright=False, low=0.64, high=0.96),),
 }
+CLASS_OF_KIND = {"crack": "crack", "inactive": "inactive", "strip": "inactive"}

@@ -19,6 +19,8 @@ class Stream(IntEnum):
     NOISE = 3
     DROPOUT = 4
     LIGHT = 5
+    RESOLUTION = 6
+    HANDLING = 7
 
 
 def stream_seed(seed, stream, epoch, step=0, *process):

@@ -18,14 +18,15 @@ from elcells.data.images import IMAGE_SIZE, THREADS
 from elcells.data.tables import CLASSES
 from elcells.devices import send
 from elcells.files import InputError
-from elcells.training.drawings import DRAWINGS
+from elcells.training.drawings import CLASS_OF_KIND, DRAWINGS
 
 SHARE = 0.5  # of the defect-free cells that get a defect
 LAST_SHARE = 0.15  # of them in the last epochs: as many as really have a defect
 CRACK_ONLY = 0.6  # of these
-INACTIVE_ONLY = 0.05  # of these; the others get both
+INACTIVE_ONLY = 0.05  # of these
+STRIP_ONLY = 0.08  # of these; the others get a crack and an inactive region
 DISTRACTORS = 0.4  # share of all defect-free cells that get distractors, with or without a defect
-COUNTS = {"distractor": 800, "crack": 1800, "inactive": 700}  # masks of each kind
+COUNTS = {"distractor": 800, "crack": 1800, "inactive": 700, "strip": 200}  # masks of each kind
 CELL_NUMBERS = 3  # random numbers that a cell takes: whether it gets a defect, which ones, and whether a distractor
 MASK_NUMBERS = 6  # and for each kind: which mask, its strength, mirrored twice, transposed, which drawing
 NUMBERS = CELL_NUMBERS + MASK_NUMBERS * len(DRAWINGS)
@@ -152,9 +153,10 @@ class SyntheticDefects:
             mask_numbers = send(mask_numbers[:, cells].contiguous(), images.device)
             masks, strength = self.masks[kind].choose(smooth[places], mask_numbers)
             images[places, 0] = (images[places, 0] * (1 - of_masks(strength) / 255 * masks)).to(torch.uint8)
-            if kind in self.column:
-                labels[cells, self.column[kind]] = 1
-                aux_masks[places, self.column[kind]] = masks
+            if kind in CLASS_OF_KIND:
+                column = self.column[CLASS_OF_KIND[kind]]
+                labels[cells, column] = 1
+                aux_masks[places, column] = masks
         return images, labels, aux_masks
 
     def choose_cells(self, labels, numbers, share):
@@ -164,8 +166,10 @@ class SyntheticDefects:
         gets_defect = defect_free & (whether < share)
         only_crack = which < CRACK_ONLY
         only_inactive = ~only_crack & (which < CRACK_ONLY + INACTIVE_ONLY)
+        only_strip = ~only_crack & ~only_inactive & (which < CRACK_ONLY + INACTIVE_ONLY + STRIP_ONLY)
         return {
             "distractor": defect_free & (whether_distractor < DISTRACTORS),
-            "crack": gets_defect & ~only_inactive,
-            "inactive": gets_defect & ~only_crack,
+            "crack": gets_defect & ~only_inactive & ~only_strip,
+            "inactive": gets_defect & ~only_crack & ~only_strip,
+            "strip": gets_defect & only_strip,
         }
