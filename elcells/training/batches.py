@@ -8,7 +8,7 @@ import torch
 from elcells.distributed import rank, world
 from elcells.training import resolution
 from elcells.training.augmentation import augment, draw_changes, draw_light, draw_noise, uneven_light
-from elcells.training.resolution import LowResolution, contrast_of
+from elcells.training.resolution import LowResolution
 from elcells.training.streams import Stream, stream_generator, stream_seed
 from elcells.training.synthetic import LAST_SHARE, NUMBERS, SHARE
 
@@ -106,15 +106,18 @@ class Batches:
         changes = draw_changes(count, generator(Stream.AUGMENTATION), recipe.dihedral, recipe.scale, recipe.handling)
         defect_free = torch.from_numpy((self.dataset.labels[rows] == 0).all(1)).float()
         aux_weight = defect_free / defect_free.mean().clamp(min=1e-6)
+        contrast = torch.zeros_like(images, dtype=torch.float32)  # of drawn cracks
         batch = Batch(images, labels, changes[rows_here], aux_weight[rows_here], share=len(images) * world() / count)
         if recipe.synthetic:
             numbers = torch.rand(NUMBERS, count, generator=generator(Stream.DRAWN_DEFECTS))
             share = SHARE if epoch < recipe.synthetic * recipe.epochs else LAST_SHARE
             drawn = self.defects.draw(images, labels, numbers[:, rows_here], share)
-            batch.images, batch.labels, batch.aux_masks = drawn
+            batch.images, batch.labels, batch.aux_masks, contrast = drawn
         if recipe.low_resolution:
             numbers = torch.rand(resolution.NUMBERS, count, generator=generator(Stream.RESOLUTION))[:, rows_here]
-            batch.images = self.in_low_resolution(images, labels, batch, numbers)
+            has_defect = labels.amax(1) > 0  # a real one
+            share = recipe.low_resolution
+            batch.images = self.low_resolution.show(batch.images, contrast, has_defect, numbers, share)
         if recipe.handling:
             batch.black = (torch.rand(count, generator=generator(Stream.HANDLING)) < 0.5)[rows_here]
         if recipe.light:
@@ -125,15 +128,3 @@ class Batches:
             noise = draw_noise(count, size, recipe.noise_std, generator(Stream.NOISE_LEVEL), noise_seed, self.device)
             batch.noise = noise[rows_here]
         return batch
-
-    def in_low_resolution(self, images, labels, batch, numbers):
-        """The images of a batch, uint8 (B, 1, S, S), a share of them as a camera of few pixels shows them.
-
-        images, labels: before defects were drawn. batch: Batch, after that. numbers: of `LowResolution.show`.
-        """
-        if batch.aux_masks is None:
-            contrast = torch.zeros_like(images, dtype=torch.float32)
-        else:
-            contrast = contrast_of(images, batch.images, batch.aux_masks[:, self.defects.column["crack"]])
-        has_defect = labels.amax(1) > 0
-        return self.low_resolution.show(batch.images, contrast, has_defect, numbers, self.recipe.low_resolution)

@@ -327,8 +327,6 @@ DRAWINGS = {
         Drawing(contacts, smooth=0.2, textured=0.1, upright=True, low=0.14, high=0.9),
         Drawing(fingers, smooth=0.5, textured=0.25, upright=True, low=0.08, high=0.5),
         Drawing(blobs, smooth=0.3, textured=0.15, upright=False, low=0.08, high=0.5),
-        Drawing(bands, smooth=0.2, textured=0.05, upright=True, low=0.15, high=0.6),
-        Drawing(rings, smooth=0.2, textured=0.0, upright=False, low=0.08, high=0.5),
         Drawing(clouds, smooth=0.0, textured=0.5, upright=False, low=0.1, high=0.8),
     ),
     "crack": (

@@ -77,7 +77,7 @@ FAST = Recipe(
     aux_loss=1.0,
     normalise_brightness=True,
     noise_std=15.0,
-    low_resolution=0.35,
+    low_resolution=0.25,
     handling=True,
 )
 FINETUNE = replace(FAST, lr=0.0006, freeze_stages=2)

@@ -14,8 +14,8 @@ GAP = 0.05  # of the side: the most that the dark gap between cells covers of a 
 BORDER_GAP = 0.1  # the same, added at one side of every second cell, as at the border of a module
 SOFTNESS = (0.002, 0.014)  # of the gap's edge, in sides
 DARKNESS = (0.3, 0.95)  # of the gap
-VISIBLE = 0.08  # contrast of a crack that is seen
-LEAST_SEEN = 8  # of the small image's pixels: a crack that covers fewer looks like a speck
+VISIBLE = 0.04  # contrast of a crack that is seen
+LEAST_SEEN = 14  # of the small image's pixels: a crack that covers fewer looks like a speck
 NUMBERS = 11  # random numbers that a cell takes
 
 
@@ -35,7 +35,8 @@ class LowResolution:
 
         Cells stay as they are where a drawn crack would no longer be seen. Cells with a real defect are shown with 88
         pixels or more.
-        images: uint8 (B, 1, S, S). contrast: float (B, 1, S, S), of drawn cracks (`contrast_of`). Both on the device.
+        images: uint8 (B, 1, S, S). contrast: float (B, 1, S, S), of drawn cracks (`SyntheticDefects.draw`).
+            Both on the device.
         has_defect: bool (B,) and numbers: float (NUMBERS, B) in 0..1, random, both on the CPU. Returns uint8
         (B, 1, S, S), a new tensor.
         """
@@ -95,12 +96,3 @@ def within(limits, numbers):
     """Numbers in 0..1 spread over a range (low, high)."""
     low, high = limits
     return low + (high - low) * numbers
-
-
-def contrast_of(before, after, masks):
-    """The share of light, float (B, 1, S, S), that drawings took away where their masks, uint8 (B, S, S), are.
-
-    before, after: uint8 (B, 1, S, S), images without and with what was drawn.
-    """
-    taken = (before.float() - after) / before.clamp(min=1)
-    return taken * (masks[:, None] > 0)

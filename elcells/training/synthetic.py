@@ -139,25 +139,31 @@ class SyntheticDefects:
 
         images: uint8 (B, 1, S, S), on any device. labels: float (B, C) and numbers: float (NUMBERS, B) in 0..1, from
             which all that is drawn follows, both on the CPU. share: of the defect-free cells that get a defect.
-        Returns (images, labels, aux_masks), new tensors: the labels say what was drawn; aux_masks, uint8 (B, C, S, S),
-        say where.
+        Returns (images, labels, aux_masks, contrast), new tensors: the labels say what was drawn; aux_masks, uint8
+        (B, C, S, S), say where; contrast, float (B, 1, S, S), says which share of the light the drawn cracks take.
         """
         smooth = (texture(images) < SMOOTH).long()
         images = images.clone()
         labels = labels.clone()
         aux_masks = images.new_zeros(len(images), labels.shape[1], *images.shape[2:])
+        contrast = torch.zeros_like(images, dtype=torch.float32)
         chosen = self.choose_cells(labels, numbers[:CELL_NUMBERS], share)
         for (kind, is_chosen), mask_numbers in zip(chosen.items(), numbers[CELL_NUMBERS:].split(MASK_NUMBERS)):
             cells = is_chosen.nonzero()[:, 0]
             places = send(cells, images.device)
             mask_numbers = send(mask_numbers[:, cells].contiguous(), images.device)
             masks, strength = self.masks[kind].choose(smooth[places], mask_numbers)
-            images[places, 0] = (images[places, 0] * (1 - of_masks(strength) / 255 * masks)).to(torch.uint8)
+            taken = of_masks(strength) / 255 * masks
+            images[places, 0] = (images[places, 0] * (1 - taken)).to(torch.uint8)
+            if kind == "crack":
+                contrast[places, 0] = taken
+            elif kind in CLASS_OF_KIND:
+                contrast[places, 0] *= 1 - taken  # a crack within a dark region is hardly seen
             if kind in CLASS_OF_KIND:
                 column = self.column[CLASS_OF_KIND[kind]]
                 labels[cells, column] = 1
                 aux_masks[places, column] = masks
-        return images, labels, aux_masks
+        return images, labels, aux_masks, contrast
 
     def choose_cells(self, labels, numbers, share):
         """Which cells get which kind of drawing: {kind: bool (B,)}, in the order of DRAWINGS."""
