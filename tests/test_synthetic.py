@@ -42,7 +42,7 @@ def numbers(count, seed=0):
 def test_drawn_cells_are_labelled_with_what_was_drawn(defects, clean):
     images, labels = clean
     before = images.clone()
-    drawn, new, _ = defects.draw(images, labels, numbers(240))
+    drawn, new, *_ = defects.draw(images, labels, numbers(240))
     assert torch.equal(images, before) and labels.sum() == 0 and drawn.dtype == torch.uint8
     darkened = (before.int() - drawn.int()).amax((1, 2, 3))
     assert (darkened[new.amax(1) == 1] > 5).all() and (drawn.int() <= before.int()).all()
@@ -56,11 +56,12 @@ def test_drawn_cells_are_labelled_with_what_was_drawn(defects, clean):
 
 def test_masks_are_where_the_cells_became_darker(defects, clean):
     images, labels = clean
-    drawn, new, places = defects.draw(images, labels, numbers(240))
+    drawn, new, places, contrast = defects.draw(images, labels, numbers(240))
     assert places.shape == (240, 2, 64, 64) and torch.equal(places.amax((2, 3)) > 0, new > 0)
     strong = places.amax(1) > 128
     darker = images[:, 0].int() - drawn[:, 0].int()
     assert (darker[strong & (images[:, 0] > 60)] > 0).float().mean() > 0.99
+    assert ((contrast > 0)[:, 0] <= (places[:, 0] > 0)).all() and torch.equal(contrast.amax((1, 2, 3)) > 0, new[:, 0] > 0)
     few = defects.draw(images, labels, numbers(240), share=0.1)[1]
     assert 0 < few.amax(1).sum() < 0.3 * new.amax(1).sum()
 
@@ -69,13 +70,13 @@ def test_cells_with_a_label_are_left_alone(defects, clean):
     images, labels = clean
     labels = labels.clone()
     labels[::2, 1] = 1
-    drawn, new, _ = defects.draw(images, labels, numbers(240))
+    drawn, new, *_ = defects.draw(images, labels, numbers(240))
     assert torch.equal(drawn[::2], images[::2]) and torch.equal(new[::2], labels[::2])
 
 
 def test_a_dead_region_is_much_darker_than_a_crack(defects):
     white = torch.full((400, 1, 64, 64), 255, dtype=torch.uint8)
-    drawn, labels, _ = defects.draw(white, torch.zeros(400, 2), numbers(400))
+    drawn, labels, *_ = defects.draw(white, torch.zeros(400, 2), numbers(400))
     darkest = drawn.amin((1, 2, 3)) / 255
     assert darkest[labels[:, 1] == 1].max() < 0.4 and darkest[labels[:, 1] == 0].median() > 0.5
 
@@ -84,22 +85,22 @@ def test_drawings_follow_from_seed_and_numbers(defects, clean):
     images, labels = clean
     again = SyntheticDefects(size=64, counts=dict.fromkeys(COUNTS, 20))
     u = numbers(240)
-    (a, la, pa), (b, lb, pb) = (d.draw(images, labels, u) for d in (defects, again))
-    assert torch.equal(a, b) and torch.equal(la, lb) and torch.equal(pa, pb)
+    (a, la, pa, ca), (b, lb, pb, cb) = (d.draw(images, labels, u) for d in (defects, again))
+    assert torch.equal(a, b) and torch.equal(la, lb) and torch.equal(pa, pb) and torch.equal(ca, cb)
 
 
 def test_a_share_of_the_batch_gets_the_drawings_that_it_had_in_the_batch(defects, clean):
     images, labels = clean
     u = numbers(240)
-    a, la, _ = defects.draw(images, labels, u)
-    part, labels_of_part, _ = defects.draw(images[1::3], labels[1::3], u[:, 1::3])
+    a, la, *_ = defects.draw(images, labels, u)
+    part, labels_of_part, *_ = defects.draw(images[1::3], labels[1::3], u[:, 1::3])
     assert torch.equal(part, a[1::3]) and torch.equal(labels_of_part, la[1::3])
 
 
 def test_labels_are_written_into_the_columns_of_their_classes(clean):
     images, _ = clean
     some = SyntheticDefects(("finger", "inactive", "crack"), 64, counts=dict.fromkeys(COUNTS, 9))
-    _, labels, _ = some.draw(images, torch.zeros(240, 3), numbers(240))
+    _, labels, *_ = some.draw(images, torch.zeros(240, 3), numbers(240))
     assert labels[:, 0].sum() == 0 and labels[:, 2].sum() > labels[:, 1].sum() > 0
     with pytest.raises(InputError, match="only crack and inactive can be drawn"):
         SyntheticDefects(("finger",))
@@ -180,7 +181,7 @@ def test_a_straight_dark_part_is_labelled_inactive_and_never_drawn_with_a_crack(
     u = numbers(600)
     u[0] = 0  # all get a defect
     only_strip = (CRACK_ONLY + INACTIVE_ONLY < u[1]) & (u[1] < CRACK_ONLY + INACTIVE_ONLY + STRIP_ONLY)
-    _, labels, _ = defects.draw(white, torch.zeros(600, 2), u)
+    _, labels, *_ = defects.draw(white, torch.zeros(600, 2), u)
     assert only_strip.sum() > 20
     assert (labels[only_strip] == torch.tensor([0.0, 1.0])).all()
     for i in range(20):

@@ -58,6 +58,19 @@ def batch_of(trainer, count):
     return trainer.batches.of_step(np.arange(count), trainer.epoch, trainer.step)
 
 
+def test_a_share_of_a_batch_is_shown_in_low_resolution_and_half_of_it_with_black_beyond_the_edge(small, tmp_path):
+    rows = dict(rows=32, defects=few_defects())
+    sharp = make_trainer(small, tmp_path / "sharp", recipe=replace(FAST, low_resolution=0, handling=False), **rows)
+    coarse = make_trainer(small, tmp_path / "coarse", recipe=replace(FAST, low_resolution=0.5), **rows)
+    before, batch = batch_of(sharp, 32), batch_of(coarse, 32)
+    assert before.black is None and 0 < batch.black.sum() < 32
+    assert torch.equal(before.labels, batch.labels) and torch.equal(before.aux_masks, batch.aux_masks)
+    changed = (before.images != batch.images).flatten(1).any(1)
+    assert 4 <= changed.sum() <= 20  # 16 are chosen, of which some would hide their crack
+    detail = [images[changed].float().diff().std() for images in (before.images, batch.images)]
+    assert detail[1] < 0.95 * detail[0]
+
+
 def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
@@ -301,7 +314,7 @@ def test_the_auxiliary_head_learns_where_the_drawn_defects_are(small, tmp_path):
     trainer.fit()
     images, labels = rows.batch(range(len(rows)))
     u = torch.rand(NUMBERS, len(rows), generator=torch.Generator().manual_seed(99))
-    images, labels, masks = defects.draw(images, labels, u, share=1.0)
+    images, labels, masks, _ = defects.draw(images, labels, u, share=1.0)
     with torch.no_grad():
         aux_logits = trainer.trained.eval()(images)[1]
     there = torch.nn.functional.adaptive_max_pool2d(masks.float() / 255, aux_logits.shape[2:]) > 0.4

@@ -49,9 +49,9 @@ class Recipe:
     normalise_brightness: bool = setting(False, "scale cells to the same brightness first, after training too")
     noise_std: float = setting(0.0, "highest noise added to half of the cells, of 255", least=0, metavar="LEVELS")
     low_resolution: float = setting(
-        0.0, "share of the cells that are shown with 28 to 144 pixels", least=0, below=1, metavar="SHARE"
+        0.0, "share of the cells that are shown with 28 to 144 pixels a side", least=0, below=1, metavar="SHARE"
     )
-    handling: bool = setting(False, "turn by up to 6 degrees instead; beyond the edge half of the images are black")
+    handling: bool = setting(False, "turn cells by up to 6 degrees instead of 3, half of them with black beyond their edge")
     epoch_cells: int = setting(0, "cells per epoch; 0: as many as there are", least=0)
     keep_initial: float = setting(
         0.0, "share of the initial weights in the finished network", least=0, below=1, metavar="SHARE"
@@ -81,7 +81,7 @@ FAST = Recipe(
     handling=True,
 )
 FINETUNE = replace(FAST, lr=0.0006, freeze_stages=2)
-ADAPT = replace(FINETUNE, epochs=6, lr=0.0005, synthetic=0.0, epoch_cells=512, keep_initial=0.5)
+ADAPT = replace(FINETUNE, epochs=6, lr=0.0005, synthetic=0.0, low_resolution=0.0, epoch_cells=512, keep_initial=0.5)
 RECIPES = {"fast": FAST, "finetune": FINETUNE, "adapt": ADAPT, "classic": CLASSIC}
 
 

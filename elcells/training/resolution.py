@@ -34,7 +34,7 @@ class LowResolution:
         """Show a share of the cells in a low resolution, with the dark gap between cells along their edges.
 
         Cells stay as they are where a drawn crack would no longer be seen. Cells with a real defect are shown with 88
-        pixels or more.
+        pixels or more; without drawn defects few pixels would tell that a cell has none.
         images: uint8 (B, 1, S, S). contrast: float (B, 1, S, S), of drawn cracks (`SyntheticDefects.draw`).
             Both on the device.
         has_defect: bool (B,) and numbers: float (NUMBERS, B) in 0..1, random, both on the CPU. Returns uint8
@@ -76,7 +76,10 @@ def matrix(size, side, blur):
 
 
 def light_inside_gaps(numbers, size):
-    """How much light (N, 1, size, size) the gaps between cells leave; numbers: float (8, N) in 0..1, random."""
+    """How much light (N, 1, size, size) the gaps between cells leave; numbers: float (8, N) in 0..1, random.
+
+    The soft edge of a gap reaches into the cell even where the gap itself lies outside, at a width of 0.
+    """
     border, border_width, darkness, softness, *widths = numbers
     softness = within(SOFTNESS, softness)[:, None]
     depth = within(DARKNESS, darkness)[:, None]
