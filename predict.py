@@ -131,7 +131,7 @@ def requests_of(args, classes):
     requests = {}
     metadata_of = {}
     for name in found.paths:
-        request = request_of(name, grids.get(name, grid), corners.get(name), args.align)
+        request = request_of(name, grids.get(name, grid), corners.get(name))
         requests[request.path, request.page] = request  # x.tif#page=1 may be all of x.tif
         if name in metadata:
             metadata_of[request.path, request.page] = metadata[name]
@@ -246,8 +246,6 @@ def options():
     parser.add_argument("inputs", nargs="+", metavar="IMAGES", help="folders, files, globs, or - for a list on stdin")
     text = "folder of the results (rows on the screen)"
     parser.add_argument("--out", type=Path, metavar="DIR", help=text)
-    text = "turn cells upright and cut them tightly where their border is seen (0.1 s a cell)"
-    parser.add_argument("--align", action="store_true", help=text)
     group = parser.add_argument_group("whole modules")
     text = "the images show modules of so many columns x rows of cells, such as 10x6"
     group.add_argument("--grid", metavar="CxR", help=text)
@@ -286,8 +284,6 @@ def check_options(args):
         raise InputError(f"--threads {args.threads}: must be 0 (all) or more")
     if args.corners and not (args.grid or args.metadata):
         raise InputError("--corners: needs --grid, or --metadata with a column grid")
-    if args.align and args.grid:
-        raise InputError("--align: is for single cells; --grid cuts them upright anyway")
     for name in ("grid", "metadata"):
         if getattr(args, name) and not args.out:
             raise InputError(f"--{name}: needs --out, the folder of the results")

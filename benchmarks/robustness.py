@@ -25,7 +25,6 @@ from elcells.devices import keep_freed_memory
 from elcells.evaluation.evaluate import evaluate
 from elcells.evaluation.metrics import metrics_table
 from elcells.files import InputError, atomic_path, command
-from elcells.modules.align import align_cell
 from elcells.training.checkpoints import find_checkpoint
 from model import load_model
 
@@ -89,12 +88,6 @@ CHANGES = {
 }
 
 
-def change_and_align(change, images):
-    """Changed images, turned upright and cut tightly as `predict.py --align` does."""
-    aligned = [align_cell(image)[0] for image in change(images)[:, 0].numpy()]
-    return torch.from_numpy(np.stack(aligned))[:, None]
-
-
 def predict_changed(path, table, pixels, part, changes):
     """{change: labels, probabilities and thresholds, each (cells, classes)} of a checkpoint's part "val" or "test".
 
@@ -133,7 +126,6 @@ def main(argv=None):
     parser.add_argument(
         "--only", nargs="+", choices=CHANGES, metavar="CHANGE", help=f"{'; '.join(CHANGES)} (all)".replace("%", "%%")
     )
-    parser.add_argument("--align", action="store_true", help="align the changed images, as predict.py --align does")
     parser.add_argument("--out", default="robustness.json", metavar="FILE", help="figures (%(default)s)")
     data.add_table_options(parser)
     args = parser.parse_args(argv)
@@ -142,8 +134,6 @@ def main(argv=None):
     data.fill_images(table)
     images, table["image"] = load_images(table)
     changes = {name: CHANGES[name] for name in args.only or CHANGES}
-    if args.align:
-        changes = {name: partial(change_and_align, change) for name, change in changes.items()}
     paths = [find_checkpoint(checkpoint) for checkpoint in args.checkpoints]
     predicted = [predict_changed(path, table, images, args.part, changes) for path in paths]
     figures = {}

@@ -18,7 +18,6 @@ from elcells.data.images import examine
 from elcells.data.suspicions import LIKE_MODULE
 from elcells.files import InputError, locked
 from elcells.inference.cells import CellResult
-from elcells.modules.align import align_cell
 from elcells.modules.cutting import cut_image, doubts, grid_size, read_corners
 from elcells.modules.grid import Grid
 from elcells.modules.judging import text_of, verdict_of
@@ -367,28 +366,6 @@ def test_the_lens_of_one_camera_is_a_median(cells, tmp_path):
     lens = lens_of(paths, 6, 10, map)
     assert lens is None or abs(lens + 0.03) < 0.01
     assert lens_of(paths[:4], 6, 10, map) is None
-
-
-def test_a_turned_cell_is_made_upright(elpv):
-    moved = 0
-    for path in sorted((elpv.parent / "images").glob("*.png"))[:8]:
-        cell = Image.open(path)
-        turned, done = align_cell(np.asarray(cell.rotate(5, Image.Resampling.BILINEAR)))
-        moved += done and np.abs(turned.astype(int) - np.asarray(cell))[20:-20, 20:-20].mean() < 12
-        same, touched = align_cell(np.asarray(cell))
-        assert not touched and np.array_equal(same, np.asarray(cell))
-    assert moved >= 6
-
-
-def test_a_cell_that_is_to_be_aligned_is_judged_again(elpv, tmp_path):
-    first = sorted((elpv.parent / "images").glob("*.png"))[0]
-    Image.open(first).rotate(5, Image.Resampling.BILINEAR).save(tmp_path / "t.png")
-    options = [str(tmp_path / "t.png"), "--model", str(predict.SHIPPED), *CPU, "--out", str(tmp_path / "out")]
-    tables = []
-    for more in ([], ["--align"], ["--align"], []):
-        assert predict.main([*options, *more]) == 0
-        tables.append((tmp_path / "out" / "cells.csv").read_bytes())
-    assert tables[1] == tables[2] != tables[0] == tables[3]
 
 
 @pytest.mark.parametrize("values", ["1;2;3;4;5;6;7;8", "82;211;82;211;618;407;59;442", "82;211;555;113;nan;407;59;442"])

@@ -10,7 +10,7 @@ from elcells.records.record import RESERVED, Record
 from elcells.records.rows import quoted
 
 LOCK = ".results.lock"
-VERSION = 4  # of the tables below
+VERSION = 5  # of the tables below
 APPLICATION = int.from_bytes(b"ELce", "big")  # SQLite's application_id, which tells a record from other databases
 
 
@@ -22,7 +22,7 @@ CREATE TABLE runs (
 );
 CREATE TABLE images (
     id INTEGER PRIMARY KEY, path TEXT NOT NULL, page INTEGER NOT NULL, bytes INTEGER, modified INTEGER,
-    grid TEXT NOT NULL, corners TEXT NOT NULL, align INTEGER NOT NULL, status TEXT NOT NULL, error TEXT NOT NULL,
+    grid TEXT NOT NULL, corners TEXT NOT NULL, status TEXT NOT NULL, error TEXT NOT NULL,
     notes TEXT NOT NULL, metadata TEXT NOT NULL, run INTEGER REFERENCES runs, judged TEXT, since TEXT,
     UNIQUE (path, page)
 );

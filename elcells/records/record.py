@@ -116,8 +116,8 @@ class Record:
         row = self.known(request)
         if row is None or row["status"] != JUDGED:
             return False
-        asked = [request.bytes, request.modified, request.grid_text, int(request.align)]
-        done = [row[name] for name in ("bytes", "modified", "grid", "align")]
+        asked = [request.bytes, request.modified, request.grid_text]
+        done = [row[name] for name in ("bytes", "modified", "grid")]
         new_corners = request.corners and json.dumps(request.corners) != row["corners"]
         return asked == done and not new_corners
 
@@ -212,7 +212,6 @@ class Record:
             "modified": request.modified,
             "grid": request.grid_text,
             "corners": json.dumps(request.corners),
-            "align": int(request.align),
             "status": FAILED if result.error else JUDGED,
             "error": printable(result.error),
             "notes": json.dumps(result.notes),

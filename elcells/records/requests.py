@@ -20,7 +20,7 @@ class Request:
 
     name: as open_image takes it. path: the file's real path. page: from 1, 0 for the only image of a file.
     bytes, modified: size and time (ns) of the file. grid: (columns, rows) of a whole module, or None.
-    corners: eight numbers or (). align: whether a cell is turned upright. bend: the lens, or None.
+    corners: eight numbers or (). bend: the lens, or None.
     """
 
     name: str
@@ -30,7 +30,6 @@ class Request:
     modified: int
     grid: tuple | None = None
     corners: tuple = ()
-    align: bool = False
     bend: float | None = None
 
     @property
@@ -54,7 +53,7 @@ def text(name):
     return name.encode("utf-8", ANY_NAME)
 
 
-def request_of(name, grid=None, corners=None, align=False):
+def request_of(name, grid=None, corners=None):
     """The Request for an image as find_images names it. corners: (4, 2), or None."""
     file, number = file_of(name)
     real = os.path.realpath(file)
@@ -65,7 +64,7 @@ def request_of(name, grid=None, corners=None, align=False):
         size, time = status.st_size, status.st_mtime_ns
     except OSError:  # it is gone; who reads it says so
         size, time = 0, 0
-    return Request(name, real, page, size, time, grid, corners, align)
+    return Request(name, real, page, size, time, grid, corners)
 
 
 def module_name(path, page):

@@ -16,7 +16,6 @@ from elcells.data.levels import NEARLY_BLACK
 from elcells.files import CUT, MODULES, OVERLAYS, InputError, atomic_path, counted, reason
 from elcells.inference.cells import DIM_NOTE, CellResult, cell_of_image, judge
 from elcells.inference.networks import Network, open_network
-from elcells.modules.align import align_cell
 from elcells.modules.cutting import CutModule
 from elcells.modules.judging import cells_of_module, draw_results
 from elcells.modules.lens import FEWEST, lens_of
@@ -98,13 +97,9 @@ class Prepared:
 
 
 def prepared_cell(request, size):
-    """The image of a cell, upright and cut tightly if so asked."""
+    """The image of a cell."""
     try:
         pixels, notes = examine(request.name, size)
-        if request.align:
-            pixels, moved = align_cell(pixels)
-            if moved:
-                notes.append("were turned upright or cut tighter")
     except InputError as error:
         text = " ".join(str(error).split())
         return Prepared(request, ((None, CellResult(request.name, error=text)),), text)

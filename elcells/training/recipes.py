@@ -51,7 +51,7 @@ class Recipe:
     low_resolution: float = setting(
         0.0, "share of the cells that are shown with 28 to 144 pixels a side", least=0, below=1, metavar="SHARE"
     )
-    handling: bool = setting(False, "turn cells by up to 6 degrees instead of 3, half of them with black beyond their edge")
+    handling: bool = setting(False, "turn by up to 6 degrees instead of 3, half of the cells with black around")
     epoch_cells: int = setting(0, "cells per epoch; 0: as many as there are", least=0)
     keep_initial: float = setting(
         0.0, "share of the initial weights in the finished network", least=0, below=1, metavar="SHARE"
