@@ -1,7 +1,8 @@
 """Masks of drawn cracks, inactive regions and distractors, each of one cell.
 
-A drawing is a function of (rng, size) that returns float (size, size) in 0..1: where it takes light away, and how much
-of its strength. rng is a numpy Generator; coordinates are pixels of a cell of side UNIT.
+A drawing is a function of (rng, size) that returns a mask and lines. The mask, float (size, size) in 0..1, says where it
+takes light away, and how much of its strength; the lines, lists of points (x, y), where cracks run. rng is a numpy
+Generator; coordinates are pixels of a cell of side UNIT.
 """
 
 import math
@@ -63,7 +64,7 @@ def crack(rng, size):
         far_edge = [(x, y + depth) for x, y in lines[0][::-1]]
         side = polygon_mask([*lines[0], *far_edge], 1.2, size)
         mask = np.maximum(mask, rng.uniform(0.15, 0.6) * side)
-    return mask
+    return mask, lines
 
 
 def along_busbar(rng, size):
@@ -72,6 +73,7 @@ def along_busbar(rng, size):
     Mostly they are the edge of a gray part that ends at a busbar or at the cell's edge, often without a dark line.
     """
     masks = []
+    lines = []
     busbars = rng.integers(2, 6)
     borders = np.array([0, *busbar_heights(busbars), UNIT]) + rng.normal(size=busbars + 2) * 2
     for _ in range(rng.choice([1, 1, 2])):
@@ -82,6 +84,7 @@ def along_busbar(rng, size):
         length = log_uniform(rng, 40, 330)
         x = rng.choice([-4, rng.uniform(0, UNIT - 40), UNIT + 4 - length])
         line = jagged_line(rng, (x, y), rng.normal() * 0.07, length)
+        lines.append(line)
         line_strength = 1
         if rng.random() < 0.75:
             towards_top = 0.65 if height > 0.5 else 0.35
@@ -94,7 +97,7 @@ def along_busbar(rng, size):
             line_strength = rng.choice([0, rng.uniform(0.2, 1)])
         line_mask = lines_mask([line], width=rng.uniform(0.8, 2), blur=rng.uniform(0.5, 1.2), size=size)
         masks.append(line_strength * line_mask)
-    return scaled(union(masks))
+    return scaled(union(masks)), lines
 
 
 def gray_part(rng, size):
@@ -109,12 +112,14 @@ def gray_part(rng, size):
         end = (right, log_uniform(rng, 3, 90))
         corner = (right, -2)
     line = jagged_line(rng, start, math.atan2(end[1] - start[1], end[0] - start[0]), math.dist(start, end))
-    part = polygon_mask([*line, end, corner], rng.uniform(0.6, 1.3), size)
+    line.append(end)
+    part = polygon_mask([*line, corner], rng.uniform(0.6, 1.3), size)
     if rng.random() < 0.5:
         part = part * streaks(rng, size)
     line_strength = rng.choice([0, rng.uniform(0.2, 1)])
     part_strength = rng.uniform(0.5, 1)
-    return np.maximum(part_strength * part, line_strength * lines_mask([[*line, end]], rng.uniform(0.8, 2), 0.8, size))
+    line_mask = lines_mask([line], rng.uniform(0.8, 2), 0.8, size)
+    return np.maximum(part_strength * part, line_strength * line_mask), [line]
 
 
 def cross(rng, size):
@@ -137,7 +142,7 @@ def cross(rng, size):
         radii = larger * rng.uniform(1.8, 4.2) * (1 + raggedness * rng.normal(size=8))
         core = polygon_mask(list(zip(x + radii * np.cos(angles), y + radii * np.sin(angles))), blur, size)
         masks.append(rng.uniform(0.5, 1) * np.maximum(arms_mask, scaled(core)))
-    return scaled(union(masks))
+    return scaled(union(masks)), []  # too small to have a length
 
 
 # ---------------------------------------------------------------- inactive regions
@@ -147,7 +152,7 @@ def inactive(rng, size):
     """A wedge in a corner, a bite at an edge, or a polygon anywhere."""
     outline = (wedge, bite, polygon, polygon)[rng.integers(4)]
     points = outline(rng)
-    return polygon_mask(points, rng.uniform(0.7, 2.5), size)
+    return polygon_mask(points, rng.uniform(0.7, 2.5), size), []
 
 
 def strip(rng, size):
@@ -164,7 +169,9 @@ def strip(rng, size):
     if rng.random() < 0.2:
         left, right = np.sort(rng.choice([left, 100, 200, right], 2, replace=False))
     mask = polygon_mask([(left, top), (right, top), (right, bottom), (left, bottom)], rng.uniform(0.5, 3), size)
-    return mask * streaks(rng, size) if rng.random() < 0.3 else mask
+    if rng.random() < 0.3:
+        mask = mask * streaks(rng, size)
+    return mask, []
 
 
 def wedge(rng):
@@ -217,31 +224,7 @@ def contacts(rng, size):
             above = [(edge, y - wide), (shoulder, y - wide), (tip, y - narrow)]
             below = [(tip, y + narrow), (shoulder, y + wide), (edge, y + wide)]
             masks.append(polygon_mask(above + below, blur, size))
-    return union(masks)
-
-
-def bands(rng, size):
-    """Dark bands along the busbars with bright ones between them, as in a string under reverse bias."""
-    busbars = rng.integers(2, 6)
-    busbar = busbars * (np.arange(size) + 0.5) / size
-    wave = 0.5 + 0.5 * np.cos(2 * math.pi * (busbar + rng.choice([0, 0.5])))
-    levels = rng.uniform(0.5, 1, busbars + 2)[(busbar + 0.5).astype(int)]
-    levels = ndimage.gaussian_filter1d(levels, size / 40)
-    off_middle = np.abs(np.linspace(-1, 1, size) - rng.uniform(-0.2, 0.2)).clip(max=1) ** rng.uniform(1, 4)
-    waist = 1 - rng.uniform(0, 0.6) * off_middle  # the bands narrow towards the contacts
-    mask = wave[:, None] ** (rng.uniform(0.5, 2) / waist) * levels[:, None]
-    return scaled(mask).astype(np.float32)
-
-
-def rings(rng, size):
-    """A dark disc or rings around the middle of the wafer, as oxygen in the crystal leaves them."""
-    x, y = UNIT / 2 + 20 * rng.normal(size=2)
-    place = (np.arange(size) + 0.5) * UNIT / size
-    radius = np.hypot(place - x, place[:, None] - y)
-    disc = 1 / (1 + np.exp((radius - rng.uniform(30, 150)) / rng.uniform(3, 20)))
-    wave = 0.5 + 0.5 * np.cos(2 * math.pi * (radius / log_uniform(rng, 12, 60) + rng.random()))
-    depth = rng.random()
-    return scaled(disc * (1 - depth + depth * wave)).astype(np.float32)
+    return union(masks), []
 
 
 def fingers(rng, size):
@@ -252,7 +235,7 @@ def fingers(rng, size):
         top = rng.choice([20, 60, 110, 160, 210])
         bottom = min(top + rng.uniform(20, 95), UNIT - 5)
         lines.append([(x, top), (x, bottom)])
-    return lines_mask(lines, rng.uniform(1, 4), 1.0, size)
+    return lines_mask(lines, rng.uniform(1, 4), 1.0, size), []
 
 
 def blobs(rng, size):
@@ -265,7 +248,7 @@ def blobs(rng, size):
         outline_x = x + radius * rng.uniform(0.6, 1.4, 12) * np.cos(angles)
         outline_y = y + radius * rng.uniform(0.6, 1.4, 12) * np.sin(angles)
         masks.append(polygon_mask(list(zip(outline_x, outline_y)), radius * rng.uniform(0.3, 0.8), size))
-    return scaled(union(masks))
+    return scaled(union(masks)), []
 
 
 def clouds(rng, size):
@@ -278,7 +261,7 @@ def clouds(rng, size):
     else:
         mask = dots(rng)
     image = Image.fromarray((255 * mask / max(mask.max(), 0.3)).clip(0, 255).astype(np.uint8))
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC), np.float32) / 255
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC), np.float32) / 255, []
 
 
 def blotches(rng):
