@@ -28,8 +28,8 @@ def drawn_cells(table, classes, seed):
     images, labels = data.CellDataset(cells, pixels, classes).batch(range(count))
     defects = SyntheticDefects(classes, counts=dict.fromkeys(COUNTS, 200), seed=seed)
     numbers = torch.rand(NUMBERS, count, generator=torch.Generator().manual_seed(seed))
-    images, labels, *_ = defects.draw(images, labels, numbers)
-    return images, labels
+    drawn = defects.draw(images, labels, numbers)
+    return drawn.images, drawn.labels
 
 
 @command

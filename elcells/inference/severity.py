@@ -7,8 +7,6 @@ were chosen on 545 foreign cells with outlines drawn by people (doc/results.md).
 import cv2
 import numpy as np
 from scipy import ndimage
-from skimage.filters import apply_hysteresis_threshold
-from skimage.morphology import skeletonize
 
 SIDE = 300  # pixels of the cell in which regions are looked for
 DARK = 0.5  # an inactive region is darker than this share of what the place would have

@@ -20,7 +20,8 @@ class Batch:
     images: uint8 (B, 1, S, S). labels: float (B, C). changes: float (B, 2, 3), of `augment`.
     aux_weight: float (B,), how much each cell counts in the auxiliary loss: 0 for one with real defects; its mean over
         all processes is 1.
-    aux_masks: uint8 (B, C, S, S), where defects were drawn, or None.
+    aux_masks: uint8 (B, C, S, S), where defects were drawn, or None. lines: uint8 (B, 1, S / 2, S / 2), where drawn
+        cracks run, or None.
     light: float (B, 3), of `uneven_light`, or None. noise: float (B, 1, S, S), added to images in 0..1, or None.
     black: bool (B,), of `augment`, or None. share: B over its mean over all processes.
     """
@@ -30,6 +31,7 @@ class Batch:
     changes: torch.Tensor
     aux_weight: torch.Tensor
     aux_masks: torch.Tensor | None = None
+    lines: torch.Tensor | None = None
     light: torch.Tensor | None = None
     noise: torch.Tensor | None = None
     black: torch.Tensor | None = None
@@ -55,6 +57,10 @@ class Batch:
     def augmented_masks(self, device):
         """Where defects were drawn, moved as the images are: float (B, C, S, S) in 0..1, on the device."""
         return augment(self.aux_masks.to(device), self.changes, self.black)
+
+    def augmented_lines(self, device):
+        """Where drawn cracks run, moved as the images are: float (B, 1, S / 2, S / 2) in 0..1, on the device."""
+        return augment(self.lines.to(device), self.changes, self.black)
 
 
 class Batches:
@@ -112,7 +118,7 @@ class Batches:
             numbers = torch.rand(NUMBERS, count, generator=generator(Stream.DRAWN_DEFECTS))
             share = SHARE if epoch < recipe.synthetic * recipe.epochs else LAST_SHARE
             drawn = self.defects.draw(images, labels, numbers[:, rows_here], share)
-            batch.images, batch.labels, batch.aux_masks, contrast = drawn
+            batch.images, batch.labels, batch.aux_masks, batch.lines, contrast = drawn
         if recipe.low_resolution:
             numbers = torch.rand(resolution.NUMBERS, count, generator=generator(Stream.RESOLUTION))[:, rows_here]
             has_defect = labels.amax(1) > 0  # a real one

@@ -1,7 +1,7 @@
 """Masks of drawn cracks, inactive regions and distractors, each of one cell.
 
-A drawing is a function of (rng, size) that returns a mask and lines. The mask, float (size, size) in 0..1, says where it
-takes light away, and how much of its strength; the lines, lists of points (x, y), where cracks run. rng is a numpy
+A drawing is a function of (rng, size) that returns a mask and lines. The mask, float (size, size) in 0..1, says where
+it takes light away, and how much of its strength; the lines, lists of points (x, y), where cracks run. rng is a numpy
 Generator; coordinates are pixels of a cell of side UNIT.
 """
 

@@ -87,6 +87,16 @@ def lines_mask(lines, width, blur, size):
     return scaled(np.asarray(image, np.float32) / 255)
 
 
+def thin_lines(lines, size):
+    """uint8 (size, size): 255 along lines (lists of points), one pixel wide, and 0 elsewhere."""
+    scale = size / UNIT
+    image = Image.new("L", (size, size))
+    draw = ImageDraw.Draw(image)
+    for line in lines:
+        draw.line([(float(x) * scale, float(y) * scale) for x, y in line], fill=255)
+    return np.array(image)
+
+
 def polygon_mask(points, blur, size):
     """Mask of a filled polygon whose edge is softened by `blur`, in pixels of UNIT."""
     scale = size / UNIT

@@ -1,13 +1,14 @@
 """Draw cracks, inactive regions and distractors into defect-free cells, as additional training images.
 
 >>> defects = SyntheticDefects()
->>> images, labels, aux_masks = defects.draw(images, labels, torch.rand(NUMBERS, len(images)))
+>>> drawn = defects.draw(images, labels, torch.rand(NUMBERS, len(images)))
 
 The masks of drawings.py are drawn once and then laid over cells in ever new combinations, orientations and strengths.
 """
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from elcells.data.tables import CLASSES
 from elcells.devices import send
 from elcells.files import InputError
 from elcells.training.drawings import CLASS_OF_KIND, DRAWINGS
+from elcells.training.shapes import thin_lines
 
 SHARE = 0.5  # of the defect-free cells that get a defect
 LAST_SHARE = 0.15  # of them in the last epochs: as many as really have a defect
@@ -45,16 +47,32 @@ def texture(images):
     return median_step / coarse.mean((1, 2, 3)).clamp(1)
 
 
+class Drawn(NamedTuple):
+    """A batch into which defects were drawn: new tensors.
+
+    images: uint8 (B, 1, S, S). labels: float (B, C), with what was drawn. aux_masks: uint8 (B, C, S, S), where the
+    defects of each class take light away. lines: uint8 (B, 1, S / 2, S / 2), where cracks run. contrast: float
+    (B, 1, S, S), the share of the light that drawn cracks take.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    aux_masks: torch.Tensor
+    lines: torch.Tensor
+    contrast: torch.Tensor
+
+
 @dataclass
 class Masks:
     """The masks of one kind and the drawings that they are of, on one device. D: drawings of the kind.
 
-    masks: uint8 (N, S, S), those of one drawing side by side. first, number: int (D,), where its masks begin and how
-    many they are. cumulated_share: float (2, D - 1), of the drawings, in textured and in smooth cells. upright: bool
-    (D,). low, high: float (D,), range of the strength.
+    masks: uint8 (N, S, S), those of one drawing side by side. lines: uint8 (N, S / 2, S / 2), of cracks.
+    first, number: int (D,), where its masks begin and how many they are. cumulated_share: float (2, D - 1), of the
+    drawings, in textured and in smooth cells. upright: bool (D,). low, high: float (D,), range of the strength.
     """
 
     masks: torch.Tensor
+    lines: torch.Tensor
     first: torch.Tensor
     number: torch.Tensor
     cumulated_share: torch.Tensor
@@ -63,19 +81,21 @@ class Masks:
     high: torch.Tensor
 
     def choose(self, smooth, numbers):
-        """Masks and strengths for cells: uint8 (B, S, S) and float (B,).
+        """Masks, lines and strengths for cells: uint8 (B, S, S), uint8 (B, S / 2, S / 2) and float (B,).
 
         smooth: int (B,), 1 for mono cells. numbers: float (MASK_NUMBERS, B) in 0..1, random.
         """
         which_mask, how_strong, mirror_x, mirror_y, transpose, which_drawing = numbers
         drawing = (which_drawing[:, None] >= self.cumulated_share[smooth]).sum(1)
-        masks = self.masks[self.first[drawing] + (which_mask * self.number[drawing]).long()]
-        may_turn = ~self.upright[drawing]
-        masks = torch.where(of_masks(mirror_x < 0.5), masks.flip(-1), masks)
-        masks = torch.where(of_masks(mirror_y < 0.5), masks.flip(-2), masks)
-        masks = torch.where(of_masks((transpose < 0.5) & may_turn), masks.transpose(-1, -2), masks)
+        chosen = self.first[drawing] + (which_mask * self.number[drawing]).long()
+        is_transposed = of_masks((transpose < 0.5) & ~self.upright[drawing])
+        turned = []
+        for masks in (self.masks[chosen], self.lines[chosen]):
+            masks = torch.where(of_masks(mirror_x < 0.5), masks.flip(-1), masks)
+            masks = torch.where(of_masks(mirror_y < 0.5), masks.flip(-2), masks)
+            turned.append(torch.where(is_transposed, masks.transpose(-1, -2), masks))
         strength = self.low[drawing] + (self.high - self.low)[drawing] * how_strong
-        return masks, strength
+        return *turned, strength
 
 
 def of_masks(values):
@@ -91,13 +111,13 @@ def draw_masks(number, kind, drawings, count, size, seed, device):
 
     def draw_mask(i):
         rng = np.random.default_rng([seed, number, i])
-        mask = drawings[drawing_of_mask[i]].draw(rng, size)
-        return torch.from_numpy((255 * mask).astype(np.uint8))
+        mask, lines = drawings[drawing_of_mask[i]].draw(rng, size)
+        return torch.from_numpy((255 * mask).astype(np.uint8)), torch.from_numpy(thin_lines(lines, size // 2))
 
     with ThreadPoolExecutor(THREADS) as pool:
         drawn = pool.map(draw_mask, range(len(drawing_of_mask)))
         bar = tqdm(drawn, f"drawing {kind}", len(drawing_of_mask), unit="mask", leave=False, disable=None)
-        masks = torch.stack(list(bar))
+        masks, lines = map(torch.stack, zip(*bar))
     shares = np.array([[d.textured for d in drawings], [d.smooth for d in drawings]])
     cumulated = np.cumsum(shares / shares.sum(1, keepdims=True), 1)[:, :-1]
 
@@ -106,6 +126,7 @@ def draw_masks(number, kind, drawings, count, size, seed, device):
 
     return Masks(
         masks=masks.to(device),
+        lines=lines.to(device),
         first=on_device(np.cumsum(numbers) - numbers, np.int64),
         number=on_device(numbers, np.int64),
         cumulated_share=on_device(cumulated, np.float32),
@@ -139,22 +160,23 @@ class SyntheticDefects:
 
         images: uint8 (B, 1, S, S), on any device. labels: float (B, C) and numbers: float (NUMBERS, B) in 0..1, from
             which all that is drawn follows, both on the CPU. share: of the defect-free cells that get a defect.
-        Returns (images, labels, aux_masks, contrast), new tensors: the labels say what was drawn; aux_masks, uint8
-        (B, C, S, S), say where; contrast, float (B, 1, S, S), says which share of the light the drawn cracks take.
+        Returns Drawn.
         """
         smooth = (texture(images) < SMOOTH).long()
         images = images.clone()
         labels = labels.clone()
         aux_masks = images.new_zeros(len(images), labels.shape[1], *images.shape[2:])
         contrast = torch.zeros_like(images, dtype=torch.float32)
+        all_lines = images.new_zeros(len(images), 1, *self.masks["crack"].lines.shape[1:])
         chosen = self.choose_cells(labels, numbers[:CELL_NUMBERS], share)
         for (kind, is_chosen), mask_numbers in zip(chosen.items(), numbers[CELL_NUMBERS:].split(MASK_NUMBERS)):
             cells = is_chosen.nonzero()[:, 0]
             places = send(cells, images.device)
             mask_numbers = send(mask_numbers[:, cells].contiguous(), images.device)
-            masks, strength = self.masks[kind].choose(smooth[places], mask_numbers)
+            masks, lines, strength = self.masks[kind].choose(smooth[places], mask_numbers)
             taken = of_masks(strength) / 255 * masks
             images[places, 0] = (images[places, 0] * (1 - taken)).to(torch.uint8)
+            all_lines[places, 0] = torch.maximum(all_lines[places, 0], lines)
             if kind == "crack":
                 contrast[places, 0] = taken
             elif kind in CLASS_OF_KIND:
@@ -163,7 +185,7 @@ class SyntheticDefects:
                 column = self.column[CLASS_OF_KIND[kind]]
                 labels[cells, column] = 1
                 aux_masks[places, column] = masks
-        return images, labels, aux_masks, contrast
+        return Drawn(images, labels, aux_masks, all_lines, contrast)
 
     def choose_cells(self, labels, numbers, share):
         """Which cells get which kind of drawing: {kind: bool (B,)}, in the order of DRAWINGS."""
