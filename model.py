@@ -41,6 +41,7 @@ class NetworkKind:
 
     build: function of (number of classes, width) that gives it with random weights; it takes gray images (N, 1, H, W)
         and gives logits (N, classes); its last layer is called fc.
+    stem: name of the layer whose output is the last of stride 2.
     stages: names of its four stages, whose outputs are the last of strides 4, 8, 16 and 32.
     map_layers: names of four layers of these strides whose outputs class maps are made of, if not the stages'; they
         should not be negative.
@@ -48,6 +49,7 @@ class NetworkKind:
     """
 
     build: Callable
+    stem: str
     stages: tuple
     map_layers: tuple = ()
     imagenet: Callable | None = None
@@ -146,6 +148,7 @@ class EfficientNetLite0(nn.Module):
 
 NETWORKS["efficientnet_lite0"] = NetworkKind(
     build=lambda classes, width: EfficientNetLite0(classes),
+    stem="blocks.0",
     stages=("blocks.2", "blocks.4", "blocks.10", "last"),
     # Its stages end without an activation; the first convolution of the next block has one.
     map_layers=("blocks.3.layers.0", "blocks.5.layers.0", "blocks.11.layers.0", "last"),
@@ -164,6 +167,7 @@ def torchvision_resnet(name, classes):
 
 NETWORKS["resnet34"] = NetworkKind(
     build=lambda classes, width: torchvision_resnet("resnet34", classes),
+    stem="relu",
     stages=("layer1", "layer2", "layer3", "layer4"),
     imagenet=partial(imagenet_torchvision, "resnet34"),
 )
@@ -224,6 +228,7 @@ class ResNet(nn.Module):
 
 NETWORKS["resnet"] = NetworkKind(
     build=ResNet,
+    stem="stem.2",
     stages=("blocks.1", "blocks.3", "blocks.5", "last"),
 )
 

@@ -24,7 +24,7 @@ from elcells.evaluation.calibration import Calibration
 from elcells.evaluation.evaluate import calibrate, evaluate, uncalibrated
 from elcells.evaluation.metrics import f1_scores, metrics_table
 from elcells.files import InputError, atomic_path, reason
-from elcells.training.auxiliary import WithAuxiliaryHead, auxiliary_loss
+from elcells.training.auxiliary import LINE_RATE, WithAuxiliaryHeads, line_loss, region_loss
 from elcells.training.batches import Batches
 from elcells.training.bfloat16 import fast_layers
 from elcells.training.checkpoints import network_state, read_checkpoint
@@ -81,14 +81,14 @@ class Trainer:
         if recipe.keep_initial:
             self.initial = {k: v.detach().cpu().clone() for k, v in model.network.state_dict().items()}
 
-        has_head = recipe.aux_loss > 0 and recipe.synthetic > 0
-        self.trained = WithAuxiliaryHead(model, has_head).to(self.device, memory_format=torch.channels_last)
+        has_heads = recipe.aux_loss > 0 and recipe.synthetic > 0
+        self.trained = WithAuxiliaryHeads(model, has_heads).to(self.device, memory_format=torch.channels_last)
         self.trained = synchronise_norms(self.trained)
         self.frozen = nn.ModuleList(first_layers(model, recipe.freeze_stages)).requires_grad_(False)
         self.parallel = DistributedDataParallel(self.trained) if world() > 1 else self.trained
 
         self.learning = [p for p in self.trained.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(self.learning, recipe)
+        self.optimizer = make_optimizer(self.trained, recipe)
         self.run_step = self.seeded_step
         if self.device.type == "cuda" and world() == 1:
             self.run_step = GraphedSteps(self.train_step, self.trained, self.optimizer, self.device)
@@ -182,12 +182,15 @@ class Trainer:
         images = batch.augmented_images(self.device)
         labels = send(batch.labels, self.device)
         with autocast(self.device, self.run.precision):
-            logits, aux_logits = self.parallel(channels_last(images))
+            logits, regions, lines = self.parallel(channels_last(images))
         loss = F.binary_cross_entropy_with_logits(logits, labels)
         total = loss
-        if aux_logits is not None:
-            drawn = batch.augmented_masks(self.device)
-            total = loss + self.recipe.aux_loss * auxiliary_loss(aux_logits, drawn, send(batch.aux_weight, self.device))
+        if regions is not None:
+            masks = batch.augmented_masks(self.device)
+            aux_loss = region_loss(regions, masks, send(batch.aux_weight, self.device))
+            drawn_lines = batch.augmented_lines(self.device)
+            aux_loss = aux_loss + line_loss(lines, drawn_lines, send(batch.lines_known, self.device))
+            total = loss + self.recipe.aux_loss * aux_loss
         self.optimizer.zero_grad(set_to_none=True)
         (total * batch.share).backward()
         self.optimizer.step()
@@ -196,7 +199,7 @@ class Trainer:
     def fast_layers(self):
         """The context in which steps are taken: in bfloat16 on a CPU with faster layers."""
         is_slow = self.device.type == "cpu" and self.run.precision == torch.bfloat16
-        return fast_layers(self.model.network, active=is_slow)
+        return fast_layers(self.trained, active=is_slow)
 
     def training_mode(self):
         """Set the network to training, except for its frozen stages."""
@@ -290,7 +293,7 @@ class Trainer:
             group["lr"] = float(group["lr"])
         self.save_snapshot(
             path,
-            aux_head=self.trained.head.state_dict() if self.trained.head else {},
+            aux_heads=self.trained.heads.state_dict() if self.trained.heads else {},
             optimizer=optimizer,
             step=self.step,
             seed=self.run.seed,
@@ -341,8 +344,8 @@ class Trainer:
                     f"are {len(self.train_set)} with seed {self.run.seed}; give the same table and options"
                 )
             self.model.network.load_state_dict(network_state(checkpoint))
-            if self.trained.head:
-                self.trained.head.load_state_dict(checkpoint["aux_head"])
+            if self.trained.heads:
+                self.trained.heads.load_state_dict(checkpoint["aux_heads"])
             self.load_optimizer(checkpoint["optimizer"])
             self.model.metadata, self.model.calibration, _ = read_config(checkpoint["config"])
             self.initial = checkpoint["initial"]
@@ -370,9 +373,14 @@ class Trainer:
             self.run_step.move_learning_rate()
 
 
-def make_optimizer(parameters, recipe):
-    """The recipe's optimiser."""
+def make_optimizer(trained, recipe):
+    """The recipe's optimiser of WithAuxiliaryHeads; the decoder of lines learns LINE_RATE times as fast."""
     settings = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": True}
+    of_lines = list(trained.heads["lines"].parameters()) if trained.heads else []
+    others = [p for p in trained.parameters() if p.requires_grad and not any(p is line for line in of_lines)]
+    parameters = [{"params": others, "rate": 1}]
+    if of_lines:
+        parameters.append({"params": of_lines, "rate": LINE_RATE})
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=MOMENTUM, **settings)
     return torch.optim.AdamW(parameters, **settings)

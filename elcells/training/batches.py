@@ -20,8 +20,9 @@ class Batch:
     images: uint8 (B, 1, S, S). labels: float (B, C). changes: float (B, 2, 3), of `augment`.
     aux_weight: float (B,), how much each cell counts in the auxiliary loss: 0 for one with real defects; its mean over
         all processes is 1.
-    aux_masks: uint8 (B, C, S, S), where defects were drawn, or None. lines: uint8 (B, 1, S / 2, S / 2), where drawn
-        cracks run, or None.
+    aux_masks: uint8 (B, C, S, S), where defects were drawn, or None.
+    lines: uint8 (B, 1, S / 2, S / 2), where drawn cracks run, or None. lines_known: float (B,), 0 for cells with a
+        real crack, since nobody marked where it runs.
     light: float (B, 3), of `uneven_light`, or None. noise: float (B, 1, S, S), added to images in 0..1, or None.
     black: bool (B,), of `augment`, or None. share: B over its mean over all processes.
     """
@@ -32,6 +33,7 @@ class Batch:
     aux_weight: torch.Tensor
     aux_masks: torch.Tensor | None = None
     lines: torch.Tensor | None = None
+    lines_known: torch.Tensor | None = None
     light: torch.Tensor | None = None
     noise: torch.Tensor | None = None
     black: torch.Tensor | None = None
@@ -119,6 +121,7 @@ class Batches:
             share = SHARE if epoch < recipe.synthetic * recipe.epochs else LAST_SHARE
             drawn = self.defects.draw(images, labels, numbers[:, rows_here], share)
             batch.images, batch.labels, batch.aux_masks, batch.lines, contrast = drawn
+            batch.lines_known = 1 - labels[:, self.defects.column["crack"]]
         if recipe.low_resolution:
             numbers = torch.rand(resolution.NUMBERS, count, generator=generator(Stream.RESOLUTION))[:, rows_here]
             has_defect = labels.amax(1) > 0  # a real one

@@ -58,7 +58,8 @@ def crack(rng, size):
         if rng.random() < 0.3:  # the other way too, which makes a star of a start within the cell
             back = angle + math.pi + rng.normal() * 0.2
             lines.append(random_polyline(rng, start, back, length * 0.6, wobble))
-    mask = lines_mask(lines, width=rng.uniform(1, 2.6), blur=rng.uniform(0.6, 1.3), size=size)
+    width = rng.choice([rng.uniform(1, 2.6), rng.uniform(2.6, 7)], p=[0.85, 0.15])
+    mask = lines_mask(lines, width, blur=rng.uniform(0.6, 1.3), size=size)
     if rng.random() < 0.3 and len(lines[0]) > 4:
         depth = rng.choice([-1, 1]) * rng.uniform(20, 95)
         far_edge = [(x, y + depth) for x, y in lines[0][::-1]]
@@ -122,19 +123,34 @@ def gray_part(rng, size):
     return np.maximum(part_strength * part, line_strength * line_mask), [line]
 
 
+def arc(rng, size):
+    """A long flat arc, more or less along the busbars; sometimes the part between it and its chord is darker."""
+    length = rng.uniform(35, 130)
+    x = rng.uniform(20, UNIT - 20 - length / 2)
+    y = rng.uniform(15, UNIT - 15)
+    height = length * rng.uniform(-0.12, 0.12)
+    along = np.linspace(0, 1, 25)
+    rise = 4 * height * along * (1 - along) + 0.1 * rng.normal() * length * along
+    line = list(zip(x + length * along, y + rise))
+    mask = lines_mask([line], rng.uniform(0.8, 2.2), rng.uniform(0.5, 1.2), size)
+    if rng.random() < 0.4:
+        mask = np.maximum(mask, rng.uniform(0.1, 0.5) * polygon_mask(line, 1.5, size))
+    return mask, [line]
+
+
 def cross(rng, size):
     """One to five small crosses, as point loads leave them: a dark core with short arms, blurred by the resizing."""
     masks = []
-    blur = rng.uniform(0.8, 1.6)
+    blur = rng.uniform(0.9, 1.7)
     turn = math.pi / 4 + rng.normal() * 0.2
-    larger = rng.choice([1, 1, 1, rng.uniform(1.2, 2.5)])
+    larger = rng.choice([1, 1, 1, rng.uniform(1.1, 1.7)])
     width = larger * rng.uniform(1.5, 3.2)
-    raggedness = rng.uniform(0.1, 0.4)
+    raggedness = rng.uniform(0.1, 0.3)
     for _ in range(rng.integers(1, 6)):
         x, y = rng.uniform(12, UNIT - 12, 2)
         arms = []
         for k in range(4):
-            length = larger * rng.uniform(2, 7)
+            length = larger * rng.uniform(3, 6)
             angle = turn + k * math.pi / 2 + rng.normal() * raggedness
             arms.append([(x, y), (x + length * math.cos(angle), y + length * math.sin(angle))])
         arms_mask = lines_mask(arms, width, blur, size) * rng.uniform(0.5, 1)
@@ -153,6 +169,22 @@ def inactive(rng, size):
     outline = (wedge, bite, polygon, polygon)[rng.integers(4)]
     points = outline(rng)
     return polygon_mask(points, rng.uniform(0.7, 2.5), size), []
+
+
+def broken_corner(rng, size):
+    """A corner, or a part of an edge, that a jagged crack has cut off and that no longer glows."""
+    if rng.random() < 0.6:
+        start = (log_uniform(rng, 40, 320), -4)
+        end = (-4, log_uniform(rng, 15, 120))
+        outside = [(-4, -4)]
+    else:
+        left, right = np.sort(rng.uniform(-4, UNIT + 4, 2))
+        start = (right, log_uniform(rng, 4, 60))
+        end = (left, log_uniform(rng, 4, 60))
+        outside = [(left, -4), (right, -4)]
+    line = jagged_line(rng, start, math.atan2(end[1] - start[1], end[0] - start[0]), math.dist(start, end))
+    line.append(end)
+    return polygon_mask([*line, *outside], rng.uniform(0.5, 1.5), size), [line]
 
 
 def strip(rng, size):
@@ -316,9 +348,17 @@ DRAWINGS = {
         Drawing(crack, smooth=0.5, textured=0.65, upright=False, low=0.15, high=0.65),
         Drawing(along_busbar, smooth=0.2, textured=0.25, upright=True, low=0.15, high=0.65),
         Drawing(gray_part, smooth=0.05, textured=0.1, upright=False, low=0.15, high=0.65),
-        Drawing(cross, smooth=0.25, textured=0.0, upright=False, low=0.35, high=0.9),
+        Drawing(cross, smooth=0.25, textured=0.0, upright=False, low=0.3, high=0.9),
+        Drawing(arc, smooth=0.1, textured=0.05, upright=True, low=0.1, high=0.5),
     ),
     "inactive": (Drawing(inactive, smooth=1.0, textured=1.0, upright=False, low=0.64, high=0.96),),
+    "broken": (Drawing(broken_corner, smooth=1.0, textured=1.0, upright=False, low=0.6, high=0.97),),
     "strip": (Drawing(strip, smooth=1.0, textured=1.0, upright=False, low=0.64, high=0.96),),
 }
-CLASS_OF_KIND = {"crack": "crack", "inactive": "inactive", "strip": "inactive"}
+CLASSES_OF_KIND = {  # the labels that it gets
+    "distractor": (),
+    "crack": ("crack",),
+    "inactive": ("inactive",),
+    "broken": ("crack", "inactive"),
+    "strip": ("inactive",),
+}

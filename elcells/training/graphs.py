@@ -28,12 +28,12 @@ def undone(network, optimizer):
 
 
 def set_learning_rate(optimizer, rate):
-    """Set the rate of all groups, in the memory that it has where it is a tensor."""
+    """Set the rate of all groups, times their own "rate", in the memory that it has where it is a tensor."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(rate)
+            group["lr"].fill_(rate * group["rate"])
         else:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
 
 
 class GraphedSteps:

@@ -19,16 +19,17 @@ from elcells.data.images import IMAGE_SIZE, THREADS
 from elcells.data.tables import CLASSES
 from elcells.devices import send
 from elcells.files import InputError
-from elcells.training.drawings import CLASS_OF_KIND, DRAWINGS
+from elcells.training.drawings import CLASSES_OF_KIND, DRAWINGS
 from elcells.training.shapes import thin_lines
 
 SHARE = 0.5  # of the defect-free cells that get a defect
 LAST_SHARE = 0.15  # of them in the last epochs: as many as really have a defect
 CRACK_ONLY = 0.6  # of these
 INACTIVE_ONLY = 0.05  # of these
-STRIP_ONLY = 0.08  # of these; the others get a crack and an inactive region
+STRIP_ONLY = 0.08  # of these
+BROKEN = 0.13  # of these; the others get a crack and an inactive region
 DISTRACTORS = 0.4  # share of all defect-free cells that get distractors, with or without a defect
-COUNTS = {"distractor": 800, "crack": 1800, "inactive": 700, "strip": 200}  # masks of each kind
+COUNTS = {"distractor": 800, "crack": 1800, "inactive": 700, "broken": 500, "strip": 200}  # masks of each kind
 CELL_NUMBERS = 3  # random numbers that a cell takes: whether it gets a defect, which ones, and whether a distractor
 MASK_NUMBERS = 6  # and for each kind: which mask, its strength, mirrored twice, transposed, which drawing
 NUMBERS = CELL_NUMBERS + MASK_NUMBERS * len(DRAWINGS)
@@ -96,6 +97,12 @@ class Masks:
             turned.append(torch.where(is_transposed, masks.transpose(-1, -2), masks))
         strength = self.low[drawing] + (self.high - self.low)[drawing] * how_strong
         return *turned, strength
+
+
+def edges(masks):
+    """The edges of regions, seven pixels wide: uint8 (B, S, S) of masks likewise."""
+    masks = masks[:, None].float()
+    return (F.max_pool2d(masks, 7, 1, 3) + F.max_pool2d(-masks, 7, 1, 3))[:, 0].to(torch.uint8)
 
 
 def of_masks(values):
@@ -179,12 +186,12 @@ class SyntheticDefects:
             all_lines[places, 0] = torch.maximum(all_lines[places, 0], lines)
             if kind == "crack":
                 contrast[places, 0] = taken
-            elif kind in CLASS_OF_KIND:
+            elif kind == "inactive":
                 contrast[places, 0] *= 1 - taken  # a crack within a dark region is hardly seen
-            if kind in CLASS_OF_KIND:
-                column = self.column[CLASS_OF_KIND[kind]]
+            for name in CLASSES_OF_KIND[kind]:
+                column = self.column[name]
                 labels[cells, column] = 1
-                aux_masks[places, column] = masks
+                aux_masks[places, column] = edges(masks) if (name, kind) == ("crack", "broken") else masks
         return Drawn(images, labels, aux_masks, all_lines, contrast)
 
     def choose_cells(self, labels, numbers, share):
@@ -195,9 +202,12 @@ class SyntheticDefects:
         only_crack = which < CRACK_ONLY
         only_inactive = ~only_crack & (which < CRACK_ONLY + INACTIVE_ONLY)
         only_strip = ~only_crack & ~only_inactive & (which < CRACK_ONLY + INACTIVE_ONLY + STRIP_ONLY)
+        broken = which > 1 - BROKEN
+        both = ~only_crack & ~only_inactive & ~only_strip & ~broken
         return {
             "distractor": defect_free & (whether_distractor < DISTRACTORS),
-            "crack": gets_defect & ~only_inactive & ~only_strip,
-            "inactive": gets_defect & ~only_crack & ~only_strip,
+            "crack": gets_defect & (only_crack | both),
+            "inactive": gets_defect & (only_inactive | both),
+            "broken": gets_defect & broken,
             "strip": gets_defect & only_strip,
         }
