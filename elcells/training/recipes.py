@@ -43,7 +43,7 @@ class Recipe:
         0.0, "share of the epochs with many drawn defects; 0: none are drawn", least=0, below=1, metavar="SHARE"
     )
     aux_loss: float = setting(
-        0.0, "weight of the auxiliary head's loss, which needs drawn defects", least=0, metavar="WEIGHT"
+        0.0, "weight of the auxiliary heads' losses, which need drawn defects", least=0, metavar="WEIGHT"
     )
     freeze_stages: int = setting(0, "freeze the first N of the network's four stages", least=0, most=3)
     normalise_brightness: bool = setting(False, "scale cells to the same brightness first, after training too")
