@@ -376,11 +376,10 @@ class Trainer:
 def make_optimizer(trained, recipe):
     """The recipe's optimiser of WithAuxiliaryHeads; the decoder of lines learns LINE_RATE times as fast."""
     settings = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": True}
-    of_lines = list(trained.heads["lines"].parameters()) if trained.heads else []
-    others = [p for p in trained.parameters() if p.requires_grad and not any(p is line for line in of_lines)]
-    parameters = [{"params": others, "rate": 1}]
-    if of_lines:
-        parameters.append({"params": of_lines, "rate": LINE_RATE})
+    learning = [(name, p) for name, p in trained.named_parameters() if p.requires_grad]
+    parameters = [{"params": [p for name, p in learning if not name.startswith("heads.lines.")], "rate": 1}]
+    if trained.heads:
+        parameters.append({"params": list(trained.heads["lines"].parameters()), "rate": LINE_RATE})
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=MOMENTUM, **settings)
     return torch.optim.AdamW(parameters, **settings)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from elcells.training.augmentation import augment, draw_changes
-from elcells.training.resolution import FIRST_FOR_DEFECTS, NUMBERS, SIDES, LowResolution, matrix
+from elcells.training.resolution import LEAST_FOR_DEFECTS, NUMBERS, SIDES, LowResolution, matrix
 
 SIZE = 120
 
@@ -54,7 +54,7 @@ def test_cells_with_a_real_defect_keep_more_pixels(low_resolution):
     has_defect = torch.tensor([False, True])
     shown = low_resolution.show(images, torch.zeros(2, 1, SIZE, SIZE), has_defect, numbers_of(2), 1.0)
     free, defective = inner(shown).std((1, 2, 3))
-    assert SIDES[FIRST_FOR_DEFECTS] > 2 * SIDES[0]
+    assert LEAST_FOR_DEFECTS > 2 * SIDES[0]
     assert defective > 3 * free
 
 

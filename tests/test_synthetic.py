@@ -14,6 +14,7 @@ from elcells.training.synthetic import (
     COUNTS,
     CRACK_ONLY,
     INACTIVE_ONLY,
+    MASK_NUMBERS,
     NUMBERS,
     SMOOTH,
     STRIP_ONLY,
@@ -139,7 +140,10 @@ def test_every_drawing_is_a_mask_that_follows_from_its_generator(drawing):
     assert sum(m.max() > 0.3 for m in masks) >= 10
 
 
-@pytest.mark.parametrize("draw", [drawings.crack, drawings.along_busbar, drawings.gray_part, drawings.arc])
+WITH_LINES = [drawings.crack, drawings.along_busbar, drawings.gray_part, drawings.arc, drawings.broken_corner]
+
+
+@pytest.mark.parametrize("draw", WITH_LINES)
 def test_the_lines_of_a_crack_run_where_its_mask_is_or_ends(draw):
     """A gray part without a dark edge ends at its line."""
     is_near = []
@@ -148,7 +152,7 @@ def test_the_lines_of_a_crack_run_where_its_mask_is_or_ends(draw):
         on_line = thin_lines(lines, 300) > 0
         assert on_line.any()
         is_near.append(maximum_filter(mask, 7)[on_line] > 0.05)
-    assert np.concatenate(is_near).mean() > 0.9
+    assert np.concatenate(is_near).mean() > 0.98
 
 
 def test_crosses_are_small_and_clouds_cover_more(defects):
@@ -193,6 +197,22 @@ def test_crosses_are_drawn_into_smooth_cells_and_clouds_into_textured_ones(monke
         assert abs((left < 1 - clouds / 255 + 0.05).float().mean() - share) < 0.1
 
 
+def test_lines_are_mirrored_and_turned_as_their_masks_are(defects):
+    masks, lines, _ = defects.masks["crack"].choose(torch.zeros(200, dtype=torch.int64), numbers(200)[:MASK_NUMBERS])
+    coarse = torch.nn.functional.max_pool2d(masks[:, None].float(), 6, 2, 2)[:, 0] > 0
+    there = lines > 0
+    assert there.any((1, 2)).float().mean() > 0.5  # crosses have none
+    assert coarse[there].float().mean() > 0.95
+    assert coarse.flip(0)[there].float().mean() < 0.6
+
+
+def test_straight_dark_parts_are_rectangles_and_some_have_streaks():
+    for i in range(20):
+        mask = drawings.strip(np.random.default_rng(i), 300)[0] > 0.5
+        rows, columns = mask.any(1).sum(), mask.any(0).sum()
+        assert mask.sum() > 0.5 * rows * columns > 0
+
+
 def test_a_straight_dark_part_is_labelled_inactive_and_never_drawn_with_a_crack(defects):
     white = torch.full((600, 1, 64, 64), 255, dtype=torch.uint8)
     u = numbers(600)
@@ -201,7 +221,3 @@ def test_a_straight_dark_part_is_labelled_inactive_and_never_drawn_with_a_crack(
     _, labels, *_ = defects.draw(white, torch.zeros(600, 2), u)
     assert only_strip.sum() > 20
     assert (labels[only_strip] == torch.tensor([0.0, 1.0])).all()
-    for i in range(20):
-        mask = drawings.strip(np.random.default_rng(i), 300)[0] > 0.5
-        rows, columns = mask.any(1).sum(), mask.any(0).sum()
-        assert mask.sum() > 0.5 * rows * columns > 0  # a rectangle, some of it with streaks

@@ -13,10 +13,11 @@ from elcells.evaluation.calibration import calibrated, expected_f1_threshold, re
 from elcells.evaluation.evaluate import evaluate
 from elcells.evaluation.metrics import metrics_table
 from elcells.files import InputError
-from elcells.training.auxiliary import WithAuxiliaryHeads, line_loss, region_loss
+from elcells.training.auxiliary import LINE_RATE, WithAuxiliaryHeads, doubled, line_loss, region_loss
 from elcells.training.checkpoints import read_checkpoint
-from elcells.training.graphs import undone
+from elcells.training.graphs import set_learning_rate, undone
 from elcells.training.recipes import CLASSIC, FAST, FINETUNE, Recipe, step_decay, warmup_cosine
+from elcells.training.shapes import thin_lines
 from elcells.training.synthetic import COUNTS, LAST_SHARE, NUMBERS, SHARE, SyntheticDefects
 from model import NETWORKS, build_model, load_model
 from trainer import Run, Trainer
@@ -40,7 +41,7 @@ def few_defects(count=9):
 @pytest.fixture(params=["classic, own network, float32", "fast, own network, bfloat16", "what ships"])
 def make(request, small):
     """`make_trainer` with a recipe; "what ships" is EfficientNet-Lite0 with frozen stages, dropout, drawn defects, its
-    auxiliary head, noise and bfloat16."""
+    auxiliary heads, noise and bfloat16."""
     options = {"recipe": CLASSIC}
     if request.param != "classic, own network, float32":
         options = {"recipe": FAST, "precision": torch.bfloat16, "defects": few_defects()}
@@ -139,6 +140,37 @@ def test_a_weight_that_is_no_number_is_never_saved(make, tmp_path):
     with pytest.raises(InputError, match=f"{name} holds numbers that are not finite|the loss became nan"):
         trainer.save(tmp_path / "last.ckp")
     assert load_model(tmp_path / "last.ckp")[1]["epoch"] == 1
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_auxiliary_heads_take_images_of_odd_sizes(network):
+    model = build_model(network, width=16, image_size=75)
+    with torch.no_grad():
+        _, _, lines = WithAuxiliaryHeads(model).eval()(torch.zeros(1, 1, 75, 75))
+    assert lines.shape == (1, 1, 38, 38)
+    assert thin_lines([], 38).shape == lines.shape[2:]
+
+
+def test_the_doubling_on_a_gpu_is_that_of_the_cpu():
+    maps = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(maps, scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(doubled(maps), expected)
+
+
+def test_the_decoder_of_lines_learns_faster(small, tmp_path):
+    trainer = make_trainer(small, tmp_path, recipe=FAST, defects=few_defects(2))
+    set_learning_rate(trainer.optimizer, 0.01)
+    network, lines = trainer.optimizer.param_groups
+    assert lines["lr"] == LINE_RATE * network["lr"] == LINE_RATE * 0.01
+    assert len(network["params"]) + len(lines["params"]) == len(trainer.learning)
+
+
+def test_all_cells_keep_many_pixels_where_no_defects_are_drawn(small, tmp_path, monkeypatch):
+    trainer = make_trainer(small, tmp_path, recipe=replace(FAST, synthetic=0, low_resolution=0.5))
+    shown = []
+    monkeypatch.setattr(trainer.batches.low_resolution, "show", lambda images, *given: shown.append(given[1]) or images)
+    batch_of(trainer, 20)
+    assert shown[0].all()
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -388,14 +420,17 @@ def test_noise_follows_from_the_step(small, tmp_path):
 
 def test_each_process_has_its_share_of_a_batch(small, tmp_path, monkeypatch):
     changes = {"noise_std": 20.0, "light": 0.2, "dihedral": True, "synthetic": 0.5, "aux_loss": 1.0}
+    changes |= {"low_resolution": 0.5, "handling": True}
     trainer = make_trainer(small, tmp_path, **changes, defects=few_defects())
     whole = batch_of(trainer, 39).tensors()
     monkeypatch.setattr("elcells.training.batches.rank", lambda: 1)
     monkeypatch.setattr("elcells.training.batches.world", lambda: 4)
     part = batch_of(trainer, 39)
     assert part.share == pytest.approx(10 / (39 / 4)) and part.tensors().keys() == whole.keys()
-    for name, tensor in part.tensors().items():
-        assert torch.equal(tensor, whole[name][1::4]), name
+    images = whole.pop("images")[1::4].float()
+    for name, tensor in whole.items():
+        assert torch.equal(getattr(part, name), tensor[1::4]), name
+    torch.testing.assert_close(part.images.float(), images, atol=1, rtol=0)  # sums of another order, rounded
 
 
 def test_without_noise_there_is_none(small, tmp_path):

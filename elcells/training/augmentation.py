@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from elcells.devices import send
 
 ROTATION = 3  # degrees to either side, at most
-WIDE_ROTATION = 6  # the same as people handle cells; most are turned by less
+WIDE_ROTATION = 6  # the same with `handling`; half of the cells are turned by less than 1.5
 SHIFT = 0.02  # of the side, at most
 CROP = 0.02  # of the area that is cut off, at most
 
@@ -17,8 +17,8 @@ def draw_changes(count, generator=None, dihedral=False, scale=0.0, handling=Fals
     Flips (each axis with probability 1/2), rotation +-3 degrees, shift +-2 % of the side, crop of 98..100 % of the
     area at a random place; with `dihedral` also a rotation by 90 degrees (probability 1/2), which makes all eight
     symmetries of the square equally likely.
-    scale: cells are shown larger or smaller by up to this share. handling: rotate by up to 6 degrees, mostly less.
-    generator: torch.Generator on the CPU.
+    scale: cells are shown larger or smaller by up to this share. handling: rotate by up to 6 degrees, half of them by
+    less than 1.5. generator: torch.Generator on the CPU.
     Returns float32 (count, 2, 3), affine maps from the result's coordinates to the image's, both -1..1.
     """
     numbers = torch.rand(10, count, generator=generator)

@@ -124,7 +124,8 @@ class Batches:
             batch.lines_known = 1 - labels[:, self.defects.column["crack"]]
         if recipe.low_resolution:
             numbers = torch.rand(resolution.NUMBERS, count, generator=generator(Stream.RESOLUTION))[:, rows_here]
-            has_defect = labels.amax(1) > 0  # a real one
+            # Where no defects are drawn, only cells without one would have few pixels, which would give them away.
+            has_defect = labels.amax(1) > 0 if recipe.synthetic else torch.ones(len(labels), dtype=torch.bool)
             share = recipe.low_resolution
             batch.images = self.low_resolution.show(batch.images, contrast, has_defect, numbers, share)
         if recipe.handling:

@@ -49,7 +49,11 @@ class Recipe:
     normalise_brightness: bool = setting(False, "scale cells to the same brightness first, after training too")
     noise_std: float = setting(0.0, "highest noise added to half of the cells, of 255", least=0, metavar="LEVELS")
     low_resolution: float = setting(
-        0.0, "share of the cells that are shown with 28 to 144 pixels a side", least=0, below=1, metavar="SHARE"
+        0.0,
+        "share of the cells that are shown with 28 to 144 pixels, real defects with 88 or more",
+        least=0,
+        below=1,
+        metavar="SHARE",
     )
     handling: bool = setting(False, "turn by up to 6 degrees instead of 3, half of the cells with black around")
     epoch_cells: int = setting(0, "cells per epoch; 0: as many as there are", least=0)

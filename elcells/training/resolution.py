@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from elcells.devices import send
 
 SIDES = (28, 33, 39, 46, 54, 64, 75, 88, 104, 122, 144)  # pixels of a cell
-FIRST_FOR_DEFECTS = 7  # from this one of SIDES on real defects are expected to stay visible
+LEAST_FOR_DEFECTS = 88  # with so many pixels real defects are expected to stay visible
 BLURS = (0.25, 0.5, 0.8)  # of the camera: standard deviations in its pixels
 GAP = 0.05  # of the side: the most that the dark gap between cells covers of a cell
 BORDER_GAP = 0.1  # the same, added at one side of every second cell, as at the border of a module
@@ -34,15 +34,15 @@ class LowResolution:
         """Show a share of the cells in a low resolution, with the dark gap between cells along their edges.
 
         Cells stay as they are where a drawn crack would no longer be seen. Cells with a real defect are shown with 88
-        pixels or more; without drawn defects few pixels would tell that a cell has none.
-        images: uint8 (B, 1, S, S). contrast: float (B, 1, S, S), of drawn cracks (`SyntheticDefects.draw`).
+        pixels or more; where no defects are drawn, all cells must count as such.
+        images: uint8 (B, 1, S, S). contrast: float (B, 1, S, S), of drawn cracks (of `Drawn`).
             Both on the device.
         has_defect: bool (B,) and numbers: float (NUMBERS, B) in 0..1, random, both on the CPU. Returns uint8
         (B, 1, S, S), a new tensor.
         """
         whether, which_side, which_blur, *gap_numbers = numbers
         chosen = (whether < share).nonzero()[:, 0]
-        first = FIRST_FOR_DEFECTS * has_defect
+        first = SIDES.index(LEAST_FOR_DEFECTS) * has_defect
         side = first + ((len(SIDES) - first) * which_side).long()
         kind = len(BLURS) * side + (len(BLURS) * which_blur).long()
         places = send(chosen, images.device)
@@ -53,16 +53,17 @@ class LowResolution:
         contrast = contrast[places]
         shown = (matrices @ (cells * light_inside_gaps(gaps, images.shape[-1])) @ matrices.mT).clamp(0, 255)
         seen = (matrices @ contrast @ matrices.mT > VISIBLE).float().mean((1, 2, 3)) * self.sides[kind] ** 2
-        is_lost = (contrast.amax((1, 2, 3)) > 0) & (seen < LEAST_SEEN)
+        crack_is_lost = (contrast.amax((1, 2, 3)) > 0) & (seen < LEAST_SEEN)
         images = images.clone()
-        images[places] = torch.where(is_lost[:, None, None, None], cells, shown.round().to(torch.uint8))
+        images[places] = torch.where(crack_is_lost[:, None, None, None], cells, shown.round().to(torch.uint8))
         return images
 
 
 def matrix(size, side, blur):
     """The matrix (size, size) that takes lines of pixels down to `side` pixels, blurs them and enlarges them again.
 
-    blur: standard deviation, in pixels of the small image. Beyond the edge the image is mirrored.
+    blur: standard deviation, in pixels of the small image; it is done at twice its size. Beyond the edge the image is
+    mirrored.
     """
     identity = torch.eye(size)[None, None]
     doubled = F.interpolate(identity, size=(2 * side, size), mode="bilinear", antialias=True)
@@ -86,7 +87,7 @@ def light_inside_gaps(numbers, size):
     distance = (torch.arange(size, device=numbers.device) + 0.5) / size
     lines = []
     for number, width in enumerate(widths):
-        at_border = (4 * 2 * border).floor() == number  # beyond 3: at no side
+        at_border = (8 * border).floor() == number  # 4 to 7: at no side
         width = GAP * width**2 + BORDER_GAP * at_border * border_width
         lines.append(1 - depth * torch.sigmoid((width[:, None] - distance) / softness))
     left, right, top, bottom = lines

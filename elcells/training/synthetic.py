@@ -52,8 +52,9 @@ class Drawn(NamedTuple):
     """A batch into which defects were drawn: new tensors.
 
     images: uint8 (B, 1, S, S). labels: float (B, C), with what was drawn. aux_masks: uint8 (B, C, S, S), where the
-    defects of each class take light away. lines: uint8 (B, 1, S / 2, S / 2), where cracks run. contrast: float
-    (B, 1, S, S), the share of the light that drawn cracks take.
+    defects of each class take light away, or the edge of a broken corner. lines: uint8 (B, 1, S / 2, S / 2), where
+    cracks run; S / 2 is rounded up. contrast: float (B, 1, S, S), the share of the light that drawn cracks take, less
+    within an inactive region; it is 0 for broken corners.
     """
 
     images: torch.Tensor
@@ -100,7 +101,7 @@ class Masks:
 
 
 def edges(masks):
-    """The edges of regions, seven pixels wide: uint8 (B, S, S) of masks likewise."""
+    """The edges of regions, six pixels wide in cells of any size: uint8 (B, S, S) of masks likewise."""
     masks = masks[:, None].float()
     return (F.max_pool2d(masks, 7, 1, 3) + F.max_pool2d(-masks, 7, 1, 3))[:, 0].to(torch.uint8)
 
@@ -119,7 +120,7 @@ def draw_masks(number, kind, drawings, count, size, seed, device):
     def draw_mask(i):
         rng = np.random.default_rng([seed, number, i])
         mask, lines = drawings[drawing_of_mask[i]].draw(rng, size)
-        return torch.from_numpy((255 * mask).astype(np.uint8)), torch.from_numpy(thin_lines(lines, size // 2))
+        return torch.from_numpy((255 * mask).astype(np.uint8)), torch.from_numpy(thin_lines(lines, (size + 1) // 2))
 
     with ThreadPoolExecutor(THREADS) as pool:
         drawn = pool.map(draw_mask, range(len(drawing_of_mask)))
@@ -203,11 +204,10 @@ class SyntheticDefects:
         only_inactive = ~only_crack & (which < CRACK_ONLY + INACTIVE_ONLY)
         only_strip = ~only_crack & ~only_inactive & (which < CRACK_ONLY + INACTIVE_ONLY + STRIP_ONLY)
         broken = which > 1 - BROKEN
-        both = ~only_crack & ~only_inactive & ~only_strip & ~broken
         return {
             "distractor": defect_free & (whether_distractor < DISTRACTORS),
-            "crack": gets_defect & (only_crack | both),
-            "inactive": gets_defect & (only_inactive | both),
+            "crack": gets_defect & ~(only_inactive | only_strip | broken),
+            "inactive": gets_defect & ~(only_crack | only_strip | broken),
             "broken": gets_defect & broken,
             "strip": gets_defect & only_strip,
         }
