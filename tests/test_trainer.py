@@ -315,6 +315,8 @@ def test_many_defects_are_drawn_first_and_few_later_in_a_resumed_run_too(small, 
     shares = []
 
     class Recorded:
+        column = defects.column
+
         def draw(self, images, labels, u, share):
             shares.append(share)
             return defects.draw(images, labels, u, share)

@@ -81,7 +81,8 @@ class Batches:
         self.epoch_cells = recipe.epoch_cells or len(dataset)
         self.low_resolution = None
         if recipe.low_resolution:
-            self.low_resolution = LowResolution(dataset.images.shape[-1], device)
+            first, _ = dataset.batch([0])
+            self.low_resolution = LowResolution(first.shape[-1], device)
         self.steps = -(-self.epoch_cells // recipe.batch_size)  # an epoch
 
     def of_epoch(self, epoch):
