@@ -115,7 +115,6 @@ class Batches:
         changes = draw_changes(count, generator(Stream.AUGMENTATION), recipe.dihedral, recipe.scale, recipe.handling)
         defect_free = torch.from_numpy((self.dataset.labels[rows] == 0).all(1)).float()
         aux_weight = defect_free / defect_free.mean().clamp(min=1e-6)
-        contrast = torch.zeros_like(images, dtype=torch.float32)  # of drawn cracks
         batch = Batch(images, labels, changes[rows_here], aux_weight[rows_here], share=len(images) * world() / count)
         if recipe.synthetic:
             numbers = torch.rand(NUMBERS, count, generator=generator(Stream.DRAWN_DEFECTS))
@@ -123,6 +122,8 @@ class Batches:
             drawn = self.defects.draw(images, labels, numbers[:, rows_here], share)
             batch.images, batch.labels, batch.aux_masks, batch.lines, contrast = drawn
             batch.lines_known = 1 - labels[:, self.defects.column["crack"]]
+        elif recipe.low_resolution:
+            contrast = torch.zeros_like(images, dtype=torch.float32)  # no crack is drawn
         if recipe.low_resolution:
             numbers = torch.rand(resolution.NUMBERS, count, generator=generator(Stream.RESOLUTION))[:, rows_here]
             # Where no defects are drawn, only cells without one would have few pixels, which would give them away.

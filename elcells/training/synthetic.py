@@ -97,7 +97,8 @@ class Masks:
             masks = torch.where(of_masks(mirror_y < 0.5), masks.flip(-2), masks)
             turned.append(torch.where(is_transposed, masks.transpose(-1, -2), masks))
         strength = self.low[drawing] + (self.high - self.low)[drawing] * how_strong
-        return *turned, strength
+        masks, lines = turned
+        return masks, lines, strength
 
 
 def edges(masks):
