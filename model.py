@@ -7,6 +7,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 
@@ -22,6 +23,7 @@ from elcells.devices import channels_last
 from elcells.evaluation.calibration import Calibration
 from elcells.files import InputError, reason
 from elcells.training.checkpoints import network_state, read_checkpoint, write_checkpoint
+from elcells.training.decoder import LineDecoder
 from elcells.training.weights import imagenet_lite0, imagenet_torchvision
 
 DEFAULT = "efficientnet_lite0"
@@ -303,7 +305,8 @@ class CellClassifier(nn.Module):
     """A network with all that it takes to use it: Metadata, and Calibration alone and over the symmetries.
 
     calibration_tta is None where the network was not calibrated for the mean over the symmetries (test-time
-    augmentation), as in snapshots of unfinished runs.
+    augmentation), as in snapshots of unfinished runs. lines: LineDecoder, or None where the network does not tell where
+    cracks run.
     """
 
     def __init__(self, network, metadata, calibration=None, calibration_tta=None):
@@ -312,6 +315,7 @@ class CellClassifier(nn.Module):
         self.metadata = metadata
         self.calibration = calibration or Calibration.none(len(metadata.classes))
         self.calibration_tta = calibration_tta
+        self.lines = None
 
     @property
     def classes(self):
@@ -341,6 +345,38 @@ class CellClassifier(nn.Module):
             return self.network(images).float()
         parts = images.split(max(1, len(images) // 8))
         return torch.cat([logits_over_symmetries(self.network, part) for part in parts]).float()
+
+    def features(self, images):
+        """The logits, the images as the network gets them, and its features of strides 2, 4, 8 and 16."""
+        inputs = []
+        outputs = []
+        with ExitStack() as hooks:
+            hooks.enter_context(self.network.register_forward_pre_hook(lambda module, given: inputs.append(given[0])))
+            for name in (self.kind.stem, *self.kind.stages[:3]):
+                layer = self.network.get_submodule(name)
+                hook = layer.register_forward_hook(lambda module, given, output: outputs.append(output))
+                hooks.enter_context(hook)
+            logits = self(images)
+        return logits, inputs[0], outputs
+
+    def feature_maps(self):
+        """How many maps the features of strides 2, 4, 8 and 16 have, a list."""
+        was_training = self.training
+        self.eval()
+        with torch.no_grad():
+            *_, features = self.features(torch.zeros(1, 1, 64, 64, device=next(self.parameters()).device))
+        self.train(was_training)
+        return [maps.shape[1] for maps in features]
+
+    def crack_lines(self, images):
+        """Probability that a crack's line runs there, float (N, 1, S / 2, S / 2), for gray images as in `forward`."""
+        _, normalised, features = self.features(images)
+        return torch.sigmoid(self.lines(normalised, features).float())
+
+    def add_lines(self, state):
+        """Take over a LineDecoder without batch norms from its state dict; RuntimeError where it does not fit."""
+        self.lines = LineDecoder(self.feature_maps(), norms=False)
+        self.lines.load_state_dict(state)
 
     def calibration_for(self, tta=False):
         """The Calibration for predictions alone or over the symmetries; InputError where the checkpoint has none."""
@@ -389,12 +425,18 @@ def build_model(name=DEFAULT, classes=CLASSES, width=WIDTH, image_size=IMAGE_SIZ
 
 def save_checkpoint(path, model, **more):
     """Write a checkpoint: the model, its metadata and calibration, and whatever else is given, whole or not at all."""
-    state = {k: v.detach().cpu().contiguous() for k, v in model.network.state_dict().items()}
+    state = state_on_cpu(model.network)
+    lines = state_on_cpu(model.lines) if model.lines else {}
     config = asdict(model.metadata) | asdict(model.calibration)
     if model.calibration_tta:
         config["with_tta"] = asdict(model.calibration_tta)
     versions = {m.__name__: str(m.__version__) for m in (torch, torchvision, numpy)}
-    write_checkpoint(path, {"model": state, "config": config, "versions": versions, **more})
+    write_checkpoint(path, {"model": state, "lines": lines, "config": config, "versions": versions, **more})
+
+
+def state_on_cpu(module):
+    """A module's state dict on the CPU."""
+    return {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
 
 
 def read_config(config):
@@ -436,6 +478,8 @@ def load_model(path, device="cpu"):
         raise InputError(f"{path}: not a checkpoint of this project (no 'model'); train one with `python train.py`")
     try:
         model.network.load_state_dict(state)
+        if checkpoint.get("lines"):
+            model.add_lines(checkpoint["lines"])
     except RuntimeError as error:
         detail = error.args[0].split("\n\t", 1)[-1]  # behind a headline of PyTorch's
         raise InputError(f"{path}: its tensors don't fit {model.metadata.network}: {reason(detail)}") from None

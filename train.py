@@ -41,7 +41,7 @@ from elcells.training.jobs import Job
 from elcells.training.progress import open_tensorboard, progress_header, progress_line, report_epoch
 from elcells.training.recipes import RECIPES, Recipe, kept_share, values_of_recipes
 from elcells.training.synthetic import SyntheticDefects
-from elcells.training.time_limit import epochs_within
+from elcells.training.time_limit import recipe_within
 from elcells.training.weights import (
     cells_in_training,
     describe_network_file,
@@ -265,15 +265,14 @@ def run_training(job, recipe, out, device, resume=None, inherited=None):
         if not resume and rank() == 0:
             move_aside(out)
         if job.max_time and not resume:
-            session = replace(session, recipe=recipe_within(session))
+            session = replace(session, recipe=shortened_recipe(session))
         return cross_validate(session) if job.folds else train_once(session, resume)
 
 
-def recipe_within(session):
-    """The session's recipe with as many epochs as fit into --max-time, all folds together."""
+def shortened_recipe(session):
+    """The session's recipe, as long as fits into --max-time, all folds together."""
     trainer = new_trainer(session, parts_of(session.table, session.job), session.out, initial_weights=True)
-    epochs = epochs_within(trainer, session.job.max_time / (session.job.folds or 1))
-    return replace(session.recipe, epochs=epochs)
+    return recipe_within(trainer, session.job.max_time / (session.job.folds or 1))
 
 
 def train_once(session, resume):
@@ -365,8 +364,13 @@ def train(session, parts, folder, plots, resume):
         trainer.resume(resume)
     print_plan(job, trainer, parts)
     writer = open_tensorboard(plots / "tensorboard", trainer.epoch) if job.tensorboard and rank() == 0 else None
+    sources = trainer.train_set.table["source"]
+    new_cells = int((sources != session.table["source"].iloc[0]).sum()) or len(sources)
     with stopped_by_signals(trainer):
         finished = trainer.fit(partial(report_epoch, plots=plots, writer=writer))
+        if finished:
+            barrier()
+            finished = trainer.finish(kept_share(session.recipe.keep_initial, new_cells))
     if not finished:
         where = "" if session.out == Path(".") else f" --out {session.out}"
         print(
@@ -374,10 +378,6 @@ def train(session, parts, folder, plots, resume):
             f"{trainer.batches.steps}; go on with: python train.py --resume{where}"
         )
         return None
-    barrier()
-    sources = trainer.train_set.table["source"]
-    new_cells = int((sources != session.table["source"].iloc[0]).sum()) or len(sources)
-    trainer.finish(kept_share(session.recipe.keep_initial, new_cells))
     return load_model(folder / "best.ckp", session.device)
 
 

@@ -29,6 +29,7 @@ from elcells.training.batches import Batches
 from elcells.training.bfloat16 import fast_layers
 from elcells.training.checkpoints import network_state, read_checkpoint
 from elcells.training.graphs import GraphedSteps, set_learning_rate
+from elcells.training.line_training import LineTraining
 from elcells.training.recipes import MOMENTUM, learning_rate
 from elcells.training.streams import Stream, stream_seed
 from elcells.training.synthetic import SyntheticDefects
@@ -82,6 +83,9 @@ class Trainer:
             self.initial = {k: v.detach().cpu().clone() for k, v in model.network.state_dict().items()}
 
         has_heads = recipe.aux_loss > 0 and recipe.synthetic > 0
+        self.trains_lines = has_heads and recipe.line_steps > 0
+        if self.trains_lines:
+            model.lines = None  # those of the initial weights
         self.trained = WithAuxiliaryHeads(model, has_heads).to(self.device, memory_format=torch.channels_last)
         self.trained = synchronise_norms(self.trained)
         self.frozen = nn.ModuleList(first_layers(model, recipe.freeze_stages)).requires_grad_(False)
@@ -188,8 +192,8 @@ class Trainer:
         if regions is not None:
             masks = batch.augmented_masks(self.device)
             aux_loss = region_loss(regions, masks, send(batch.aux_weight, self.device))
-            drawn_lines = batch.augmented_lines(self.device)
-            aux_loss = aux_loss + line_loss(lines, drawn_lines, send(batch.lines_known, self.device))
+            lines_known = send(batch.lines_known, self.device)[:, None, None, None]
+            aux_loss = aux_loss + line_loss(lines, batch.augmented_lines(self.device), lines_known)
             total = loss + self.recipe.aux_loss * aux_loss
         self.optimizer.zero_grad(set_to_none=True)
         (total * batch.share).backward()
@@ -268,7 +272,8 @@ class Trainer:
         return self.history[-1]["seconds"] * (self.recipe.epochs - self.epoch)
 
     def finish(self, keep_initial=0.0):
-        """Finish best.ckp: mix in this share of the initial weights, and calibrate it on the validation part.
+        """Finish best.ckp: mix in this share of the initial weights, calibrate it on the validation part, and train the
+        decoder of crack lines on. Returns whether that is done: not if `stop` was set.
 
         A network that is mixed with the one it began as forgets less of what that one could do (Wortsman et al. 2022,
         "Robust fine-tuning of zero-shot models").
@@ -278,11 +283,18 @@ class Trainer:
         if keep_initial and not checkpoint.get("mixed"):
             model.network.load_state_dict(mixed(model.network.state_dict(), self.initial, keep_initial))
         calibrate(model, self.val_set)
+        if self.trains_lines and not model.lines:
+            decoder = self.trained.heads["lines"]
+            training = LineTraining(model, decoder, self.train_set, self.recipe, self.batches.defects, self.run)
+            model.lines = training.fit(self.asked_to_stop)
+            if model.lines is None:
+                return False
         barrier()
         if rank() == 0:
-            notes = {k: v for k, v in checkpoint.items() if k not in ("model", "config", "versions")}
+            notes = {k: v for k, v in checkpoint.items() if k not in ("model", "lines", "config", "versions")}
             save_checkpoint(path, model, **notes | {"mixed": keep_initial > 0})
         barrier()
+        return True
 
     # ---------------------------------------------------------------- checkpoints
 

@@ -22,6 +22,7 @@ matplotlib.use("Agg")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")  # the one that is found first opens the pages
 CPU = ["--device", "cpu"]
 SMALL = ["--model", "resnet", "--width", "16", "--image-size", "64", "--batch-size", "8", "--synthetic", "0", *CPU]
+SMALL += ["--line-steps", "4"]
 DRAWN = [(progress, "plot_losses")]  # where plots are called
 DRAWN += [(results, f"plot_{name}") for name in ("precision_recall", "reliability", "errors")]
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,9 +76,10 @@ def no_network(monkeypatch, tmp_path):
 
 @pytest.fixture(autouse=True)
 def few_masks(monkeypatch):
-    """Drawn defects take a tenth of the masks, for time."""
+    """Drawn defects take a tenth of the masks, or less, for time."""
     counts = {kind: count // 10 for kind, count in synthetic.COUNTS.items()}
     monkeypatch.setattr("elcells.training.synthetic.COUNTS", counts)
+    monkeypatch.setattr("elcells.training.line_training.MASKS", {"island": 6, "network": 6})
 
 
 def draw_plots(monkeypatch, draw=True):

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -19,12 +20,12 @@ from elcells.evaluation.calibration import Calibration
 from elcells.evaluation.evaluate import evaluate
 from elcells.training.checkpoints import read_checkpoint
 from elcells.training.recipes import CLASSIC
-from elcells.training.time_limit import epochs_within
+from elcells.training.time_limit import recipe_within
 from elcells.training.weights import imagenet_file
 from model import build_model, first_layers, load_model
 from trainer import Run, Trainer
 
-HANDFUL = ["--image-size", "32", "--epochs", "1", "--limit", "16", "--keep-checkpoints", "0", *CPU]
+HANDFUL = ["--image-size", "32", "--epochs", "1", "--limit", "16", "--keep-checkpoints", "0", "--line-steps", "4", *CPU]
 PLOTS = {f"{name}.png" for name in ("losses", "precision_recall", "reliability", "errors")}
 
 
@@ -274,14 +275,14 @@ def test_max_time_takes_as_many_epochs_as_fit(small, tmp_path, monkeypatch, seco
     monkeypatch.setattr(trainer, "run_step", timed_step)
     with monkeypatch.context() as patch:
         patch.setattr("time.monotonic", lambda: clock[0])
-        epochs = epochs_within(trainer, seconds)
+        epochs = recipe_within(trainer, seconds).epochs
     steps = trainer.batches.steps
     assert epochs == 1 or epochs * steps * 0.1 <= 0.9 * seconds
     assert (epochs + 1) * steps * 0.1 > 0.9 * seconds
 
 
 def test_the_epochs_of_max_time_are_recorded(elpv, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "epochs_within", lambda *_: 2)
+    monkeypatch.setattr(train, "recipe_within", lambda trainer, _: replace(trainer.recipe, epochs=2))
     assert run(elpv, tmp_path, "--max-time", "1s") == 0
     checkpoint = read_checkpoint(tmp_path / "checkpoints" / "last.ckp")
     assert checkpoint["recipe"]["epochs"] == checkpoint["epoch"] == 2
@@ -290,7 +291,7 @@ def test_the_epochs_of_max_time_are_recorded(elpv, tmp_path, monkeypatch):
 
 def test_all_folds_of_max_time_have_the_same_number_of_epochs(elpv, tmp_path, monkeypatch):
     found = iter([1, 3])
-    monkeypatch.setattr(train, "epochs_within", lambda *_: next(found))
+    monkeypatch.setattr(train, "recipe_within", lambda trainer, _: replace(trainer.recipe, epochs=next(found)))
     assert run(elpv, tmp_path, "--max-time", "1s", "--folds", "2") == 0
     lasts = [tmp_path / "checkpoints" / f"fold_{fold}" / "last.ckp" for fold in range(2)]
     assert [read_checkpoint(last)["epoch"] for last in lasts] == [1, 1]
@@ -342,6 +343,7 @@ def test_two_processes_divide_the_work_and_agree_after_a_resume_too_and_frozen_s
     """With what ships, but for a schedule that allows more epochs."""
     what = ["--data", elpv, "--limit", 24, "--model", "efficientnet_lite0", "--weights", "none", "--image-size", 64]
     how = ["--recipe", "finetune", "--batch-size", 8, "--schedule", "steps", "--precision", "bf16"]
+    how += ["--line-steps", 4]
     place = ["--out", tmp_path, "--device", "cpu"]
     out = torchrun(*what, *how, *place, "--epochs", 1, "then", "--resume", *place, "--epochs", 2)
     checkpoint = read_checkpoint(tmp_path / "checkpoints" / "last.ckp")

@@ -13,8 +13,9 @@ from elcells.evaluation.calibration import calibrated, expected_f1_threshold, re
 from elcells.evaluation.evaluate import evaluate
 from elcells.evaluation.metrics import metrics_table
 from elcells.files import InputError
-from elcells.training.auxiliary import LINE_RATE, WithAuxiliaryHeads, doubled, line_loss, region_loss
+from elcells.training.auxiliary import LINE_RATE, WithAuxiliaryHeads, line_loss, region_loss
 from elcells.training.checkpoints import read_checkpoint
+from elcells.training.decoder import doubled
 from elcells.training.graphs import set_learning_rate, undone
 from elcells.training.recipes import CLASSIC, FAST, FINETUNE, Recipe, step_decay, warmup_cosine
 from elcells.training.shapes import thin_lines
@@ -372,7 +373,7 @@ def test_cells_with_a_real_crack_have_no_weight_in_the_loss_of_lines(small, tmp_
     lines = torch.zeros(3, 1, 8, 8)
     lines[..., 4, :] = 1
     right = 20 * lines - 10
-    known = torch.tensor([1.0, 1.0, 0.0])
+    known = torch.tensor([1.0, 1.0, 0.0])[:, None, None, None]
     assert float(line_loss(right, lines, known)) < 0.02
     assert float(line_loss(-right, lines, known)) > 5
     wrong_where_unknown = torch.cat([right[:2], -right[2:]])
@@ -396,7 +397,7 @@ def test_the_decoder_learns_where_the_drawn_cracks_run(small, tmp_path):
     optimizer = torch.optim.AdamW(both.parameters(), 0.003)
     lines = drawn.lines.float() / 255
     for _ in range(60):
-        loss = line_loss(both(drawn.images)[2], lines, torch.ones(2))
+        loss = line_loss(both(drawn.images)[2], lines, torch.ones(2, 1, 1, 1))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -45,6 +45,9 @@ class Recipe:
     aux_loss: float = setting(
         0.0, "weight of the auxiliary heads' losses, which need drawn defects", least=0, metavar="WEIGHT"
     )
+    line_steps: int = setting(
+        0, "steps in which the decoder of crack lines is trained on at the end; 0: the network has none", least=0
+    )
     freeze_stages: int = setting(0, "freeze the first N of the network's four stages", least=0, most=3)
     normalise_brightness: bool = setting(False, "scale cells to the same brightness first, after training too")
     noise_std: float = setting(0.0, "highest noise added to half of the cells, of 255", least=0, metavar="LEVELS")
@@ -79,13 +82,16 @@ FAST = Recipe(
     oversample=2,
     synthetic=0.75,
     aux_loss=1.0,
+    line_steps=800,
     normalise_brightness=True,
     noise_std=15.0,
     low_resolution=0.25,
     handling=True,
 )
 FINETUNE = replace(FAST, lr=0.0006, freeze_stages=2)
-ADAPT = replace(FINETUNE, epochs=6, lr=0.0005, synthetic=0.0, low_resolution=0.0, epoch_cells=512, keep_initial=0.5)
+ADAPT = replace(
+    FINETUNE, epochs=6, lr=0.0005, synthetic=0.0, line_steps=0, low_resolution=0.0, epoch_cells=512, keep_initial=0.5
+)
 RECIPES = {"fast": FAST, "finetune": FINETUNE, "adapt": ADAPT, "classic": CLASSIC}
 
 

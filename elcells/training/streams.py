@@ -21,6 +21,8 @@ class Stream(IntEnum):
     LIGHT = 5
     RESOLUTION = 6
     HANDLING = 7
+    MORE_CRACKS = 8
+    BLUR = 9
 
 
 def stream_seed(seed, stream, epoch, step=0, *process):

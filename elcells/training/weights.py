@@ -38,8 +38,8 @@ DOWNLOAD_TIMEOUT = 15  # seconds; a firewall that drops packets must not hold a 
 def load_initial_weights(model, weights="imagenet"):
     """Fill a model's network from "imagenet", "none" (as built) or the path of a checkpoint, ONNX or torchvision file.
 
-    The last layer is taken over only where it fits. Records in model.metadata what was asked for and what was used:
-    "imagenet", "random" or the path.
+    The last layer is taken over only where it fits; the decoder of crack lines, where the file has one. Records in
+    model.metadata what was asked for and what was used: "imagenet", "random" or the path.
     Raises InputError where ImageNet weights can't be had, saying how to get them, and for a file that can't be read or
     that holds another network.
     """
@@ -48,7 +48,10 @@ def load_initial_weights(model, weights="imagenet"):
     if weights == "none":
         used = "random"
     elif weights != "imagenet":
-        fill_network(model.network, read_network_file(weights, model.network), weights)
+        network, lines = read_network_file(weights, model.network)
+        fill_network(model.network, network, weights)
+        if lines:
+            model.add_lines(lines)
     elif model.kind.imagenet is None:
         raise InputError("there are no ImageNet weights for our own network; give --weights none, or a file")
     else:
@@ -113,14 +116,15 @@ def cells_in_training(path, tell=None):
 
 
 def read_network_file(path, network):
-    """State dict of a network's file: a checkpoint, or an ONNX file of the same network (`onnx_state`)."""
+    """State dicts of a network and of its decoder of crack lines ({} without one), of a checkpoint or an ONNX file."""
     if is_onnx(path):
         return onnx_state(path, network)
-    return network_state(read_checkpoint(path))
+    checkpoint = read_checkpoint(path)
+    return network_state(checkpoint), checkpoint.get("lines", {})
 
 
 def onnx_state(path, network):
-    """The state dict for `network` of an exported ONNX file.
+    """The state dicts for `network` and its decoder of crack lines of an exported ONNX file.
 
     Batch norms are part of the convolutions there. So they come back as ones that only add a convolution's bias (mean
     0, variance 1), until `restore_norms` has seen images. Weights of 8 bits (`--int8-weights`) are taken as they are.
@@ -134,8 +138,13 @@ def onnx_state(path, network):
         tensors[name] = tensors[f"{name}_int8"] * tensors[f"{name}_scale"]
     layers = dict(network.named_modules())
     state = {}
+    lines = {}
     for node in proto.graph.node:
         if node.op_type not in ("Conv", "Gemm"):
+            continue
+        if node.input[1].startswith("lines."):
+            for given in node.input[1:]:
+                lines[given.removeprefix("lines.")] = torch.from_numpy(np.array(tensors[given], np.float32))
             continue
         name = node.input[1].removeprefix("network.").removesuffix(".weight")
         if any(k not in tensors for k in node.input[1:]) or name.rpartition(".")[2] not in ("0", "fc"):
@@ -147,7 +156,7 @@ def onnx_state(path, network):
         else:
             norm = f"{name[:-1]}1"
             state |= norm_that_adds(bias, norm, eps=getattr(layers.get(norm), "eps", 0.0))
-    return state
+    return state, lines
 
 
 def norm_that_adds(bias, name, eps):
