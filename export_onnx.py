@@ -32,6 +32,7 @@ from elcells.devices import pick_device
 from elcells.evaluation.metrics import f1_scores, metrics_table
 from elcells.files import InputError, atomic_path, command, reason
 from elcells.inference.engines import in_batches, open_model
+from elcells.inference.line_decoder import LINES, ancestors
 from elcells.inference.quantize import quantise, round_weights
 from elcells.settings import add_option, given_options, setting
 from elcells.training.checkpoints import find_checkpoint
@@ -39,6 +40,7 @@ from model import load_model, logits_over_symmetries
 
 TOLERANCE = 1e-4  # of probabilities, between ONNX Runtime and PyTorch
 CHECK_CELLS = 64
+LINE_CHECKS = 4  # of them, whose crack lines are compared too
 CALIBRATION_CELLS = 96
 BATCH = 16  # images at once
 MEASURED_SECONDS = 2  # for which the speed of a file is measured
@@ -73,20 +75,30 @@ class Export:
 
 
 class GrayInput(nn.Module):
-    """All of a CellClassifier: uint8 gray images (N, 1, S, S), straight from the camera -> probabilities (N, C)."""
+    """All of a CellClassifier: uint8 gray images (N, 1, S, S), straight from the camera -> probabilities (N, C).
+
+    Where the model has a decoder of crack lines, then also the probabilities that a line runs there, (N, 1, S / 2,
+    S / 2), of the images as they stand.
+    """
 
     def __init__(self, model, tta=False):
         super().__init__()
-        self.network = model.network  # this name is in the file, where elcells/training/weights.py expects it
+        self.network = model.network  # these names are in the file, where elcells/training/weights.py expects them
+        self.lines = model.lines
         self.metadata = model.metadata
         self.normalise = model.normalise
+        self.features = model.features
         self.probabilities = model.probabilities
         self.tta = tta
 
     def forward(self, images):
-        images = self.normalise(images)
-        logits = logits_over_symmetries(self.network, images) if self.tta else self.network(images)
-        return self.probabilities(logits, self.tta)
+        logits, normalised, features = self.features(images)
+        if self.tta:
+            logits = logits_over_symmetries(self.network, normalised)
+        probabilities = self.probabilities(logits, self.tta)
+        if self.lines is None:
+            return probabilities
+        return probabilities, torch.sigmoid(self.lines(normalised, features))
 
 
 class RawInput(GrayInput):
@@ -102,8 +114,8 @@ def as_raw_input(images, metadata):
     return ((pixels - metadata.mean) / metadata.std).expand(-1, 3, -1, -1).numpy()
 
 
-def write_onnx(module, example, path, opset):
-    """Export a module with a dynamic batch to one ONNX file (dynamo exporter), named `input` and `output`."""
+def write_onnx(module, example, path, opset, outputs=("output",)):
+    """Export a module with a dynamic batch to one ONNX file (dynamo exporter); its input is called `input`."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -112,7 +124,7 @@ def write_onnx(module, example, path, opset):
             (example,),
             dynamo=True,
             input_names=["input"],
-            output_names=["output"],
+            output_names=list(outputs),
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             opset_version=opset,
             external_data=False,
@@ -120,6 +132,18 @@ def write_onnx(module, example, path, opset):
         )
         program.save(str(path), external_data=False)
     name_global_pooling(path)
+    put_probabilities_last(path)
+
+
+def put_probabilities_last(path):
+    """Order an ONNX file's nodes so that the last one makes `output`, which OpenCV takes for the network's result."""
+    proto = onnx.load(path)
+    nodes = list(proto.graph.node)
+    last = ancestors(nodes, "output")[-1]
+    nodes.remove(last)
+    del proto.graph.node[:]
+    proto.graph.node.extend([*nodes, last])
+    onnx.save(proto, path)
 
 
 def name_global_pooling(path):
@@ -188,17 +212,23 @@ class Check:
     """Images on which a file is compared with PyTorch.
 
     images: uint8 (N, 1, S, S). description: what they are, in words. expected: PyTorch's probabilities, float32 (N, C).
+    lines: PyTorch's crack lines of the first LINE_CHECKS images, float32 (n, S / 2, S / 2), or None.
     """
 
     images: np.ndarray
     description: str
     expected: np.ndarray
+    lines: np.ndarray | None = None
 
     def largest_difference(self, path):
-        """Largest difference of ONNX Runtime's probabilities, for all images, seven and one."""
+        """Largest difference of ONNX Runtime's probabilities, for all images, seven and one, and of its crack lines."""
         engine = open_model(path, "onnxruntime", device="cpu")
         counts = (len(self.images), 7, 1)
-        return float(max(np.abs(engine(self.images[:n]) - self.expected[:n]).max() for n in counts))
+        differences = [np.abs(engine(self.images[:n]) - self.expected[:n]).max() for n in counts]
+        if self.lines is not None:
+            look = engine.look(self.images[: len(self.lines)])
+            differences += [np.abs(look.lines(n) - lines).max() for n, lines in enumerate(self.lines)]
+        return float(max(differences))
 
 
 def images_to_check(export, size):
@@ -245,6 +275,13 @@ def torch_probabilities(model, images, tta):
     device = next(model.parameters()).device
     logits = [model(torch.from_numpy(batch).to(device), tta) for batch in in_batches(images, BATCH)]
     return model.probabilities(torch.cat(logits), tta).cpu().numpy()
+
+
+@torch.inference_mode()
+def torch_lines(model, images):
+    """Probabilities (N, S / 2, S / 2) of crack lines of a CellClassifier in float32, on its device."""
+    device = next(model.parameters()).device
+    return model.crack_lines(torch.from_numpy(images).to(device))[:, 0].cpu().numpy()
 
 
 # ---------------------------------------------------------------- quality, size and speed
@@ -338,7 +375,8 @@ def write_files(export):
     smaller = [option for option in SMALLER if getattr(export, option)]
     cells = read_cells(export, model.metadata, checkpoint) if smaller else None
     images, description = images_to_check(export, model.metadata.image_size)
-    check = Check(images, description, torch_probabilities(model, images, export.tta))
+    lines = torch_lines(model, images[:LINE_CHECKS]) if model.lines else None
+    check = Check(images, description, torch_probabilities(model, images, export.tta), lines)
     write_float(export, model.cpu(), metadata, check)
     if not cells:
         return
@@ -363,7 +401,8 @@ def write_float(export, model, metadata, check):
         module = GrayInput(model, export.tta)
         example = torch.zeros(2, 1, size, size, dtype=torch.uint8)
     with atomic_path(path) as temporary:
-        write_onnx(module, example, temporary, export.opset)
+        outputs = ["output"] if model.lines is None else ["output", LINES]
+        write_onnx(module, example, temporary, export.opset, outputs)
         set_metadata(temporary, metadata)
         check_onnx(temporary, path.name)
         difference = check.largest_difference(temporary)

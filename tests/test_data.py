@@ -388,7 +388,7 @@ def test_all_tables_of_a_folder_share_one_cache(four, tmp_path, monkeypatch):
 def test_images_that_were_decoded_by_another_version_are_decoded_anew(four, tmp_path, monkeypatch):
     load_images(four, 64)
     monkeypatch.setattr(cache_module, "DECODING", cache_module.DECODING + 1)
-    monkeypatch.setattr(cache_module, "examine", lambda path, size: (np.full((size, size), 7, np.uint8), []))
+    monkeypatch.setattr(cache_module, "examine", lambda path, size: (np.full((size, size), 7, np.uint8), [], size))
     images, _ = load_images(four, 64)
     assert (images == 7).all()
 

@@ -27,7 +27,7 @@ def no_measuring(monkeypatch):
 @pytest.fixture
 def same_graph(exported, monkeypatch):
     """Exports take the graph of `exported`, for time: those of the network of `best`."""
-    monkeypatch.setattr(export_onnx, "write_onnx", lambda module, example, path, opset: shutil.copy(exported, path))
+    monkeypatch.setattr(export_onnx, "write_onnx", lambda module, example, path, *more: shutil.copy(exported, path))
 
 
 def export(elpv, out, *more):

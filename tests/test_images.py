@@ -33,13 +33,13 @@ def close(pixels, gray, levels=1):
 @pytest.mark.parametrize("bits", [10, 12, 14])
 def test_the_bits_that_a_camera_uses_are_detected(gray, tmp_path, bits, suffix):
     Image.fromarray(gray.astype(np.uint16) << bits - 8).save(tmp_path / f"a.{suffix}")
-    pixels, notes = examine(tmp_path / f"a.{suffix}", 300)
+    pixels, notes, _ = examine(tmp_path / f"a.{suffix}", 300)
     assert close(pixels, gray) and notes == [f"use {bits} of 16 bits"]
 
 
 def test_full_16_bits_need_no_assumption(gray, tmp_path):
     Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "a.png")
-    pixels, notes = examine(tmp_path / "a.png", 300)
+    pixels, notes, _ = examine(tmp_path / "a.png", 300)
     assert close(pixels, gray) and not notes
 
 
@@ -52,7 +52,7 @@ def test_the_depth_that_a_tiff_gives_is_used(gray, tmp_path):
 @pytest.mark.parametrize("largest", [65535, 255 * 16])
 def test_the_full_scale_or_an_images_maximum_is_no_depth(gray, tmp_path, largest):
     tifffile.imwrite(tmp_path / "a.tif", gray.astype(np.uint16) << 4, extratags=[(281, "H", 1, largest, True)])
-    pixels, notes = examine(tmp_path / "a.tif", 300)
+    pixels, notes, _ = examine(tmp_path / "a.tif", 300)
     assert close(pixels, gray) and notes == ["use 12 of 16 bits"]
 
 
@@ -76,7 +76,7 @@ def test_threads_that_read_leave_the_filters_of_warnings_alone(gray, tmp_path):
 
 def test_a_white_is_zero_tiff_becomes_a_positive(gray, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", 65535 - gray.astype(np.uint16) * 257, photometric="miniswhite")
-    pixels, notes = examine(tmp_path / "a.tif", 300)
+    pixels, notes, _ = examine(tmp_path / "a.tif", 300)
     assert close(pixels, gray) and notes == ["are negatives according to their files (white is zero)"]
 
 
@@ -90,7 +90,7 @@ def test_negative_pixels_are_black_and_reported(gray, tmp_path):
     signed = gray.astype(np.int16) * 16
     signed[:10] = -50
     tifffile.imwrite(tmp_path / "a.tif", signed)
-    pixels, notes = examine(tmp_path / "a.tif", 300)
+    pixels, notes, _ = examine(tmp_path / "a.tif", 300)
     assert (pixels[:10] == 0).all() and close(pixels[10:], gray[10:])
     assert "have negative pixels, which are taken as black" in notes
 
@@ -99,7 +99,7 @@ def test_an_underexposed_image_of_many_bits_keeps_its_levels(gray, tmp_path):
     sixteen = gray.astype(np.uint16) * 80
     sixteen[0, 0] = 65535  # a hot pixel
     Image.fromarray(sixteen).save(tmp_path / "a.png")
-    pixels, notes = examine(tmp_path / "a.png", 300)
+    pixels, notes, _ = examine(tmp_path / "a.png", 300)
     assert len(np.unique(pixels)) > 0.8 * len(np.unique(gray)) and notes == ["are underexposed and were brightened"]
 
 
@@ -118,7 +118,7 @@ def test_a_dead_cell_of_many_bits_stays_black(tmp_path):
 def test_a_half_cut_cell_is_mirrored_and_not_stretched(gray, tmp_path, cut):
     half = gray[cut]
     Image.fromarray(half).save(tmp_path / "a.png")
-    pixels, notes = examine(tmp_path / "a.png", 300)
+    pixels, notes, _ = examine(tmp_path / "a.png", 300)
     rows, columns = half.shape
     top, left = (300 - rows) // 2, (300 - columns) // 2
     assert np.array_equal(pixels[top : top + rows, left : left + columns], half)
@@ -204,21 +204,21 @@ def with_hot_pixels(cell):
 
 def test_hot_pixels_do_not_change_the_depth(cells, tmp_path):
     for path, cell in zip(folder_of(cells, tmp_path / "hot", with_hot_pixels), cells):
-        pixels, notes = examine(path, 300)
+        pixels, notes, _ = examine(path, 300)
         pixels[5, 5], pixels[200, 100] = cell[5, 5], cell[200, 100]
         assert close(pixels, cell) and notes == ["use 12 of 16 bits"]
 
 
 def test_8_bits_in_16_are_taken_as_they_are(cells, tmp_path):
     for path, cell in zip(folder_of(cells, tmp_path / "eight", lambda cell: cell), cells):
-        pixels, notes = examine(path, 300)
+        pixels, notes, _ = examine(path, 300)
         assert close(pixels, cell) and notes == ["use 8 of 16 bits"]
 
 
 def test_a_dark_cell_is_scaled_as_the_others_of_its_folder(cells, tmp_path):
     dark = np.random.default_rng(0).integers(0, 60, cells[0].shape)
     *_, path = folder_of([*cells, dark], tmp_path / "dark", lambda cell: cell << 4)
-    pixels, notes = examine(path, 300)
+    pixels, notes, _ = examine(path, 300)
     assert close(pixels, dark) and notes == ["use 12 of 16 bits"]
 
 
@@ -239,7 +239,7 @@ def test_a_black_level_is_subtracted_and_said(cells, tmp_path, black, gain):
     paths = folder_of(cells, tmp_path / "black", lambda cell: cell * gain + black)
     darkest = min(np.percentile(cell, 0.1) for cell in cells)
     for path, cell in zip(paths, cells):
-        pixels, notes = examine(path, 300)
+        pixels, notes, _ = examine(path, 300)
         assert any(note.startswith("have a black level of") for note in notes)
         expected = (cell - darkest).clip(0)
         scale = pixels.mean() / expected.mean()
@@ -256,7 +256,7 @@ def test_the_background_of_a_module_shows_its_black_level(gray, tmp_path):
 def test_cells_without_dark_parts_show_no_black_level(cells, tmp_path):
     bright = [(100 + 0.6 * cell).astype(np.uint8) for cell in cells[:3]]
     for path, cell in zip(folder_of(bright, tmp_path / "bright", lambda cell: cell << 4), bright):
-        pixels, notes = examine(path, 300)
+        pixels, notes, _ = examine(path, 300)
         assert close(pixels, cell) and notes == ["use 12 of 16 bits"]
 
 
@@ -315,7 +315,7 @@ def test_transparent_parts_are_black(gray, tmp_path):
     alpha = np.full_like(gray, 255)
     alpha[:50] = 0
     Image.fromarray(np.dstack([gray, alpha])).save(tmp_path / "a.png")
-    pixels, notes = examine(tmp_path / "a.png", 300)
+    pixels, notes, _ = examine(tmp_path / "a.png", 300)
     assert not pixels[:50].any() and np.array_equal(pixels[50:], gray[50:])
     assert notes == ["have transparent parts, which are taken as black"]
 
@@ -413,3 +413,10 @@ def test_suspicious_images_are_counted(cells, exported, tmp_path, capsys):
             assert not any(word in line for word in words.values() for line in lines)
         else:
             assert any(line.startswith(f"{len(bright)} images {words[kind]}") for line in lines)
+
+
+@pytest.mark.parametrize("size", [(300, 300), (50, 51), (40, 90), (700, 640)])
+def test_the_size_of_an_image_is_told_as_it_was(tmp_path, size):
+    Image.fromarray(np.random.default_rng(0).integers(90, 200, size, np.uint8)).save(tmp_path / "a.png")
+    pixels, _, told = examine(tmp_path / "a.png", 100)
+    assert told == size and pixels.shape == (100, 100)

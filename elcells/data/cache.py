@@ -158,7 +158,7 @@ def _decode(folder, names, size):
     """Yield (name, pixels, notes, mark of the images beside it or None) of each image, decoded by several threads."""
 
     def decode(name):
-        pixels, notes = examine(folder / name, size)
+        pixels, notes, _ = examine(folder / name, size)
         return name, pixels, notes, mark_of_folder(folder / name) if is_deep(folder / name) else None
 
     with ThreadPoolExecutor(THREADS) as pool:

@@ -120,7 +120,8 @@ def examine(path, size=IMAGE_SIZE):
 
     An image that is not square is mirrored at its longer edges until it is, so that nothing is stretched. Other sizes
     are resized with antialiasing (Pillow, bilinear).
-    Returns (uint8 (size, size), list of str). Raises InputError as `as_gray` does, and for a very narrow image.
+    Returns (uint8 (size, size), list of str, its (height, width) as it was). Raises InputError as `as_gray` does,
+    and for a very narrow image.
     """
     gray, notes = as_gray(path)
     if max(gray.size) > NARROWEST * min(gray.size):
@@ -131,7 +132,7 @@ def examine(path, size=IMAGE_SIZE):
             notes.append(LIKE_MODULE)
         if not _is_square(gray):
             notes.append("are not square and were mirrored to a square")
-        return to_square(gray, size), notes
+        return to_square(gray, size), notes, gray.size[::-1]
 
 
 def read_image(path, size=IMAGE_SIZE):

@@ -15,7 +15,7 @@ from PIL import Image
 from elcells.data.finding import find_images
 from elcells.data.images import NARROWEST, THREADS, examine, to_square
 from elcells.files import InputError
-from elcells.inference.cells import MEASURED, CellResult, cell_of_image, judge
+from elcells.inference.cells import DECIMALS, MEASURED, SEVERITY, CellResult, cell_of_image, judge
 from elcells.inference.engines import in_batches
 from elcells.inference.networks import Network, open_network
 
@@ -43,8 +43,11 @@ class Cells:
             file, a folder (all images below it) or a glob.
         Columns: filename (where there are paths), each class (0 or 1), its probability p_CLASS, brightness (mean pixel,
             0..1), dark_part (share of the cell under half of the brightness of the rest, 0..1), dark_ratio (brightness
-            of that part relative to the rest) and error: why an image could not be judged, "" for all others. An image
-            with an error has no calls.
+            of that part relative to the rest), crack_length (of the crack lines, in cell widths), inactive_area (share
+            of the cell, 0..1), crack_mode ("A", "B", "C" or ""), below (names of those two that are only the smallest
+            value that can be measured) and error: why an image could not be judged, "" for all others. An image with
+            an error has no calls. crack_length is NaN where it could not be measured: the network does not tell where
+            cracks run, or the cell has a crack and fewer than 100 pixels.
         Raises InputError for arrays of another type or shape.
         """
         results = []
@@ -64,8 +67,9 @@ class Cells:
             columns[name] = pd.array([cell.calls[number] if cell.judged else None for cell in results], dtype="Int64")
         for number, name in enumerate(self.classes):
             columns[f"p_{name}"] = reals(cell.probabilities[number] if cell.judged else None for cell in results)
-        for name in MEASURED:
-            columns[name] = reals(getattr(cell, name) for cell in results)
+        for name in (*MEASURED, *SEVERITY):
+            values = [getattr(cell, name) for cell in results]
+            columns[name] = reals(values) if name in DECIMALS else pd.Series(values, dtype=str)
         columns["error"] = pd.Series([cell.error for cell in results], dtype=str)
         return pd.DataFrame(columns)
 
@@ -101,10 +105,13 @@ def read(image, size):
     """An array or a file as the pair of pixels and CellResult that `judge` takes."""
     name = "" if isinstance(image, np.ndarray) else os.fspath(image)
     try:
-        pixels = from_array(image, size) if isinstance(image, np.ndarray) else examine(name, size)[0]
+        if isinstance(image, np.ndarray):
+            pixels, own_size = from_array(image, size), image.shape
+        else:
+            pixels, _, own_size = examine(name, size)
     except InputError as error:
         return None, CellResult(name, error=" ".join(str(error).split()))
-    return cell_of_image(name, pixels)
+    return cell_of_image(name, pixels, size=own_size)
 
 
 def from_array(image, size):

@@ -6,14 +6,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import logit
 
+from elcells.data.images import IMAGE_SIZE
 from elcells.data.levels import NEARLY_BLACK
 from elcells.inference.class_maps import as_bytes
 from elcells.inference.darkness import dark_part
+from elcells.inference.severity import LEAST_PIXELS, severity_of
 
 NO_LIGHT = 0.025  # mean pixel in 0..1, as of the black cells of a module
 DIM_NOTE = f"are dim (mean pixel under {NEARLY_BLACK}): what is only noise there looks sound"
 TOO_DARK = "nearly black: not judged"  # the error of a dead cell of a module, or of an image without light
-MEASURED = ("brightness", "dark_part", "dark_ratio")  # fields of a CellResult, which are columns of every table
+# Fields of a CellResult that are columns of every table
+MEASURED = ("brightness", "dark_part", "dark_ratio")
+SEVERITY = ("crack_length", "inactive_area", "crack_mode", "below")
+DECIMALS = {**dict.fromkeys(MEASURED, 3), "crack_length": 3, "inactive_area": 4}  # of those that are numbers
 UNSURE = 1.0  # a probability nearer to its threshold, in logits, may fall on either side
 
 
@@ -35,6 +40,13 @@ class CellResult:
     map: bytes | None = None  # class maps, uint8 (C, h, w), of a cell with a defect or near a threshold
     dark_part: float | None = None  # share of the cell in 0..1, 0 where nothing is dark; None where it was not judged
     dark_ratio: float | None = None  # brightness of that part relative to the rest or the module's cells
+    size: tuple = (IMAGE_SIZE, IMAGE_SIZE)  # (height, width) of the cell in its image, in pixels; not in the table
+    # As in Severity; None where it was not judged, or the network has no class of that name
+    crack_length: float | None = None
+    inactive_area: float | None = None
+    crack_mode: str = ""
+    below: str = ""  # names with spaces between
+    shape: bytes | None = None
 
     @property
     def judged(self):
@@ -55,21 +67,30 @@ class CellResult:
         return [name for name, call in zip(classes, self.calls) if call]
 
     def row(self, classes):
-        """Values for a table: file name, calls, probabilities, brightness, dark part and its brightness, error."""
+        """Values for a table: file name, calls, probabilities, MEASURED, SEVERITY, error."""
         judged = [*self.calls, *(f"{p:.4f}" for p in self.probabilities)] if self.judged else [""] * 2 * len(classes)
-        measured = [getattr(self, name) for name in MEASURED]
-        return [self.filename, *judged, *("" if value is None else f"{value:.3f}" for value in measured), self.error]
+        measured = [shown(name, getattr(self, name)) for name in (*MEASURED, *SEVERITY)]
+        return [self.filename, *judged, *measured, self.error]
 
 
-def cell_of_image(name, pixels, notes=()):
-    """An image of a cell, uint8 (S, S), as the pair that `judge` takes; one without light is not judged."""
+def shown(name, value):
+    """The value of a column of MEASURED or SEVERITY as text, "" for None."""
+    return f"{value:.{DECIMALS[name]}f}" if name in DECIMALS and value is not None else value or ""
+
+
+def cell_of_image(name, pixels, notes=(), size=(IMAGE_SIZE, IMAGE_SIZE)):
+    """An image of a cell, uint8 (S, S), as the pair that `judge` takes; one without light is not judged.
+
+    size: its (height, width) before it was made square.
+    """
     brightness = float(pixels.mean()) / 255
     if brightness < NO_LIGHT:
         return None, CellResult(name, brightness=brightness, error=TOO_DARK, notes=tuple(notes))
     if brightness < NEARLY_BLACK:
         notes = (*notes, DIM_NOTE)
     share, ratio = dark_part(pixels)
-    return pixels, CellResult(name, brightness=brightness, notes=tuple(notes), dark_part=share, dark_ratio=ratio)
+    notes = tuple(notes)
+    return pixels, CellResult(name, brightness=brightness, notes=notes, dark_part=share, dark_ratio=ratio, size=size)
 
 
 def judge(engine, thresholds, cells):
@@ -84,16 +105,36 @@ def judge(engine, thresholds, cells):
     # Full batches, because a result may depend on the size of its batch in the last digit
     count = -(-len(live) // engine.batch_size) * engine.batch_size
     images = np.stack([cells[live[k % len(live)]][0] for k in range(count)])[:, None]
-    for place, (probabilities, class_map) in zip(live, engine.with_maps(images)):
-        calls = (probabilities >= thresholds).astype(int)
-        shown = class_map is not None and (calls.any() or doubt(probabilities[None], thresholds)[0] < UNSURE)
-        results[place] = replace(
+    for place, seen in zip(live, engine.look_at(images, thresholds)):
+        calls = (seen.probabilities >= thresholds).astype(int)
+        has_map = seen.map is not None and (calls.any() or doubt(seen.probabilities[None], thresholds)[0] < UNSURE)
+        judged = replace(
             results[place],
-            probabilities=tuple(probabilities),
+            probabilities=tuple(seen.probabilities),
             calls=tuple(calls),
-            map=as_bytes(class_map) if shown else None,
+            map=as_bytes(seen.map) if has_map else None,
         )
+        results[place] = with_severity(judged, engine, cells[place][0], seen.lines)
     return results
+
+
+def with_severity(result, engine, pixels, lines):
+    """A CellResult with the severity of what it was called.
+
+    pixels: uint8 (S, S). lines: as `severity_of` takes them.
+    """
+    called = dict(zip(engine.classes, result.calls))
+    can_be_followed = min(result.size) >= LEAST_PIXELS
+    lines = lines if can_be_followed else None
+    severity = severity_of(pixels, lines, called.get("crack"), called.get("inactive"), result.size)
+    return replace(
+        result,
+        crack_length=severity.crack_length if engine.has_lines else None,
+        inactive_area=severity.inactive_area if "inactive" in called else None,
+        crack_mode=severity.crack_mode,
+        below=" ".join(severity.below),
+        shape=severity.shape,
+    )
 
 
 def doubt(probabilities, thresholds):

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,14 +25,31 @@ PRECISIONS = ("float32", "auto")
 NEEDED_METADATA = {"classes", "operating_points", "image_size", "mean", "std", "input"}
 
 
+class Look(NamedTuple):
+    """What a network sees in a batch: probabilities (B, C), class maps (B, C, h, w) or None, and a function from an
+    image's number to the probabilities (h, w) that a crack's line runs there, or None."""
+
+    probabilities: np.ndarray
+    maps: np.ndarray | None
+    lines: Callable | None
+
+
+class Seen(NamedTuple):
+    """The same of one image: probabilities (C,), a class map (C, h, w) or None, crack lines (h, w) or None."""
+
+    probabilities: np.ndarray
+    map: np.ndarray | None
+    lines: np.ndarray | None
+
+
 @dataclass(frozen=True)
 class Engine:
     """A network as a function: takes uint8 gray images (N, 1, S, S), returns float32 probabilities (N, C).
 
     run: the same for a batch. classes: names, in the order of the probabilities. image_size: S in pixels. name: what
-    runs the network. operating_points: {name: one threshold a class}. run_with_maps: the same as run, but returns
-    probabilities and class maps (B, C, h, w); None where there are none. batch_size: images that the network gets at a
-    time. metadata: what the file says about the network and its training.
+    runs the network. operating_points: {name: one threshold a class}. look: function of a batch that gives a Look.
+    batch_size: images that the network gets at a time. has_lines: whether the network tells where cracks run.
+    metadata: what the file says about the network and its training.
     """
 
     run: Callable
@@ -39,20 +57,23 @@ class Engine:
     image_size: int
     name: str
     operating_points: dict
-    run_with_maps: Callable | None = None
+    look: Callable
     batch_size: int = 16
+    has_lines: bool = False
     metadata: dict = field(default_factory=dict)
 
     def __call__(self, images):
         return np.concatenate([self.run(np.ascontiguousarray(batch)) for batch in in_batches(images, self.batch_size)])
 
-    def with_maps(self, images):
-        """Yield the probabilities (C,) and the class map (C, h, w), or None, of each image."""
+    def look_at(self, images, thresholds):
+        """Yield what is Seen in each image; crack lines only where the probability of a crack reaches its threshold."""
+        crack = self.classes.index("crack") if self.has_lines else None
         for batch in in_batches(images, self.batch_size):
-            if self.run_with_maps:
-                yield from zip(*self.run_with_maps(np.ascontiguousarray(batch)))
-            else:
-                yield from ((probabilities, None) for probabilities in self.run(np.ascontiguousarray(batch)))
+            look = self.look(np.ascontiguousarray(batch))
+            for number, probabilities in enumerate(look.probabilities):
+                has_crack = self.has_lines and probabilities[crack] >= thresholds[crack]
+                class_map = None if look.maps is None else look.maps[number]
+                yield Seen(probabilities, class_map, look.lines(number) if has_crack else None)
 
     def thresholds(self, point="f1"):
         """Probabilities, float32 (C,), from which a cell counts as positive; InputError for an unknown point."""
@@ -107,9 +128,9 @@ def read_onnx(path):
     return proto, metadata
 
 
-def _run_onnxruntime(model, outputs, threads, device, precision):
-    """(run, name) of a model (path or bytes) in ONNX Runtime, on its CUDA provider where that is installed and `device`
-    allows it; run(images) gives a list of the outputs of these names."""
+def _run_onnxruntime(model, threads, device, precision):
+    """(run, name) of a model (bytes) in ONNX Runtime, on its CUDA provider where that is installed and `device` allows
+    it; run(names, {input: array}) gives a list of the outputs of these names."""
     onnxruntime = needed("onnxruntime")
     if precision != "float32":
         raise InputError(f"--engine-precision {precision}: is for --engine openvino")
@@ -128,11 +149,11 @@ def _run_onnxruntime(model, outputs, threads, device, precision):
         raise InputError(f"ONNX Runtime can't load it ({reason(error)})") from None
     on_cuda = session.get_providers()[0].startswith("CUDA")
     name = "onnxruntime on CUDA" if on_cuda else "onnxruntime"
-    return lambda images: session.run(outputs, {"input": images}), name
+    return session.run, name
 
 
-def _run_openvino(model, outputs, threads, device, precision):
-    """(run, name) of a model (path or bytes) in OpenVINO; run(images) gives a list of the outputs of these names."""
+def _run_openvino(model, threads, device, precision):
+    """(run, name) of a model (bytes) in OpenVINO, as for ONNX Runtime."""
     openvino = needed("openvino")
     if device == "cuda":
         raise InputError("--device cuda: OpenVINO has none; give --engine onnxruntime for that")
@@ -149,8 +170,8 @@ def _run_openvino(model, outputs, threads, device, precision):
         raise InputError(f"OpenVINO can't load it ({reason(error)})") from None
     request = compiled.create_infer_request()
 
-    def run(images):
-        results = request.infer({"input": images})
+    def run(outputs, inputs):
+        results = request.infer(inputs)
         return [results[name].copy() for name in outputs]
 
     return run, "openvino"
@@ -166,39 +187,51 @@ def open_model(path, engine="auto", threads=0, device="auto", precision="float32
     maps: whether it makes class maps too, where the file's last layer allows it.
     """
     proto, metadata = read_onnx(path)
+    from elcells.inference.line_decoder import LINES, apart
+
     if engine == "auto":
         has_openvino = importlib.util.find_spec("openvino") is not None
         engine = "openvino" if has_openvino and device != "cuda" else "onnxruntime"
     opener = _run_openvino if engine == "openvino" else _run_onnxruntime
     features, weight = (last_features(proto, metadata) if maps else None) or (None, None)
-    model, outputs = str(path), ["output"]
+    has_lines = any(output.name == LINES for output in proto.graph.output)
+    network, decoder, decoder_inputs = apart(proto) if has_lines else (proto, None, [])
+    outputs = ["output", *decoder_inputs]
     if features:
-        proto.graph.output.add().name = features
-        model, outputs = proto.SerializeToString(), ["output", features]
+        network.graph.output.add().name = features
+        outputs.append(features)
     try:
-        run_all, name = opener(model, outputs, threads, device, precision)
+        run_network, name = opener(network.SerializeToString(), threads, device, precision)
+        if has_lines:
+            run_decoder, _ = opener(decoder.SerializeToString(), threads, device, precision)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
-    def run(images):
-        return run_all(images)[0]
-
-    def run_with_maps(images):
-        probabilities, values = run_all(images)
-        return probabilities, weighted(values[: len(images)], weight)  # of eight symmetries the first is the image
-
-    if metadata["input"] != "uint8":  # three normalised channels
+    def inputs(images):
+        if metadata["input"] == "uint8":
+            return {"input": images}
         mean, std = np.float32(metadata["mean"]), np.float32(metadata["std"])
+        return {"input": np.repeat((images.astype(np.float32) / 255 - mean) / std, 3, axis=1)}
 
-        def run(images):
-            return run_all(np.repeat((images.astype(np.float32) / 255 - mean) / std, 3, axis=1))[0]
+    def look(images):
+        probabilities, *values = run_network(outputs, inputs(images))
+        # Of eight symmetries the first is the image
+        class_maps = weighted(values.pop()[: len(images)], weight) if features else None
+
+        def lines(number):  # one image at a time, as a result may depend on the size of its batch in the last digit
+            of_image = {name: value[number : number + 1] for name, value in zip(decoder_inputs, values)}
+            [[[seen]]] = run_decoder([LINES], of_image)
+            return seen
+
+        return Look(probabilities, class_maps, lines)
 
     return Engine(
-        run,
+        lambda images: run_network(["output"], inputs(images))[0],
         tuple(metadata["classes"]),
         metadata["image_size"],
         name,
         metadata["operating_points"],
-        run_with_maps if features else None,
+        look,
+        has_lines=has_lines,
         metadata=metadata,
     )

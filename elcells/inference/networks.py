@@ -7,7 +7,7 @@ from pathlib import Path
 
 from elcells.files import InputError
 from elcells.inference.class_maps import weighted
-from elcells.inference.engines import Engine, is_onnx, needed, open_model
+from elcells.inference.engines import Engine, Look, is_onnx, needed, open_model
 from elcells.inference.origin import TRAINING
 
 SHIPPED = Path(__file__).resolve().parents[2] / "cells.onnx"
@@ -89,13 +89,19 @@ def open_checkpoint(path, tta, device, maps):
         logits = model(torch.from_numpy(images).to(device), tta=tta)
         return model.probabilities(logits, tta=tta).cpu().numpy()
 
-    def run_with_maps(images):
+    def look(images):
         features = []
         with map_layer.register_forward_hook(lambda layer, inputs, output: features.append(output)):
             probabilities = run(images)
         upright = torch.cat([part[: len(part) // 8 if tta else None] for part in features])  # the first of each eight
         weight = model.network.fc.weight.detach()
-        return probabilities, weighted(upright.float().cpu().numpy(), weight.float().cpu().numpy())
+        class_maps = weighted(upright.float().cpu().numpy(), weight.float().cpu().numpy()) if maps else None
+        return Look(probabilities, class_maps, lambda number: lines(images[number : number + 1]))
+
+    @torch.inference_mode()
+    def lines(image):
+        [[seen]] = model.crack_lines(torch.from_numpy(image).to(device)).cpu().numpy()
+        return seen
 
     metadata = asdict(model.metadata) | {k: v for k, v in checkpoint.items() if k in TRAINING}
     name = f"pytorch on {device.type}"
@@ -105,6 +111,7 @@ def open_checkpoint(path, tta, device, maps):
         model.metadata.image_size,
         name,
         operating_points,
-        run_with_maps if maps else None,
+        look,
+        has_lines=model.lines is not None,
         metadata=metadata,
     )

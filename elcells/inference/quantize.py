@@ -12,6 +12,7 @@ import onnxruntime
 
 from elcells.devices import cpu_has
 from elcells.inference.engines import in_batches
+from elcells.inference.line_decoder import decoder_nodes, reached
 
 BATCH = 8  # calibration images at once
 MIN_WEIGHTS = 16384  # convolutions with fewer keep their weights in float
@@ -21,7 +22,7 @@ def quantise(source, target, calibration):
     """Static int8 quantisation (ONNX Runtime: QDQ, weights per channel, activations uint8) of a float ONNX file.
 
     The range of an activation leaves out 0.001 % of its values, and the last layer stays in float: of all settings
-    tried, these change the probabilities least (doc/results.md).
+    tried, these change the probabilities least (doc/results.md). The decoder of crack lines stays in float too.
 
     A processor without VNNI adds products of 8 bits in 16, which overflow: there, weights get 7 bits. Such a file is
     right on any processor, but changes the probabilities more.
@@ -50,6 +51,8 @@ def quantise(source, target, calibration):
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # it prints
             prepared = Path(folder) / "prepared.onnx"
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            proto = onnx.load(prepared)
+            decoder = decoder_nodes(proto, reached(proto.graph.node, {"input"}))
             quantize_static(
                 str(prepared),
                 str(target),
@@ -60,6 +63,7 @@ def quantise(source, target, calibration):
                 weight_type=QuantType.QInt8,
                 reduce_range=not has_vnni,
                 calibrate_method=CalibrationMethod.Percentile,
+                nodes_to_exclude=[node.name for node in decoder],
                 # If its ReLU is quantised too, a convolution writes uint8 directly: 1.1 to 1.2 times as fast
                 op_types_to_quantize=["Conv", "Relu", "Clip", "Add", "MaxPool"],
                 extra_options={"CalibPercentile": 99.999},

@@ -1,0 +1,216 @@
+"""How bad a cell's defects are: where its cracks run and how long they are, and which share of the cell is inactive.
+
+Crack lines come from the network's second output; the inactive region comes from brightness alone. The constants were
+chosen on 545 foreign cells with outlines drawn by people (doc/severity.md).
+"""
+
+import io
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+from skimage.morphology import skeletonize
+
+from elcells.data.images import SQUARE
+
+SIDE = 300  # pixels of the cell in which lines and regions are measured
+
+SURE_LINE = 0.5  # probability that a crack's line reaches somewhere
+LINE = 0.15  # and has all along
+LEAST_LENGTH = 14  # pixels: what is shorter may be a speck
+LEAST_PIXELS = 100  # of a cell in its image: in fewer no line can be followed
+
+DARK = 0.5  # an inactive region is darker than this share of what the place would have
+GRAY = 0.75  # likewise a part that a crack partly cut off
+COARSE = 20  # pixels of the cell from which that is worked out
+AROUND = 7  # of these: the surroundings of a place
+LIT = 80  # percentile of the surroundings that an active place would have
+LEAST_LIT = 0.7  # of the cell's 70th percentile: it would have at least as much
+SOFT = 1.0  # standard deviation of the blur, in pixels
+MARGIN = 3  # pixels at the cell's edge that do not count
+OPENING = 9  # pixels: what is narrower is a busbar, a finger or a crack
+LEAST_AREA = 60  # pixels of an inactive region
+LEAST_GRAY = 400  # of a gray part
+RIM = 8  # pixels: a part that is mostly nearer to an edge is the gap between cells
+CORNER = 36  # pixels along both edges: likewise a chamfered corner
+MOSTLY = 0.6
+BESIDE = 9  # pixels from a crack to a part that it cut off
+
+SHAPE_SIDE = 150  # pixels of the image that shows lines and region
+SHAPE_COLOURS = (0, 0, 0, 230, 30, 30, 40, 110, 255)  # nothing, crack line, inactive region
+SHAPE_LINE, SHAPE_REGION = 1, 2  # numbers of these colours
+SHAPE_OPACITY = bytes([0, 255, 90])
+
+
+class Severity(NamedTuple):
+    """How bad a cell's defects are.
+
+    crack_length: in cell widths; 0 without the verdict, None where no line can be followed. inactive_area: share of the
+    cell in 0..1; 0 without the verdict. crack_mode: "A", "B" or "C", or "" where it is not known. below: names of what
+    is too small to be measured, although the verdict is yes; it has the smallest number that can be. shape: image that
+    shows lines and region (`shape_image`), or None where there are none.
+    """
+
+    crack_length: float | None
+    inactive_area: float
+    crack_mode: str
+    below: tuple
+    shape: bytes | None
+
+
+def severity_of(cell, lines, is_crack, is_inactive, size=(1, 1)):
+    """The Severity of a cell with these verdicts.
+
+    cell: uint8 (S, S), as the network gets it. lines: float (h, w), probability that a crack runs there, or None where
+    that is not known. size: (height, width) of the cell in its image: what was mirrored to make it square does not
+    count.
+    """
+    edges = distances_to_edges(size)
+    inside = edges.min(0) >= 0
+    skeleton = np.zeros((SIDE, SIDE), bool)
+    dark = skeleton
+    gray = skeleton
+    if is_crack and lines is not None:
+        skeleton = crack_lines(lines) & inside
+    if is_inactive or skeleton.any():
+        dark, gray = dark_regions(cell, edges)
+    if not is_inactive:
+        gray = gray | dark
+        dark = np.zeros_like(dark)
+    length = None if is_crack and lines is None else length_of(skeleton) / SIDE
+    area = float(dark.sum() / inside.sum())
+    below = []
+    if is_crack and length == 0:
+        below.append("crack_length")
+        length = LEAST_LENGTH / SIDE
+    if is_inactive and not area:
+        below.append("inactive_area")
+        area = LEAST_AREA / float(inside.sum())
+    shape = shape_image(skeleton, dark) if skeleton.any() or dark.any() else None
+    return Severity(length, area, mode_of(skeleton, dark, gray), tuple(below), shape)
+
+
+def distances_to_edges(size):
+    """How far each pixel is from the nearer edge along y and along x, int (2, SIDE, SIDE); below 0 outside of the cell.
+
+    size: (height, width) of a cell that was mirrored at its longer edges until it was square.
+    """
+    distances = []
+    if max(size) <= SQUARE * min(size):
+        size = (1, 1)  # it was stretched
+    for pixels in size:
+        outside = (SIDE - round(SIDE * pixels / max(size))) // 2
+        numbers = np.arange(SIDE)
+        distances.append(np.minimum(numbers, numbers[::-1]) - outside)
+    return np.stack(np.broadcast_arrays(distances[0][:, None], distances[1]))
+
+
+# ---------------------------------------------------------------- cracks
+
+
+def crack_lines(lines):
+    """The middle of the crack lines, bool (SIDE, SIDE), one pixel wide; lines: probabilities, float (h, w)."""
+    lines = cv2.resize(lines, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
+    label, count = ndimage.label(lines > LINE, np.ones((3, 3)))
+    sure = np.zeros(count + 1, bool)
+    sure[label[lines > SURE_LINE]] = True
+    sure[0] = False
+    skeleton = skeletonize(sure[label])
+    long = np.bincount(label.ravel(), skeleton.ravel(), minlength=count + 1) >= LEAST_LENGTH
+    return skeleton & long[label]
+
+
+def length_of(skeleton):
+    """Length of lines one pixel wide, bool (h, w), in pixels: steps to the side count 1, oblique ones sqrt(2)."""
+    straight = (skeleton[1:] & skeleton[:-1]).sum() + (skeleton[:, 1:] & skeleton[:, :-1]).sum()
+    oblique = 0
+    for turned in (skeleton, skeleton[:, ::-1]):
+        step = turned[1:, 1:] & turned[:-1, :-1]
+        oblique += (step & ~turned[1:, :-1] & ~turned[:-1, 1:]).sum()  # else the straight steps are counted
+    return float(straight + np.sqrt(2) * oblique)
+
+
+def mode_of(skeleton, dark, gray):
+    """The mode of a cell's cracks: "A" without a darker part beside them, "B" with a gray one, "C" with a dark one.
+
+    "" where there is no crack line. skeleton, dark, gray: bool (SIDE, SIDE). The modes are those of Köntges et al.
+    2014, "Review of Failures of Photovoltaic Modules" (IEA-PVPS T13-01).
+    """
+    if not skeleton.any():
+        return ""
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * BESIDE + 1, 2 * BESIDE + 1))
+    beside = cv2.dilate(skeleton.astype(np.uint8), kernel) > 0
+    if (beside & dark).any():
+        return "C"
+    return "B" if (beside & gray).any() else "A"
+
+
+# ---------------------------------------------------------------- dark parts
+
+
+def dark_regions(cell, edges):
+    """Where a cell is darker than half, and than GRAY, of its surroundings: two of bool (SIDE, SIDE).
+
+    cell: uint8 (S, S). edges: of `distances_to_edges`. The rim and chamfered corners do not count, nor does what is as
+    narrow as a busbar.
+    """
+    cell = cv2.resize(cell, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    coarse = cv2.resize(cell, (COARSE, COARSE), interpolation=cv2.INTER_AREA).astype(np.float32)
+    around = ndimage.percentile_filter(coarse, LIT, size=AROUND, mode="reflect")
+    usual = np.maximum(around, LEAST_LIT * np.percentile(coarse, 70))
+    usual = cv2.resize(usual, (SIDE, SIDE))
+    blurred = cv2.GaussianBlur(cell, (0, 0), SOFT)
+    return regions(blurred < DARK * usual, edges, LEAST_AREA), regions(blurred < GRAY * usual, edges, LEAST_GRAY)
+
+
+def regions(below, edges, least):
+    """The regions of at least so many pixels among dark pixels, bool (SIDE, SIDE) likewise.
+
+    edges: of `distances_to_edges`.
+    """
+    below = below.astype(np.uint8)
+    nearest = edges.min(0)
+    below[nearest < MARGIN] = 0
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (OPENING, OPENING))
+    below = cv2.morphologyEx(below, cv2.MORPH_OPEN, kernel)
+    count, label, stats, _ = cv2.connectedComponentsWithStats(below, connectivity=4)
+    area = stats[:, cv2.CC_STAT_AREA]
+    kept = area >= least
+    for place in (edges.sum(0) < CORNER, nearest < RIM):
+        kept &= np.bincount(label.ravel(), place.ravel(), minlength=count) < MOSTLY * area
+    kept[0] = False
+    return kept[label]
+
+
+# ---------------------------------------------------------------- to be shown
+
+
+def shape_image(skeleton, dark):
+    """Crack lines in red and inactive regions in a transparent blue: the bytes of a PNG, to be laid over the cell."""
+    halves = [mask.reshape(SHAPE_SIDE, 2, SHAPE_SIDE, 2).any((1, 3)) for mask in (skeleton, dark)]
+    return shape_of_numbers(np.where(halves[0], SHAPE_LINE, SHAPE_REGION * halves[1]).astype(np.uint8))
+
+
+def shape_of_numbers(numbers):
+    """The bytes of a PNG; numbers: of SHAPE_COLOURS, uint8 (SHAPE_SIDE, SHAPE_SIDE)."""
+    image = Image.fromarray(numbers, "P")
+    image.putpalette(SHAPE_COLOURS)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=SHAPE_OPACITY, bits=2, optimize=True)
+    return buffer.getvalue()
+
+
+def shape_numbers(shape):
+    """The numbers of SHAPE_COLOURS, uint8 (SHAPE_SIDE, SHAPE_SIDE), of the bytes that `shape_image` gave."""
+    return np.array(Image.open(io.BytesIO(shape)))
+
+
+def part_of_shape(shape, lines, region):
+    """The same image with its lines or its region alone, as these are true; None where it would show nothing."""
+    numbers = shape_numbers(shape)
+    kept = numbers * (lines * (numbers == SHAPE_LINE) | region * (numbers == SHAPE_REGION))
+    if not kept.any():
+        return None
+    return shape if (kept == numbers).all() else shape_of_numbers(kept)

@@ -1,0 +1,104 @@
+"""The output crack_lines of ONNX files: what is in them, and how it is computed for cells with a crack alone."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from test_line_training import random_decoder
+
+import export_onnx
+from elcells.inference.line_decoder import LINES, apart
+from elcells.inference.networks import Network, open_network
+from elcells.training.decoder import folded
+from elcells.training.weights import load_initial_weights
+from model import NETWORKS, build_model, load_model, save_checkpoint
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def checkpoint(request, tmp_path_factory):
+    """A checkpoint of a network with random weights and a decoder of crack lines."""
+    torch.manual_seed(0)
+    model = build_model(request.param, width=16, image_size=SIDE, normalise_brightness=True).eval()
+    model.lines = folded(random_decoder(model))
+    model.calibration_tta = model.calibration
+    path = tmp_path_factory.mktemp("lines") / "best.ckp"
+    save_checkpoint(path, model)
+    return path
+
+
+def export(checkpoint, folder, *options):
+    assert export_onnx.main([str(checkpoint), "--out", str(folder), "--device", "cpu", *options]) == 0
+    return folder / "best.onnx"
+
+
+def images(count):
+    return np.random.default_rng(0).integers(40, 200, (count, 1, SIDE, SIDE), np.uint8)
+
+
+def expected_lines(checkpoint, pixels):
+    model, _ = load_model(checkpoint)
+    with torch.inference_mode():
+        return model.crack_lines(torch.from_numpy(pixels))[:, 0].numpy()
+
+
+def test_the_file_has_a_second_output_and_the_first_is_made_last(checkpoint, tmp_path):
+    path = export(checkpoint, tmp_path)
+    proto = onnx.load(path)
+    assert [output.name for output in proto.graph.output] == ["output", LINES]
+    assert "output" in proto.graph.node[-1].output  # OpenCV takes the last node's output for the network's
+    pixels = images(3)
+    probabilities, lines = onnxruntime.InferenceSession(path).run(None, {"input": pixels})
+    assert lines.shape == (3, 1, SIDE // 2, SIDE // 2)
+    np.testing.assert_allclose(lines[:, 0], expected_lines(checkpoint, pixels), atol=1e-4)
+    np.testing.assert_allclose(probabilities, open_network(Network(str(checkpoint), device="cpu"))(pixels), atol=1e-4)
+
+
+def test_only_images_with_a_crack_get_lines_and_these_are_pytorchs(checkpoint, tmp_path):
+    path = export(checkpoint, tmp_path)
+    pixels = images(6)
+    for network in (path, checkpoint):
+        engine = open_network(Network(str(network), device="cpu"))
+        probabilities = engine(pixels)
+        thresholds = np.array([np.median(probabilities[:, 0]), 1])
+        seen = list(engine.look_at(pixels, thresholds))
+        assert engine.has_lines
+        assert [one.lines is not None for one in seen] == (probabilities[:, 0] >= thresholds[0]).tolist()
+        for one, expected in zip(seen, expected_lines(checkpoint, pixels)):
+            assert one.lines is None or np.abs(one.lines - expected).max() < 1e-4
+
+
+def test_network_and_decoder_apart_share_no_node(checkpoint, tmp_path):
+    proto = onnx.load(export(checkpoint, tmp_path))
+    network, decoder, inputs = apart(proto)
+    made = [{name for node in part.graph.node for name in node.output} for part in (network, decoder)]
+    assert not made[0] & made[1] and set(inputs) <= made[0]
+    assert not any(tensor.name.startswith("lines.") for tensor in network.graph.initializer)
+    onnx.checker.check_model(decoder, full_check=True)
+
+
+@pytest.mark.parametrize("option", ["--tta", "--raw-input"])
+def test_other_forms_of_the_file_have_the_same_lines(checkpoint, tmp_path, option):
+    export(checkpoint, tmp_path, option)
+    [path] = tmp_path.glob("*.onnx")
+    pixels = images(2)
+    look = open_network(Network(str(path), device="cpu")).look(pixels)
+    lines = np.stack([look.lines(n) for n in range(2)])
+    np.testing.assert_allclose(lines, expected_lines(checkpoint, pixels), atol=1e-3)
+
+
+def test_initial_weights_of_an_onnx_file_bring_its_decoder(tmp_path):
+    torch.manual_seed(0)
+    model = build_model(image_size=SIDE).eval()
+    for module in model.network.modules():  # the exporter leaves out a bias of 0
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.bias, std=0.1)
+    model.lines = folded(random_decoder(model))
+    save_checkpoint(tmp_path / "best.ckp", model)
+    another = build_model(image_size=SIDE)
+    load_initial_weights(another, export(tmp_path / "best.ckp", tmp_path))
+    state = model.lines.state_dict()
+    for name, tensor in another.lines.state_dict().items():
+        torch.testing.assert_close(tensor, state[name])
