@@ -22,10 +22,11 @@ from elcells.data.finding import SUFFIXES, find_images
 from elcells.data.images import as_lines
 from elcells.data.suspicions import LIKE_MODULE
 from elcells.files import InputError, command, counted, printable
-from elcells.inference.cells import MEASURED
+from elcells.inference.cells import MEASURED, SEVERITY
 from elcells.inference.engines import ENGINES, PRECISIONS
 from elcells.inference.networks import SHIPPED, Network, default_path, open_network
 from elcells.inference.origin import describe_network, warning_about
+from elcells.inference.severity import LEAST_PIXELS
 from elcells.modules.cutting import corners_of_images, grid_size, guess_grid
 from elcells.modules.lens import FEWEST
 from elcells.pages.derived import derive
@@ -64,6 +65,10 @@ class Tally:
         self.failed = 0
         self.nearly_black = 0
         self.dark = 0  # or partly
+        self.crack_length = 0.0  # in cell widths
+        self.too_small = 0  # cells with a crack that have too few pixels to measure its length
+        self.inactive_area = 0.0  # in cells
+        self.measured_areas = 0  # cells whose inactive area is known
         self.defects = Counter()  # cells of each class
         self.notes = Counter()
         self.lens_alone = 0  # modules whose lens was found in their own image
@@ -81,8 +86,36 @@ class Tally:
             self.defects.update(cell.defects(self.engine.classes))
             self.nearly_black += cell.nearly_black
             self.dark += cell.is_dark
+            self.add_severity(cell)
         if LIKE_MODULE in result.notes and self.like_module is None:
             self.like_module = result.request.name
+
+    def add_severity(self, cell):
+        """Count how bad a CellResult is."""
+        has_crack = "crack" in cell.defects(self.engine.classes)
+        self.too_small += has_crack and self.engine.has_lines and cell.crack_length is None
+        self.crack_length += cell.crack_length or 0
+        if cell.inactive_area is not None:
+            self.inactive_area += cell.inactive_area
+            self.measured_areas += 1
+
+    def severity_lines(self):
+        """Lines on how bad the cells' defects are."""
+        parts = []
+        if self.crack_length:
+            parts.append(f"cracks are {self.crack_length:.1f} cell widths long in all")
+        if self.inactive_area:
+            share = 100 * self.inactive_area / self.measured_areas
+            parts.append(f"{share:.1f} % of the cells' area is inactive")
+        lines = []
+        if parts:
+            text = "; ".join(parts)
+            lines.append(f"{text[0].upper()}{text[1:]}.")
+        if self.too_small:
+            verb = "has" if self.too_small == 1 else "have"
+            cells = counted(self.too_small, "cell with a crack", "cells with a crack")
+            lines.append(f"{cells} {verb} under {LEAST_PIXELS} pixels: too few to measure a length.")
+        return lines
 
     def lines(self):
         """The summary, a list of lines."""
@@ -92,6 +125,7 @@ class Tally:
         speed = f"{self.count / (time.monotonic() - self.started):.2g} {self.unit}s/s with {self.engine.name}"
         failed = f", {self.failed} failed" if self.failed else ""
         lines = [f"{counted(self.count, self.unit)}: {counts} cells{failed}; {speed}"]
+        lines += self.severity_lines()
         if self.nearly_black:
             verb = "is" if self.nearly_black == 1 else "are"
             lines.append(f"{counted(self.nearly_black, 'cell')} {verb} nearly black: too dark to judge.")
@@ -187,7 +221,7 @@ def print_rows(requests, network, who):
     engine = open_network(network)
     tally = Tally(engine, "image")
     writer = csv.writer(sys.stdout, delimiter=";", lineterminator="\n")
-    writer.writerow(["filename", *engine.classes, *(f"p_{c}" for c in engine.classes), *MEASURED, "error"])
+    writer.writerow(["filename", *engine.classes, *(f"p_{c}" for c in engine.classes), *MEASURED, *SEVERITY, "error"])
     tasks = tasks_of(requests, network.batch_size)
     with tqdm(total=len(requests), unit="image", leave=False) as bar:
         for result in who.results(Work(network), tasks):

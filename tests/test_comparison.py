@@ -14,6 +14,7 @@ from elcells.inference.cells import TOO_DARK, CellResult, Place
 from elcells.modules.cutting import CutModule
 from elcells.modules.turning import turn_of
 from elcells.pages.comparison import write_comparison
+from elcells.records.labels import keep_label
 from elcells.records.matching import items, match
 from elcells.records.metadata import keep_metadata
 from elcells.records.opening import reading, writing
@@ -188,6 +189,28 @@ def test_a_change_near_a_threshold_is_uncertain(tmp_path, before, now, uncertain
     row = states(tmp_path, (before, 0.01), (now, 0.01))
     assert row["crack"] == "new" and row["crack_uncertain"] == uncertain and row["inactive_uncertain"] == "0"
     assert (row["p_crack_before"], row["p_crack_now"]) == (f"{before:.4f}", f"{now:.4f}")
+
+
+def severe(path, length, area):
+    """The ImageResult of an image of a cell that is cracked and inactive."""
+    cell = CellResult(path, (1, 1), (0.99, 0.99), 0.5, crack_length=length, inactive_area=area)
+    return ImageResult(Request(path, path, 0, 1, 1), cells=(cell,))
+
+
+def test_lengths_and_areas_of_both_records_stand_beside_each_other(tmp_path):
+    make(tmp_path / "a", [severe("/a/c.png", None, 0.12345), severe("/a/d.png", 0.1, 0.2)])
+    make(tmp_path / "b", [severe("/b/c.png", 1.25, 0.25), severe("/b/d.png", 0.3, 0.4)])
+    with writing(tmp_path / "b", INFO) as record, record.connection:
+        image = next(row["id"] for row in record.images() if row["path"] == "/b/d.png")
+        for name in INFO.classes:
+            keep_label(record, (image, 0, 0, name, 0, "Ann", "2026-11-28T10:00:00+00:00"))
+    rows, _, _ = compare(tmp_path / "a", tmp_path / "b")
+    names = ["crack_length_before", "crack_length_now", "inactive_area_before", "inactive_area_now"]
+    header = list(rows[0])
+    assert header[header.index("p_inactive_now") + 1 : header.index("nearly_black")] == names
+    # In the second cell a person took the calls of the later record back
+    expected = [["", "1.250", "0.1235", "0.2500"], ["0.100", "0.000", "0.2000", "0.0000"]]
+    assert [[row[name] for name in names] for row in sorted(rows, key=lambda row: row["image_now"])] == expected
 
 
 def test_a_change_of_the_threshold_alone_is_uncertain(tmp_path):

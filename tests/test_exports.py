@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import openpyxl
@@ -19,10 +20,11 @@ import predict
 from elcells import Cells, open_results
 from elcells.data.tables import read_rows
 from elcells.files import InputError
-from elcells.inference.cells import MEASURED, TOO_DARK, CellResult, Place
+from elcells.inference.cells import MEASURED, SEVERITY, TOO_DARK, CellResult, Place
 from elcells.modules.cutting import CutModule, read_corners
 from elcells.records import exports
 from elcells.records.exports import write_tables
+from elcells.records.labels import keep_label
 from elcells.records.opening import reading, writing
 from elcells.records.requests import ImageResult, Request
 from elcells.records.runs import RunInfo
@@ -50,6 +52,45 @@ def module_result(number, count=4):
     corners = (-3.25, 2, 10, -1.5, 10, 40, 0, 40)
     module = CutModule(name, 1, count, 0.9, 0.1, True, cell_pixels=40, bend=-0.01, corners=corners)
     return ImageResult(Request(name, name, 0, 1, 1, (1, count)), "", (), tuple(cells), module)
+
+
+CRACK = {"crack_length": 0.7512, "inactive_area": 0.0, "crack_mode": "A"}
+SOUND = {"crack_length": 0.0, "inactive_area": 0.0}
+SMALL = {"crack_length": None, "inactive_area": 0.0}  # of few pixels, with a crack
+BOTH = {"crack_length": 0.5, "inactive_area": 0.12345, "crack_mode": "C"}
+TINY = {"crack_length": 0.046667, "inactive_area": 0.000667, "below": "crack_length inactive_area"}
+CALLS = {"crack": (1, 0), "sound": (0, 0), "small": (1, 0), "both": (1, 1), "tiny": (1, 1)}
+SEVERITIES = {"crack": CRACK, "sound": SOUND, "small": SMALL, "both": BOTH, "tiny": TINY}
+
+
+def severe_module(number, kinds):
+    """A module of cells in a column, names of CALLS, or "black"."""
+    result = module_result(number, len(kinds))
+    cells = []
+    for cell, kind in zip(result.cells, kinds):
+        if kind == "black":
+            cells.append(CellResult(cell.filename, brightness=0.01, error=TOO_DARK, place=cell.place))
+            continue
+        p = tuple(0.9 if call else 0.1 for call in CALLS[kind])
+        cells.append(CellResult(cell.filename, CALLS[kind], p, 0.4, place=cell.place, **SEVERITIES[kind]))
+    return replace(result, cells=tuple(cells))
+
+
+def severity_of_module(folder, kinds, labels=()):
+    """The columns of modules.csv from crack_length to mode_C of a module (`severe_module`), list of str.
+
+    labels: (row of the cell, class, label) of a person.
+    """
+    with writing(folder, INFO) as record:
+        record.add(severe_module(1, kinds))
+        for row, name, label in labels:
+            values = (1, row, 1, name, label, "Ann", "2026-11-28T10:00:00+00:00")
+            with record.connection:
+                keep_label(record, values)
+        record.end()
+        write_tables(record)
+    [module] = rows(folder / "modules.csv")
+    return [module[name] for name in ("crack_length", "inactive_area", "mode_A", "mode_B", "mode_C")]
 
 
 def fill(folder, results):
@@ -111,6 +152,93 @@ def test_a_table_of_cells_is_one_of_labels(out):
     table = data.read_table(out / "mine.csv")
     assert str(table["path"].iloc[-1]) == str(out / "cut" / "m0001" / "r03_c01.png")
     assert (table["module"] != "").sum() == 3 and table["crack"].sum() == 4
+
+
+# ---------------------------------------------------------------- how bad the defects are
+
+
+def test_cells_tell_how_bad_their_defects_are(tmp_path):
+    kinds = ["crack", "sound", "small", "both", "tiny", "black"]
+    out = fill(tmp_path, [severe_module(1, kinds)])
+    table = rows(out / "cells.csv")
+    names = list(table[0])
+    assert names[names.index("dark_ratio") + 1 : names.index("error")] == list(SEVERITY)
+    assert [[row[name] for name in SEVERITY] for row in table] == [
+        ["0.751", "0.0000", "A", ""],
+        ["0.000", "0.0000", "", ""],
+        ["", "0.0000", "", ""],
+        ["0.500", "0.1235", "C", ""],
+        ["0.047", "0.0007", "", "crack_length inactive_area"],
+        ["", "", "", ""],
+    ]
+    header, *sheet = ([c.value for c in row] for row in openpyxl.load_workbook(out / "results.xlsx")["cells"])
+    place = header.index("crack_length")
+    assert [row[place : place + 4] for row in sheet][2:5] == [
+        [None, 0, None, None],
+        [0.5, 0.12345, "C", None],
+        [0.046667, 0.000667, None, "crack_length inactive_area"],
+    ]
+    cells = open_results(out).cells
+    assert cells["crack_length"].dtype == cells["inactive_area"].dtype == float
+    assert cells["crack_length"].isna().tolist() == [kind in ("small", "black") for kind in kinds]
+    assert cells["crack_mode"].tolist() == ["A", "", "", "C", "", ""] and cells["below"][4].split() == list(
+        SEVERITY[:2]
+    )
+
+
+@pytest.mark.parametrize(
+    "kinds, expected",
+    [
+        # A black cell has no area but counts as one of the module's cells
+        (["crack", "both", "sound", "black"], ["1.251", "0.0411", "0.25", "0.0", "0.25"]),
+        (["crack", "small"], ["0.751", "0.0", "0.5", "0.0", "0.0"]),  # the sum covers what was measured
+        (["small", "sound"], ["", "0.0", "", "", ""]),  # no length of a cell with a crack is known
+        (["sound", "sound"], ["0.0", "0.0", "0.0", "0.0", "0.0"]),
+        (["black"], ["", "", "", "", ""]),
+        (["tiny"], ["0.047", "0.0007", "0.0", "0.0", "0.0"]),
+    ],
+)
+def test_modules_sum_up_their_cells(tmp_path, kinds, expected):
+    assert severity_of_module(tmp_path, kinds) == expected
+
+
+@pytest.mark.parametrize(
+    "labels, expected",
+    [
+        ([], ["1.251", "0.0411", "0.3333", "0.0", "0.3333"]),
+        ([(1, "crack", 0)], ["0.5", "0.0411", "0.0", "0.0", "0.3333"]),
+        ([(1, "crack", 1), (3, "crack", 0)], ["1.251", "0.0411", "0.3333", "0.0", "0.3333"]),  # they agree
+        ([(1, "crack", None)], ["1.251", "0.0411", "0.3333", "0.0", "0.3333"]),  # the person is unsure
+        # A part that is dark but not inactive is gray
+        ([(2, "inactive", 0)], ["1.251", "0.0", "0.3333", "0.3333", "0.0"]),
+        ([(2, "crack", 0), (2, "inactive", 0)], ["0.751", "0.0", "0.3333", "0.0", "0.0"]),
+        ([(3, "crack", 1)], ["1.251", "0.0411", "0.3333", "0.0", "0.3333"]),  # only a person saw it: not measured
+        ([(3, "inactive", 1)], ["1.251", "0.0617", "0.3333", "0.0", "0.3333"]),  # likewise: mean over two cells
+        ([(1, "crack", 0), (2, "crack", 0)], ["0.0", "0.0411", "0.0", "0.0", "0.0"]),
+        ([(1, "crack", 0), (2, "crack", 0), (3, "crack", 1)], ["", "0.0411", "", "", ""]),
+    ],
+)
+def test_people_correct_how_bad_a_module_is(tmp_path, labels, expected):
+    assert severity_of_module(tmp_path, ["crack", "both", "sound"], labels) == expected
+    assert [row["crack_length"] for row in rows(tmp_path / "cells.csv")] == ["0.751", "0.500", "0.000"]
+
+
+def test_modules_have_real_numbers_in_the_workbook_and_in_pandas(tmp_path):
+    severity_of_module(tmp_path, ["crack", "both", "sound", "black"])
+    header, values = ([c.value for c in row] for row in openpyxl.load_workbook(tmp_path / "results.xlsx")["modules"])
+    place = header.index("dark") + 1
+    names = ["crack_length", "inactive_area", "mode_A", "mode_B", "mode_C"]
+    assert header[place : place + 6] == [*names, "error"]
+    assert values[place : place + 5] == [1.251, 0.0411, 0.25, 0, 0.25]
+    modules = open_results(tmp_path).modules
+    assert all(modules[name].dtype == float for name in names) and modules.loc[0, "mode_C"] == 0.25
+
+
+def test_a_network_without_crack_lines_leaves_lengths_empty(out):
+    assert {row["crack_length"] for row in rows(out / "cells.csv")} == {""}
+    [module] = rows(out / "modules.csv")
+    assert [module[name] for name in ("crack_length", "mode_A", "mode_B", "mode_C")] == [""] * 4
+    assert open_results(out).modules["mode_A"].isna().all()
 
 
 # ---------------------------------------------------------------- workbook
@@ -210,7 +338,8 @@ def test_arrays_and_files_get_the_calls_of_predict(cells, exported, elpv, tmp_pa
     by_predict = open_results(tmp_path / "out").cells
     images = [np.asarray(Image.open(path)) for path in paths]
     by_path = cells(paths)
-    assert list(by_path.columns) == ["filename", "crack", "inactive", "p_crack", "p_inactive", *MEASURED, "error"]
+    calls = ["crack", "inactive", "p_crack", "p_inactive"]
+    assert list(by_path.columns) == ["filename", *calls, *MEASURED, *SEVERITY, "error"]
     for calls in (by_path, cells(np.stack(images)), cells(images)):
         for name in ("crack", "inactive"):
             assert calls[name].tolist() == by_predict[name].tolist() and calls[name].dtype == "Int64"
@@ -220,6 +349,10 @@ def test_arrays_and_files_get_the_calls_of_predict(cells, exported, elpv, tmp_pa
     half[:, :150] = 15
     assert cells(half)["dark_part"][0] == pytest.approx(0.5, abs=0.02) and cells(half)["dark_ratio"][0] == 0.1
     assert by_predict["dark_part"].tolist() == pytest.approx(by_path["dark_part"].tolist(), abs=1e-5)
+    assert by_path["crack_length"].isna().all()  # the network does not tell where cracks run
+    assert by_path["inactive_area"].tolist() == pytest.approx(by_predict["inactive_area"].tolist(), abs=1e-5)
+    assert by_path["inactive_area"].dtype == float and set(by_path["crack_mode"]) == {""}
+    assert by_path["below"].tolist() == by_predict["below"].tolist()
     assert len(cells(elpv.parent / "images")) == 48 and cells([]).columns.equals(by_path.columns)
 
 
@@ -284,5 +417,5 @@ def test_the_document_names_every_column_of_the_record(out):
             columns = {row["name"] for row in record.connection.execute(f"PRAGMA table_info({table})")}
             assert columns_in_document(table) == columns, table
     text = (ROOT / "doc" / "record.md").read_text(encoding="utf-8").split("## The CSV files")[1]
-    wanted = [*exports.cell_fields(["CLASS"]), "name", "y4", *exports.module_fields(["CLASS"])[-4:]]
+    wanted = [*exports.cell_fields(["CLASS"]), "name", "y4", *exports.module_fields(["CLASS"])[-9:]]
     assert not [name for name in wanted if f"`{name}`" not in text]

@@ -145,7 +145,7 @@ def test_a_random_camera_file_is_read_or_refused_in_one_sentence(fuzz, tmp_path)
         tifffile.imwrite(path, pages, photometric=photometric)
         for name in pages_of(str(path)):
             try:
-                image, notes = examine(name, 32)
+                image, notes, _ = examine(name, 32)
                 assert image.dtype == np.uint8 and image.shape == (32, 32) and all(map(str, notes))
                 outcomes.add("read")
             except InputError as error:

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import cv2
 import numpy as np
 import pytest
 from conftest import CPU
@@ -18,9 +19,10 @@ from elcells.data.images import examine
 from elcells.data.suspicions import LIKE_MODULE
 from elcells.files import InputError, locked
 from elcells.inference.cells import CellResult
-from elcells.modules.cutting import cut_image, doubts, grid_size, read_corners
+from elcells.inference.severity import SIDE, shape_image
+from elcells.modules.cutting import CutModule, cut_image, doubts, grid_size, read_corners
 from elcells.modules.grid import Grid
-from elcells.modules.judging import text_of, verdict_of
+from elcells.modules.judging import draw_results, text_of, verdict_of
 from elcells.modules.lens import lens_of
 from elcells.modules.overlay import legend
 from elcells.modules.saving import module_names
@@ -135,6 +137,45 @@ def test_modules_in_verdicts_out(folder, exported, tmp_path):
         assert shown.mode == "RGB" and len(shown.getcolors(10**6)) > 256
     shown = data_of_page(out / "report.html")["modules"]
     assert shown["name"] == [module["name"]] and shown["counts"][0][0] == 60
+
+
+def lines_over(size, shape, path):
+    """Where an overlay is red, bool (H, W): a module of 2x2 cells, turned, only the first with a shape.
+
+    size: (height, width) of the cut cells. Returns (red, the module's Grid).
+    """
+    corners = np.array([[130, 10], [390, 130], [280, 390], [10, 260]], float)
+    grid = Grid(corners, 2, 2, (400, 400))
+    cut = tuple(np.full(size, 90, np.uint8) for _ in range(4))
+    module = CutModule("m.png", 2, 2, sure=True, grid=grid, image=Image.new("L", (400, 400), 90), cells=cut)
+    results = [CellResult("", (1, 0), (0.98, 0.01), shape=shape)] + [CellResult("", (0, 0), (0.0, 0.0))] * 3
+    draw_results(module, path, results, ("crack", "inactive"))
+    with Image.open(path) as image:
+        pixels = np.asarray(image).astype(int)[:400]
+    return (pixels[..., 0] > 180) & (pixels[..., 1:].max(2) < 80), grid
+
+
+@pytest.mark.parametrize("size", [(100, 100), (50, 100), (100, 50)])
+def test_the_overlay_has_each_crack_line_in_its_place(tmp_path, size):
+    skeleton = np.zeros((SIDE, SIDE), bool)
+    skeleton[120, 100:140] = True
+    skeleton[60, 20:280] = True  # of a cell that is not square this may be what the network saw mirrored
+    skeleton[20:280, 240] = True
+    red, grid = lines_over(size, shape_image(skeleton, np.zeros_like(skeleton)), tmp_path / "m.png")
+    quad = grid.cells().reshape(-1, 4, 2)[0].astype(np.float32)
+    unit_square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
+    across = np.array(size[::-1]) / max(size)  # of what the network saw
+    middle_of_line = (np.array([120, 120]) / SIDE - 0.5) / across + 0.5
+    matrix = cv2.getPerspectiveTransform(unit_square, quad)
+    expected = cv2.perspectiveTransform(middle_of_line[None, None].astype(np.float32), matrix)[0, 0]
+    places = np.argwhere(red)[:, ::-1]
+    assert np.linalg.norm(places - expected, axis=1).min() < 2
+    assert all(cv2.pointPolygonTest(quad, tuple(map(float, place)), True) > -2 for place in places)
+
+
+def test_an_overlay_without_shapes_has_no_red(tmp_path):
+    red, _ = lines_over((100, 100), None, tmp_path / "m.png")
+    assert not red.any()
 
 
 def test_black_cells_are_named_and_not_judged(cells, exported, tmp_path):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import unicodedata
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -19,8 +20,10 @@ import data
 import predict
 from elcells.data.images import read_image
 from elcells.files import InputError, atomic_path, reason
+from elcells.inference.cells import TOO_DARK, CellResult
 from elcells.inference.engines import open_model
 from elcells.inference.origin import warning_about
+from elcells.records.requests import ImageResult, Request
 from elcells.records.work import Here
 
 PROBABILITIES = {  # of cells.onnx, taken with the version that exported it
@@ -150,10 +153,40 @@ def test_a_nearly_black_image_is_told_of(exported, folder, tmp_path, capsys):
     assert page["kinds"]["-2"] == 1
 
 
+def tally_lines(has_lines, *cells):
+    """What a run says of CellResults."""
+    tally = predict.Tally(SimpleNamespace(classes=("crack", "inactive"), has_lines=has_lines, name="x"), "image")
+    tally.add(ImageResult(Request("a.png", "a.png", 0, 1, 1), cells=cells))
+    return tally.lines()
+
+
+def cell_result(length, area, calls=(1, 0)):
+    return CellResult("a.png", calls, (0.5, 0.5), 0.5, crack_length=length, inactive_area=area)
+
+
+def test_a_run_says_how_bad_the_defects_are():
+    dead = CellResult("a.png", error=TOO_DARK)
+    sound = cell_result(0.0, 0.0, (0, 0))
+    _, line, *_ = tally_lines(True, cell_result(1.25, 0.0), cell_result(0.5, 0.1, (1, 1)), sound, sound, dead)
+    assert line == "Cracks are 1.8 cell widths long in all; 2.5 % of the cells' area is inactive."
+    said = "\n".join(tally_lines(False, cell_result(None, 0.0), cell_result(None, 0.5, (1, 1))))
+    assert "25.0 % of the cells' area is inactive." in said and "racks" not in said and "too few" not in said
+    said = "\n".join(tally_lines(True, sound))
+    assert "cell widths" not in said and "area" not in said
+
+
+def test_a_run_says_how_many_cells_have_too_few_pixels():
+    small = cell_result(None, 0.0)
+    one = "\n".join(tally_lines(True, small, cell_result(0.0, 0.0, (0, 0)), cell_result(1.0, 0.0)))
+    assert "1 cell with a crack has under 100 pixels: too few to measure a length." in one
+    assert "2 cells with a crack have under 100 pixels" in "\n".join(tally_lines(True, small, small))
+
+
 def test_globs_lists_and_files(exported, folder, monkeypatch, capsys):
     assert run(exported, folder / "**" / "*.png") == 0
     by_glob = capsys.readouterr().out.splitlines()
-    assert by_glob[0] == "filename;crack;inactive;p_crack;p_inactive;brightness;dark_part;dark_ratio;error"
+    header = "filename;crack;inactive;p_crack;p_inactive;brightness;dark_part;dark_ratio"
+    assert by_glob[0] == f"{header};crack_length;inactive_area;crack_mode;below;error"
     assert len(by_glob) == 1 + 17
     one = by_glob[1].split(";")[0]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{one}\n\n{one}\n".encode())))

@@ -23,15 +23,16 @@ def cells_of_module(module, name, folder, size):
             cells.append((None, CellResult(path, brightness=cell.mean() / 255, error=TOO_DARK, place=place)))
             continue
         share, ratio = dark_part(cell, usual)
-        result = CellResult(path, brightness=cell.mean() / 255, place=place, dark_part=share, dark_ratio=ratio)
+        darkness = {"dark_part": share, "dark_ratio": ratio}
+        result = CellResult(path, brightness=cell.mean() / 255, place=place, size=cell.shape, **darkness)
         cells.append((to_square(Image.fromarray(cell), size), result))
     return cells
 
 
 def draw_results(module, path, results, classes):
-    """Save the image of a module with the verdicts of its cells, the probabilities of their defects, and how dark."""
+    """Save the image of a module: its cells' verdicts, probabilities of defects, how dark they are, and crack lines."""
     verdicts = [verdict_of(cell, classes) for cell in results]
-    draw_module(module, path, verdicts, [text_of(cell) for cell in results])
+    draw_module(module, path, verdicts, [text_of(cell) for cell in results], shapes=[cell.shape for cell in results])
 
 
 def verdict_of(cell, classes):

@@ -1,10 +1,20 @@
 """The image of a module with its grid, each cell in the colour of its verdict."""
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from elcells.colours import DARK_VERDICT, NO_DEFECT, OTHER_COLOUR, VERDICT_COLOURS
+from elcells.data.images import SQUARE
 from elcells.files import atomic_path
+from elcells.inference.severity import (
+    SHAPE_COLOURS,
+    SHAPE_LINE,
+    SHAPE_OPACITY,
+    SHAPE_REGION,
+    SHAPE_SIDE,
+    shape_numbers,
+)
 
 FILL = "38"  # opacity of a defective cell's colour, hexadecimal
 SHOWN_SIZE = 1600  # pixels of the longer side of a larger image
@@ -12,6 +22,7 @@ TEXT_CELL = 40  # pixels that a cell needs for its probabilities: images of smal
 MOST_ENLARGED = 2400  # pixels of the longer side of an enlarged image
 LEGEND_HEIGHT = 34  # pixels
 ENTRY_GAP = 34  # pixels between the texts of a legend
+LINE_WIDTH = 2  # pixels of a crack line
 
 
 def verdict(calls, classes):
@@ -19,18 +30,21 @@ def verdict(calls, classes):
     return " and ".join(name for name, call in zip(classes, calls) if call) or NO_DEFECT
 
 
-def draw_module(module, path, verdicts, probabilities=None, judged=True):
+def draw_module(module, path, verdicts, probabilities=None, judged=True, shapes=()):
     """Save a CutModule's image with its grid, each cell in the colour of its verdict, and probabilities at defects.
 
     verdicts: what is said of each cell (`verdict`). probabilities: text for each cell. judged: False where no network
-    has judged the cells, so that the legend does not claim that they have no defect.
+    has judged the cells, so that the legend does not claim that they have no defect. shapes: for each cell the image of
+    its crack lines and inactive region (`shape_image`), or None.
     """
     with_text = probabilities is not None
     with_darkness = with_text and any(DARK_VERDICT in text for text in probabilities)
     image = resized(module.image, smallest_side(module.grid), with_text).convert("RGB")
+    draw_shapes(image, module.grid, shapes, module.cells)
     draw_cells(image, module.grid, verdicts, probabilities)
     font = ImageFont.load_default(14)
     entries = legend(verdicts if judged else [name for name in verdicts if name != NO_DEFECT], with_text, with_darkness)
+    entries += legend_of_shapes(shapes)
     width = max(image.width, round(sum(ENTRY_GAP + font.getlength(text) for _, text in entries)))
     page = Image.new("RGB", (width, image.height + LEGEND_HEIGHT), "white")
     page.paste(image)
@@ -63,10 +77,60 @@ def smallest_side(grid):
     return float(np.linalg.norm(corners - np.roll(corners, 1, -2), axis=-1).min())
 
 
+def corners_in(image, grid):
+    """Corners of a Grid's cells in an image, (N, 4, 2) pixels, which may be smaller or larger than the grid's."""
+    factor = image.width / (2 * grid.centre[0] + 1)
+    return (grid.cells().reshape(-1, 4, 2) + 0.5) * factor - 0.5
+
+
+def draw_shapes(image, grid, shapes, cells):
+    """Draw crack lines and inactive regions of cells into an RGB image.
+
+    shapes: as in `draw_module`. cells: uint8 (h, w) each, as they were judged.
+    """
+    for corners, shape, cell in zip(corners_in(image, grid), shapes, cells):
+        start = np.clip(np.floor(corners.min(0)), 0, image.size).astype(int)
+        end = np.clip(np.ceil(corners.max(0)) + 1, 0, image.size).astype(int)
+        if shape is None or (start >= end).any():
+            continue
+        numbers, within = seen_of_cell(shape_numbers(shape), cell.shape)
+        corners = (corners - start).astype(np.float32)
+        matrix = cv2.getPerspectiveTransform(within, corners)
+        shortest = np.linalg.norm(corners - np.roll(corners, 1, 0), axis=1).min()
+        wide = max(1, round(LINE_WIDTH * SHAPE_SIDE / shortest))
+        for number in (SHAPE_REGION, SHAPE_LINE):
+            mask = (numbers == number).astype(np.uint8) * SHAPE_OPACITY[number]
+            if number == SHAPE_LINE:
+                mask = cv2.dilate(mask, np.ones((wide, wide), np.uint8))
+            mask = cv2.warpPerspective(mask, matrix, (end - start).tolist())
+            image.paste(colour_of(number), tuple(start.tolist()), Image.fromarray(mask))
+
+
+def seen_of_cell(numbers, size):
+    """What lies on a cell itself of `shape_numbers`, and where its corners are in them, float32 (4, 2).
+
+    size: (height, width) of the cell. The network sees a cell that is not square mirrored at its longer edges.
+    """
+    side = len(numbers)
+    longer = max(size)
+    is_square = longer <= SQUARE * min(size)
+    high, wide = (side, side) if is_square else (side * pixels / longer for pixels in size)
+    kept = np.zeros_like(numbers)
+    place = tuple(slice(round((side - pixels) / 2), round((side + pixels) / 2)) for pixels in (high, wide))
+    kept[place] = numbers[place]
+    corners = np.array([[-wide, -high], [wide, -high], [wide, high], [-wide, high]]) / 2
+    return kept, (corners + side / 2 - 0.5).astype(np.float32)
+
+
+def colour_of(number):
+    """The colour of a line or region, (red, green, blue)."""
+    return SHAPE_COLOURS[3 * number : 3 * number + 3]
+
+
 def draw_cells(image, grid, verdicts, probabilities):
     """Draw the outline of each cell into an RGB image, which may be smaller or larger than the grid's."""
     factor = image.width / (2 * grid.centre[0] + 1)
-    corners = (grid.cells().reshape(-1, 4, 2) + 0.5) * factor - 0.5
+    corners = corners_in(image, grid)
     cell = max(4.0, float(grid.cell_size().min() * factor))
     draw = ImageDraw.Draw(image, "RGBA")
     font = ImageFont.load_default(max(9, min(20, cell / 4)))
@@ -97,6 +161,13 @@ def legend(verdicts, with_text, with_darkness):
         meaning = "numbers: probability"
         entries.append((None, f"{meaning}, and brightness of dark parts" if with_darkness else meaning))
     return entries
+
+
+def legend_of_shapes(shapes):
+    """Pairs (colour, text): what the colours of lines and regions in cells mean."""
+    numbers = {int(number) for shape in shapes if shape is not None for number in np.unique(shape_numbers(shape))}
+    entries = [(colour_of(SHAPE_LINE), "crack line (estimate)")] if SHAPE_LINE in numbers else []
+    return entries + ([(colour_of(SHAPE_REGION), "inactive region")] if SHAPE_REGION in numbers else [])
 
 
 def draw_legend(draw, font, top, entries):

@@ -9,10 +9,11 @@ import datetime
 import json
 
 from elcells.files import atomic_path, one_line, printable
-from elcells.inference.cells import MEASURED
+from elcells.inference.cells import DECIMALS, MEASURED, SEVERITY
 from elcells.inference.engines import needed
 from elcells.modules.cutting import CORNERS
 from elcells.records.labels import corrections, judged_by_people_alone
+from elcells.records.module_severity import MODULE_SEVERITY, severity_of_modules
 from elcells.records.rows import Labels, image_name, place_of, quoted
 
 # First characters of a formula, also as wide as Chinese ones (OWASP, "CSV Injection")
@@ -58,6 +59,7 @@ def cell_fields(classes):
         "row",
         "column",
         *MEASURED,
+        *SEVERITY,
         "error",
     ]
 
@@ -70,13 +72,14 @@ def cell_rows(record, number=lambda value, decimals: None if value is None else 
     classes = record.classes
     people = record.people()
     nobody = Labels((None,) * len(classes), None, None)
+    names = (*MEASURED, *SEVERITY)
     for row in record.cells():
         image = image_name(row)
         labels = people.get(place_of(row), nobody)
         probabilities = [number(row[f"p_{c}"], 4) for c in classes]
         place = [row["name"], row["row"], row["column"]] if row["file"] else ["", None, None]
         calls = [row[c] for c in classes]
-        measured = [number(row[name], 3) for name in MEASURED]
+        measured = [number(row[name], DECIMALS[name]) if name in DECIMALS else row[name] for name in names]
         given = [*labels.values, labels.who]
         yield [row["file"] or image, *calls, *probabilities, *given, image, *place, *measured, one_line(row["error"])]
 
@@ -86,7 +89,7 @@ def cell_rows(record, number=lambda value, decimals: None if value is None else 
 
 def module_fields(classes, metadata=()):
     """Columns of modules.csv; metadata: those that the user's table adds. classes: () where nothing was judged."""
-    counts = [*classes, BLACK_COLUMN, DARK_COLUMN] if classes else [BLACK_COLUMN]
+    counts = [*classes, BLACK_COLUMN, DARK_COLUMN, *MODULE_SEVERITY] if classes else [BLACK_COLUMN]
     geometry = "name columns rows score lead sure why cell_pixels bend".split()
     return ["filename", *geometry, *CORNERS, *counts, "error", *metadata]
 
@@ -109,6 +112,7 @@ def counts_of_modules(record):
 def module_rows(record):
     """Yield the rows of modules.csv, lists in the order of module_fields."""
     counts = counts_of_modules(record)
+    severity = severity_of_modules(record)
     fields = record.metadata_fields()
     for row in record.modules():
         values = json.loads(row["metadata"])
@@ -118,7 +122,8 @@ def module_rows(record):
             empty = [None] * (len(module_fields(record.classes)) - 5)
             yield [image_name(row), "", int(columns), int(rows), *empty, one_line(row["error"]), *metadata]
             continue
-        yield [image_name(row), *module_values(row), *counts[row["image"]], "", *metadata]
+        cells = [*counts[row["image"]], *severity[row["image"]]]
+        yield [image_name(row), *module_values(row), *cells, "", *metadata]
 
 
 def module_values(row):

@@ -10,7 +10,7 @@ from elcells.records.record import RESERVED, Record
 from elcells.records.rows import quoted
 
 LOCK = ".results.lock"
-VERSION = 5  # of the tables below
+VERSION = 6  # of the tables below
 APPLICATION = int.from_bytes(b"ELce", "big")  # SQLite's application_id, which tells a record from other databases
 
 
@@ -32,7 +32,8 @@ CREATE TABLE modules (
 );
 CREATE TABLE cells (
     image INTEGER REFERENCES images ON DELETE CASCADE, row INTEGER, "column" INTEGER, file TEXT, brightness REAL,
-    dark_part REAL, dark_ratio REAL, error TEXT, {classes}, map BLOB, PRIMARY KEY (image, row, "column")
+    dark_part REAL, dark_ratio REAL, error TEXT, {classes}, crack_length REAL, inactive_area REAL, crack_mode TEXT,
+    below TEXT, map BLOB, shape BLOB, PRIMARY KEY (image, row, "column")
 ) WITHOUT ROWID;
 CREATE TABLE labels (
     image INTEGER REFERENCES images ON DELETE CASCADE, row INTEGER, "column" INTEGER, class TEXT, label INTEGER,

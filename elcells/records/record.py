@@ -20,7 +20,8 @@ AS_LABELLED = ("bytes", "modified", "grid", "corners")  # columns of an image: p
 WITHDRAWN = -1  # in place of a label: it was taken back
 RESERVED = (  # names in tables that have a column for each class
     "image row column file filename module brightness error map path page metadata name person unsure who when "
-    "nearly_black dark dark_part dark_ratio"
+    "nearly_black dark dark_part dark_ratio crack_length inactive_area crack_mode below shape "
+    "mode_a mode_b mode_c"
 ).split()
 NEW = {"metadata": "{}", "since": ""}  # what an image has that was not there before
 ALL_CELLS = """
@@ -225,7 +226,10 @@ class Record:
         probabilities = cell.probabilities or [None] * len(self.classes)
         row = {"row": 0, "column": 0, "file": "", "brightness": cell.brightness, "error": printable(cell.error)}
         row |= {"dark_part": rounded(cell.dark_part), "dark_ratio": rounded(cell.dark_ratio)}
+        row |= {"crack_length": rounded(cell.crack_length), "inactive_area": rounded(cell.inactive_area)}
+        row |= {"crack_mode": cell.crack_mode, "below": cell.below}
         row["map"] = None if cell.map is None else memoryview(cell.map)
+        row["shape"] = None if cell.shape is None else memoryview(cell.shape)
         if cell.place:
             row |= {"row": cell.place.row, "column": cell.place.column, "file": cell.filename}
         row |= {name: None if call is None else int(call) for name, call in zip(self.classes, calls)}

@@ -8,15 +8,16 @@ import json
 
 import pandas as pd
 
-from elcells.inference.cells import MEASURED
+from elcells.inference.cells import DECIMALS
 from elcells.modules.cutting import CORNERS
 from elcells.records.exports import PERSON, cell_fields, cell_rows, module_fields, module_rows
+from elcells.records.module_severity import MODES
 from elcells.records.opening import reading
 
 TIMES = ("started", "finished", "judged")
 LISTS = ("classes", "thresholds", "notes", "corners", "metadata")  # columns that hold JSON
 INTEGERS = "columns rows row column sure cell_pixels nearly_black dark id page bytes modified run symmetries".split()
-REALS = ["score", "lead", "bend", *MEASURED, *CORNERS]
+REALS = ["score", "lead", "bend", *DECIMALS, *MODES, *CORNERS]
 
 
 def open_results(folder):

@@ -33,6 +33,26 @@ def final_calls(row, labels, classes):
     return tuple(row[name] if value is None else value for name, value in zip(classes, values))
 
 
+def corrected_severity(row, labels, classes):
+    """[crack_length, inactive_area, crack_mode] of a cell as people corrected its calls.
+
+    What a person took back is 0 or "". What only a person saw was not measured: None or "".
+    row: of Record.cells. labels: the cell's Labels, or None.
+    """
+    length, area, mode = row["crack_length"], row["inactive_area"], row["crack_mode"]
+    if labels is None:
+        return [length, area, mode]
+    calls = dict(zip(classes, final_calls(row, labels, classes)))
+    corrected = {name: call for name, call in calls.items() if call != row[name]}
+    if "crack" in corrected:
+        length = None if corrected["crack"] else 0.0
+        mode = ""
+    if "inactive" in corrected:
+        area = None if corrected["inactive"] else 0.0
+        mode = "B" if mode == "C" and not corrected["inactive"] else mode  # a dark part that is not inactive is gray
+    return [length, area, mode]
+
+
 def darkness_of(row):
     """[share of a cell that is dark, its relative brightness] of a row of Record.cells, or None."""
     return [round(row["dark_part"], 3), round(row["dark_ratio"], 3)] if row["dark_part"] else None

@@ -99,11 +99,11 @@ class Prepared:
 def prepared_cell(request, size):
     """The image of a cell."""
     try:
-        pixels, notes = examine(request.name, size)
+        pixels, notes, own_size = examine(request.name, size)
     except InputError as error:
         text = " ".join(str(error).split())
         return Prepared(request, ((None, CellResult(request.name, error=text)),), text)
-    cell = cell_of_image(request.name, pixels, notes)
+    cell = cell_of_image(request.name, pixels, notes, own_size)
     return Prepared(request, (cell,), "", cell[1].notes)
 
 
