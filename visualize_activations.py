@@ -78,6 +78,13 @@ def image_probabilities(model, images):
     return model.probabilities(model(as_batch(model, images))).cpu().numpy()
 
 
+@torch.inference_mode()
+def line_probabilities(model, image):
+    """Probability that a crack's line runs there, float32 (S, S), for one image, uint8 (S, S)."""
+    lines = model.crack_lines(as_batch(model, image[None]))
+    return F.interpolate(lines, image.shape, mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
+
+
 # ---------------------------------------------------------------- class maps
 
 
@@ -178,10 +185,14 @@ def overlay(axes, image, heat, probability):
 
 
 def plot_class_maps(model, image, name, probabilities, path):
-    """Plot for each class (its colour behind its name) cell and heat maps. image: uint8 (S, S). probabilities: (C,)."""
+    """Plot for each class (its colour behind its name) cell and heat maps. image: uint8 (S, S). probabilities: (C,).
+
+    Beside the maps of "crack" stands where crack lines run, if the model tells that.
+    """
     rows = len(model.classes)
-    figure = Figure(figsize=(9.6, 3.2 * rows + 0.3), layout="constrained")
-    grid = figure.subplots(rows, 1 + len(METHODS), squeeze=False)
+    columns = 1 + len(METHODS) + bool(model.lines)
+    figure = Figure(figsize=(3.2 * columns, 3.2 * rows + 0.3), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
     for index, (label, probability) in enumerate(zip(model.classes, probabilities)):
         grid[index, 0].imshow(image, cmap="gray", vmin=0, vmax=255)
         box = {"boxstyle": "round", "facecolor": class_colour(index), "edgecolor": "none"}
@@ -190,9 +201,14 @@ def plot_class_maps(model, image, name, probabilities, path):
         for axes, (method, maps_of) in zip(grid[index, 1:], METHODS.items()):
             heat = overlay(axes, image, maps_of(model, image[None], index)[0], probability)
             axes.set_title(f"{method} of {label}", fontsize=10, parse_math=False)
+    if model.lines:
+        axes = grid[model.classes.index("crack"), -1]
+        overlay(axes, image, line_probabilities(model, image), 1)
+        axes.set_title("probability of crack lines", fontsize=10)
     for axes in grid.flat:
         axes.axis("off")
-    figure.colorbar(heat, ax=grid, shrink=0.6, label="heat: map x probability")
+    label = "heat: map x probability" + (", or probability of crack lines" if model.lines else "")
+    figure.colorbar(heat, ax=grid, shrink=0.6, label=label)
     figure.suptitle(f"{name}: heat maps of where the network sees each class", parse_math=False)
     save(figure, path, dpi=100)
 

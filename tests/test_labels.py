@@ -13,6 +13,7 @@ import report
 from elcells import open_results
 from elcells.files import InputError
 from elcells.inference.cells import TOO_DARK, CellResult, Place
+from elcells.inference.severity import shape_image
 from elcells.modules.cutting import CutModule
 from elcells.records.exports import write_tables
 from elcells.records.labels import agreement, lines_about_people, take_labels
@@ -24,6 +25,7 @@ from elcells.records.summary import lines_about
 
 INFO = RunInfo("n.onnx", "00", "n.onnx", ("crack", "inactive"), "f1", (0.5, 0.4), False, "float32", "onnxruntime")
 HEADER = "filename;crack;inactive;unsure;who;when\n"
+SHAPE = shape_image(*np.eye(300, dtype=bool)[None].repeat(2, 0))
 
 
 def cell_result(path):
@@ -40,7 +42,8 @@ def module_result(path, folder):
         place = Place(name, number // 2 + 1, number % 2 + 1)
         file = f"cut/{name}/r{place.row:02}_c{place.column:02}.png"
         save(folder / file)
-        judged = CellResult(file, (0, 1), (0.25, 0.9), 0.4, place=place, map=bytes(200))
+        bad = {"crack_length": 0.0, "inactive_area": 0.25, "below": "inactive_area", "shape": SHAPE}
+        judged = CellResult(file, (0, 1), (0.25, 0.9), 0.4, place=place, map=bytes(200), **bad)
         cells.append(judged if number < 3 else CellResult(file, brightness=0.01, error=TOO_DARK, place=place))
     save(folder / "modules" / f"{name}.jpg")
     nodes = tuple(float(v) for y in range(3) for x in range(3) for v in (20 * x, 20 * y))
@@ -128,6 +131,8 @@ def test_labels_correct_calls_and_are_counted(out, capsys):
     }
     [module] = rows(out / "modules.csv")
     assert (module["crack"], module["inactive"], module["nearly_black"]) == ("1", "4", "0")
+    # The length of the only crack, which a person saw in the black cell, is not known, nor is its area
+    assert (module["crack_length"], module["inactive_area"], module["mode_A"]) == ("", "0.25", "")
     by_name = {row["filename"]: row for row in rows(out / "cells.csv")}
     black = by_name[f"cut/{name}/r02_c02.png"]
     assert (black["crack"], black["person_crack"], black["person"]) == ("", "1", "Ann")
@@ -376,6 +381,8 @@ def test_folders_become_one_with_the_newest_results(out, images, tmp_path, capsy
     with reading(merged) as record, reading(out) as first:
         assert record.key != first.key and lines_about_people(record)
         assert [row["map"] for row in record.cells()].count(bytes(200)) == 3
+        bad = [(row["inactive_area"], row["below"], row["shape"]) for row in record.cells() if row["inactive_area"]]
+        assert bad == [(0.25, "inactive_area", SHAPE)] * 3
         assert record.connection.execute("SELECT count(*) FROM runs").fetchone()[0] == 5
     assert (merged / "modules" / f"{named(merged)}.jpg").exists()
 

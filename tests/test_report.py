@@ -1,5 +1,7 @@
 """The report of a record: what it counts and shows, its files, and the page in a real browser where one is."""
 
+import base64
+import io
 import itertools
 import json
 import os
@@ -18,6 +20,7 @@ from elcells.files import RECORD
 from elcells.inference.cells import TOO_DARK, CellResult, Place
 from elcells.inference.networks import shipped_sha256
 from elcells.inference.origin import quality_of
+from elcells.inference.severity import LEAST_LENGTH, SIDE, shape_image, shape_numbers
 from elcells.modules.cutting import CutModule
 from elcells.pages import beside, report
 from elcells.pages.report import write_report
@@ -33,7 +36,7 @@ STRANGE = "<b>Zelle \"1\"; größe & 'x'#1%2.png"
 DARK_CELL = {"dark_part": 1.0, "dark_ratio": 0.31}
 DARK_STRIP = {"dark_part": 0.42, "dark_ratio": 0.1}
 MAP = bytes(range(200))  # a class map of 2 x 10 x 10
-SIDE = 30  # pixels of a cell
+CELL = 30  # pixels of a cell
 MODULES = 8
 CRACKS = 210  # images of cells with a crack
 JOERG, ANA = "Jörg <b>", "Ana"
@@ -47,8 +50,8 @@ def cell(name, p, place=None, **more):
     return CellResult(name, calls, p, 0.5, place=place, map=MAP if any(calls) or p is NEAR else None, **more)
 
 
-def add_module(record, folder, number):
-    """Add a module of 3 x 2 cells, of which the first `number % 6` have a crack.
+def add_module(record, folder, number, more=None):
+    """Add a module of 3 x 2 cells, of which the first `number % 6` have a crack. more: of each cell, dicts.
 
     One of module 1 is too dark to judge; in module 2 the first is dark in part, and the fifth as a whole.
     """
@@ -59,12 +62,12 @@ def add_module(record, folder, number):
     if number == 1:
         given[5] = None
     files = [f"cut/{name}/r{row:02}_c{column:02}.png" for row, column in places]
-    more = [{}] * 6 if number != 2 else [DARK_STRIP, {}, {}, {}, DARK_CELL, {}]
+    more = more or ([{}] * 6 if number != 2 else [DARK_STRIP, {}, {}, {}, DARK_CELL, {}])
     cells = [cell(file, p, Place(name, *place), **dark) for file, p, place, dark in zip(files, given, places, more)]
-    nodes = np.stack(np.meshgrid(np.arange(4.0), np.arange(3.0)), -1) * SIDE + 10
+    nodes = np.stack(np.meshgrid(np.arange(4.0), np.arange(3.0)), -1) * CELL + 10
     why = "" if number else "the grid hardly fits"
     module = CutModule(
-        path, 3, 2, 0.9, 0.1, not why, why, cell_pixels=SIDE, corners=(0.0,) * 8, nodes=(*nodes.ravel(),)
+        path, 3, 2, 0.9, 0.1, not why, why, cell_pixels=CELL, corners=(0.0,) * 8, nodes=(*nodes.ravel(),)
     )
     record.add(ImageResult(Request(path, path, 0, 1, 1, (3, 2)), cells=tuple(cells), module=module))
     pixels = np.random.default_rng(number).integers(60, 200, (80, 110), np.uint8)
@@ -72,7 +75,7 @@ def add_module(record, folder, number):
     Image.fromarray(pixels).save(record.folder / "modules" / f"{name}.jpg")
     (record.folder / "cut" / name).mkdir(parents=True)
     for file in files:
-        Image.fromarray(pixels[:SIDE, :SIDE]).save(record.folder / file)
+        Image.fromarray(pixels[:CELL, :CELL]).save(record.folder / file)
 
 
 def add_cells(record, folder, elpv):
@@ -472,3 +475,211 @@ def test_a_report_fits_a_phone(site, tab):
     tab.set_viewport_size({"width": 390, "height": 800})
     open_report(tab, site / "report.html")
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
+
+
+# ---------------------------------------------------------------- crack lines, inactive areas and severity
+
+
+LINE, REGION = (150, slice(30, 270)), (slice(200, 260), slice(40, 100))  # of SIDE x SIDE pixels
+TOO_SHORT = LEAST_LENGTH / SIDE
+
+
+def crack(length, mode="", below="", shape=None):
+    """Fields of a CellResult with a crack."""
+    return {"crack_length": length, "inactive_area": 0.0, "crack_mode": mode, "below": below, "shape": shape}
+
+
+def shape_of(line=True, region=False):
+    """The image of a horizontal line through the middle of a cell, and of a region below it."""
+    skeleton, dark = np.zeros((2, SIDE, SIDE), bool)
+    skeleton[LINE] = line
+    dark[REGION] = region
+    return shape_image(skeleton, dark)
+
+
+SOUND_ONE = crack(0.0)
+OF_MODULES = {
+    2: [crack(2.5, "B", shape=shape_of()), crack(0.4, "A", shape=shape_of())] + [SOUND_ONE] * 4,
+    3: [crack(1.234, "C", shape=shape_of()), crack(TOO_SHORT, below="crack_length"), crack(0.5, "A")] + [SOUND_ONE] * 3,
+    5: [crack(None)] * 4 + [crack(0.3, "B", shape=shape_of()), SOUND_ONE],
+}
+OF_CELLS = {
+    "both.png": (BOTH, crack(0.8, "C", shape=shape_of(region=True)) | {"inactive_area": 0.2}),
+    "back.png": (BOTH, crack(0.6, "A", shape=shape_of(region=True)) | {"inactive_area": 0.3}),
+    "small.png": (INACTIVE, SOUND_ONE | {"inactive_area": 60 / SIDE**2, "below": "inactive_area"}),
+    "sound.png": (SOUND, SOUND_ONE),
+}
+SEVERITY_LABELS = {
+    ("module2.png", 1, 1): (0, 0, ANA),  # takes the longest crack back
+    ("back.png", 0, 0): (1, 0, ANA),  # takes an inactive region back
+    ("sound.png", 0, 0): (1, 0, ANA),  # adds a crack, which nothing measured
+}
+
+
+def make_severe(folder):
+    """A results folder with a report of cells whose severity is known, and of some whose is not; its path."""
+    with writing(folder / "out", INFO) as record:
+        (folder / "in").mkdir()
+        for name, (p, more) in OF_CELLS.items():
+            path = str(folder / "in" / name)
+            size = (150, 300) if name == "both.png" else (300, 300)  # height and width
+            Image.fromarray(np.full(size, 120, np.uint8)).save(path)
+            record.add(ImageResult(Request(path, path, 0, 1, 1), cells=(cell(path, p, **more),)))
+        for number, more in OF_MODULES.items():
+            add_module(record, folder, number, more)
+    label(folder / "out", SEVERITY_LABELS)
+    with reading(folder / "out") as record:
+        write_report(record)
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def severe(tmp_path_factory):
+    """That folder, which tests only read."""
+    return make_severe(tmp_path_factory.mktemp("severe"))
+
+
+def shown_cells(folder):
+    """The cells of a report as (name of the image or number of the module, place), in order, and all their columns."""
+    cells = chunk(folder / "report" / "cells.js")
+    names = [(cells["names"][k] if n < 0 else n, k) for n, k in zip(cells["module"], cells["place"])]
+    return [(name, 0) if isinstance(name, str) else (name, k) for name, k in names], cells
+
+
+def test_lengths_areas_and_modes_are_added_up_without_what_people_took_back(severe):
+    page = held(severe / "report.html")
+    modules = dict(zip(page["modules"]["file"], page["modules"]["severity"]))
+    assert modules["string0/module2.png"] == [0.4, 1, 0, 0.0, 1, 0, 0]
+    assert modules["string1/module3.png"] == [round(1.734 + TOO_SHORT, 3), 3, 0, 0.0, 1, 0, 1]
+    assert modules["string1/module5.png"] == [0.3, 1, 4, 0.0, 0, 1, 0]
+    length, measured, unmeasured, area, *modes = page["severity"]
+    assert length == pytest.approx(0.4 + 1.734 + TOO_SHORT + 0.3 + 1.4, abs=1e-3)
+    assert (measured, unmeasured, modes) == (1 + 3 + 1 + 2, 4 + 1, [3, 1, 2])
+    assert area == pytest.approx((0.2 + 60 / SIDE**2) / (18 + 4), abs=1e-4)  # back.png counts as 0
+
+
+def test_only_lines_and_areas_that_nobody_took_back_are_in_the_files(severe):
+    names, cells = shown_cells(severe)
+    shapes = chunk(severe / "report" / "shapes-0.js")
+    by_name = {names[int(number)]: shape_numbers(base64.b64decode(text)) for number, text in shapes.items()}
+    assert by_name.keys() == {("both.png", 0), ("back.png", 0), (0, 1), (1, 0), (2, 4)}
+    assert set(np.unique(by_name["both.png", 0])) == {0, 1, 2} and set(np.unique(by_name["back.png", 0])) == {0, 1}
+    severity = {names[int(number)]: values for number, values in cells["severity"].items()}
+    assert (0, 0) not in severity and severity["back.png", 0][:3] == [0.6, None, "A"]
+    assert severity["sound.png", 0][:3] == [None, None, ""] and severity[2, 0][:3] == [None, None, ""]
+
+
+def test_a_record_without_severity_says_nothing_of_it(site, tab):
+    assert held(site / "report.html")["measured"] == [False, False]
+    assert not list((site / "report").glob("shapes*"))
+    open_report(tab, site / "report.html")
+    assert not tab.locator("#severity, .severity, .shape:not(#shape)").count()
+    assert not tab.locator("button:has-text('Lines and areas')").count()
+    titles = tab.locator("#table th").all_inner_texts()
+    assert "crack length" not in titles and "inactive area" not in titles
+    assert "longest cracks first" not in tab.locator("#sorting option").all_inner_texts()
+
+
+def test_a_network_without_lines_still_has_areas(tmp_path, tab):
+    folder = make_severe(tmp_path)
+    with sqlite3.connect(folder / RECORD) as connection:
+        connection.execute("UPDATE cells SET crack_length = NULL, crack_mode = '', below = ''")
+    connection.close()
+    with reading(folder) as record:
+        write_report(record)
+    open_report(tab, folder / "report.html")
+    assert "cell widths" not in tab.inner_text("body") and "length not" not in tab.inner_text("body")
+    assert tab.inner_text("#severity") == "0.9 % of all judged cells' area is inactive."
+    assert "inactive area" in tab.locator("#table th").all_inner_texts()
+
+
+def texts_of_cells(tab):
+    """{end of a shown cell's title: its texts of severity}."""
+    return {
+        item.locator(".file").inner_text(): item.locator(".severity").all_inner_texts()
+        for item in tab.locator("#grid li").all()
+    }
+
+
+def test_each_cell_says_how_bad_it_is(severe, tab):
+    open_report(tab, severe / "report.html")
+    texts = texts_of_cells(tab)
+    assert texts["both.png"] == ["0.80 cell widths · mode\u00a0C", "20.0 %"]
+    assert texts["back.png"] == ["0.60 cell widths · mode\u00a0A"] and texts["small.png"] == ["under 0.1 %"]
+    assert texts["sound.png"] == ["length not measured"]
+    assert texts["string1/module3.png, row 1, column 2"] == ["under 0.05 cell widths"]
+    assert texts["string1/module5.png, row 1, column 1"] == ["length not measured"]
+    assert texts["string0/module2.png, row 1, column 1"] == []
+    sentence = tab.inner_text("#severity")
+    assert "3.88 cell widths in all, in 7 cells (3 of mode A, 1 of mode B, 2 of mode C, 1 where no line" in sentence
+    assert "5 cells whose length is not measured; 0.9 % of all judged" in sentence
+    tab.locator("#grid button[aria-label^='both.png']").click()
+    assert "crack 0.800 · 0.80 cell widths · mode\u00a0C" in tab.inner_text("#facts")
+    assert "inactive 0.950 · 20.0 %" in tab.inner_text("#facts")
+    assert "row 1, column 1: crack (crack 0.990 · 1.23 cell widths · mode\u00a0C, inactive 0.010)" in {
+        shape.get_attribute("aria-label") for shape in tab.locator("polygon").all()
+    }
+
+
+def test_cells_and_modules_are_sorted_by_severity(severe, tab):
+    open_report(tab, severe / "report.html")
+    tab.select_option("#sorting", "longest cracks first")
+    ends = [title.split("/")[-1] for title in tab.locator("#grid .file").all_inner_texts()]
+    assert ends[:4] == ["module3.png, row 1, column 1", "both.png", "back.png", "module3.png, row 1, column 3"]
+    assert ends[-2:] == ["small.png", "module2.png, row 1, column 1"]
+    tab.select_option("#sorting", "largest inactive areas first")
+    assert tab.locator("#grid .file").all_inner_texts()[:2] == ["both.png", "small.png"]
+    tab.click("#table th button:has-text('crack length')")
+    assert [text.split("/")[-1] for text in tab.locator("#table td:first-child").all_inner_texts()] == [
+        f"module{number}.png" for number in (3, 2, 5)
+    ]
+    tab.wait_for_function("document.querySelector('figure.module b').textContent.endsWith('module3.png')")
+    row = tab.locator("#table tbody tr", has_text="module5.png").inner_text()
+    assert "0.30 (4 not measured)" in row
+    tab.click("#table th button:has-text('mode B')")
+    assert "module5.png" in tab.locator("#table td:first-child").first.inner_text()
+
+
+def red_rows(image):
+    """Rows, in 0..1 of the height, of the red pixels of a screenshot."""
+    pixels = np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).astype(int)
+    red = (pixels[..., 0] > 150) & (pixels[..., 1:].max(2) < 110)
+    return np.flatnonzero(red.any(1)) / len(pixels)
+
+
+def test_lines_lie_where_the_crack_is_and_are_switched_off_together(severe, tab):
+    open_report(tab, severe / "report.html")
+    tab.wait_for_function("document.querySelectorAll('#grid .shape').length === 5")
+    tab.wait_for_function("document.querySelectorAll('image.shape').length === 3")
+    small = tab.locator("#grid button[aria-label^='back.png'] .pic")
+    assert red_rows(small.screenshot()).mean() == pytest.approx(0.5, abs=0.02)
+    cell_of_module = tab.locator("polygon[aria-label^='row 1, column 1: crack (crack 0.990 · 1.23']")
+    outline, lines = cell_of_module.bounding_box(), tab.locator("image.shape").all()
+    boxes = [line.bounding_box() for line in lines]
+    assert (
+        min(max(abs(box[side] - outline[side]) for side in ("x", "y", "width", "height")) for box in boxes)
+        < 0.06 * outline["width"]
+    )  # the outline is a little inside the cell
+    tab.locator("#grid button[aria-label^='both.png']").click()
+    tab.wait_for_selector("#shape:not([hidden])")
+    stage = tab.locator("#stage")
+    wide, seen = stage.bounding_box(), tab.locator("#shape").bounding_box()
+    assert seen["width"] == pytest.approx(wide["width"], abs=2) and seen["height"] == pytest.approx(
+        wide["width"], abs=2
+    )
+    assert red_rows(stage.screenshot()).mean() == pytest.approx(0.5, abs=0.02)
+    tab.keyboard.press("s")
+    assert not len(red_rows(stage.screenshot())) and tab.locator(".shape:visible").count() == 0
+    tab.keyboard.press("Escape")
+    tab.locator("button:has-text('Lines and areas')").first.click()
+    assert tab.locator("#grid .shape:visible").count() == 5
+    assert tab.locator("button[aria-pressed=true]:has-text('Lines and areas')").count() == 3
+
+
+def test_a_report_in_a_single_file_has_its_lines(severe, tab, tmp_path):
+    with reading(severe) as record:
+        write_report(record, tmp_path / "mail.html")
+    assert len(chunk(tmp_path / "mail.html")["shapes"]) == 5
+    open_report(tab, tmp_path / "mail.html")
+    tab.wait_for_function("document.querySelectorAll('#grid .shape').length === 5")
+    tab.wait_for_function("document.querySelectorAll('image.shape').length === 3")

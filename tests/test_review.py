@@ -17,6 +17,7 @@ import predict
 from elcells.data.images import read_image, symmetries
 from elcells.inference.cells import UNSURE, CellResult, Place, doubt
 from elcells.inference.networks import Network, open_network
+from elcells.inference.severity import SIDE, shape_image
 from elcells.modules.cutting import CutModule
 from elcells.pages.page import PageImage
 from elcells.pages.review import LABELLED, NEAR, RANDOM, ReviewCell, next_steps, write_page, write_review
@@ -27,6 +28,7 @@ from elcells.records.runs import RunInfo
 
 STRANGE = "<b>Zelle \"1\"; größe & 'x'.png"
 INFO = RunInfo("n.onnx", "00", "n.onnx", ("crack", "inactive"), "f1", (0.5, 0.4), False, "float32", "onnxruntime")
+SHAPE = shape_image(np.eye(SIDE, dtype=bool), np.zeros((SIDE, SIDE), bool))
 NEXT = "filename;crack;inactive;unsure;who;when\n"
 
 
@@ -77,7 +79,13 @@ def module_result(path, folder):
         save_image(folder / file, 60 + 40 * number)
         p = (0.9, 0.1) if number == 0 else (0.01, 0.01)
         calls = (int(number == 0), 0)
-        more = {"map": bytes(200)} if number == 0 else {"dark_part": 1.0, "dark_ratio": 0.31} if number == 3 else {}
+        more = (
+            {"map": bytes(200), "shape": SHAPE}
+            if number == 0
+            else {"dark_part": 1.0, "dark_ratio": 0.31}
+            if number == 3
+            else {}
+        )
         cells.append(CellResult(file, calls, p, 0.4, place=place, **more))
     save_image(folder / "modules" / f"{name}.jpg")
     nodes = tuple(float(v) for y in range(3) for x in range(3) for v in (20 * x, 20 * y))
@@ -204,7 +212,8 @@ def test_the_eight_symmetries_are_eight_images():
 
 def maps_of(path, images):
     """Class maps (N, C, h, w) of a network's file."""
-    return np.stack([one for _, one in open_network(Network(str(path), device="cpu", maps=True)).with_maps(images)])
+    engine = open_network(Network(str(path), device="cpu", maps=True))
+    return np.stack([seen.map for seen in engine.look_at(images, (1, 1))])
 
 
 def test_class_maps_are_high_where_the_network_sees_a_defect(elpv):
@@ -351,6 +360,30 @@ def test_no_label_without_a_name_and_no_opinion_without_a_label(page, fresh):
     assert tab.tab.inner_text("#bars") == ""
     tab.press("o")
     assert "crack" in tab.tab.inner_text("#bars")
+
+
+def test_crack_lines_come_after_the_own_label_on_a_key(tmp_path, fresh):
+    module_record(tmp_path / "out", 1)
+    [module] = chunk_of(tmp_path / "out" / "review" / "modules-0.js")
+    assert [bool(cell[6]) for cell in module["cells"]] == [True, False, False, False]
+    tab = Tab(fresh, tmp_path / "out" / "review.html")
+    tab.tab.click("#to-modules")
+    tab.tab.wait_for_function("document.getElementById('cell').naturalWidth > 0")
+    tab.press("s")
+    assert tab.tab.is_hidden("#shape") and "after your own label" in tab.tab.inner_text("#message")
+    tab.press("c")
+    assert tab.tab.is_hidden("#shape") and tab.tab.is_visible("#show-shape")
+    tab.press("s")
+    box, image = tab.tab.locator("#shape").bounding_box(), tab.tab.locator("#stage").bounding_box()
+    assert all(abs(box[side] - image[side]) < 1 for side in box)  # a square in a square
+    tab.tab.screenshot(path=tmp_path / "shown.png")
+    shown = Image.open(tmp_path / "shown.png").convert("RGB")
+    places = [(image["x"] + part * image["width"], image["y"] + part * image["height"]) for part in (0.3, 0.6)]
+    assert all(shown.getpixel((round(x), round(y)))[0] > 150 for x, y in places)  # red on gray of 60
+    tab.press("ArrowRight", "c", "s")  # a cell without lines
+    assert tab.tab.is_hidden("#shape") and "no lines of this cell" in tab.tab.inner_text("#message")
+    tab.press("ArrowLeft")
+    assert tab.tab.is_hidden("#shape") and not tab.errors
 
 
 def test_a_page_made_anew_keeps_labels_and_the_newer_ones_win(tmp_path, fresh):

@@ -15,7 +15,7 @@ import export_onnx
 import train
 import visualize_activations as vis
 from elcells.data.images import read_image
-from model import build_model, load_model
+from model import LineDecoder, build_model, load_model
 
 
 def run(elpv, *more):
@@ -114,6 +114,23 @@ def test_maps_are_scaled(small, best, maps_of):
     assert all(m.max() == pytest.approx(1) or not m.any() for m in maps)
     alone = maps_of(model, np.array(small[1][1:2, 0]), 0)[0]
     assert np.allclose(alone, maps[1], atol=1e-3)
+
+
+def test_crack_lines_are_one_more_map_where_the_model_has_them(small, best, tmp_path, monkeypatch):
+    model, _ = load_model(best)
+    image = np.array(small[1][0, 0])
+    figures = []
+    monkeypatch.setattr(vis, "save", lambda figure, *_, **__: figures.append(figure))
+    vis.plot_class_maps(model, image, "cell", (0.9, 0.1), tmp_path / "a.png")
+    model.lines = LineDecoder(model.feature_maps(), norms=False).eval()
+    vis.plot_class_maps(model, image, "cell", (0.9, 0.1), tmp_path / "b.png")
+    [without, shown] = [[axes for axes in figure.axes if "lines" in axes.get_title()] for figure in figures]
+    assert not without and len(shown) == 1
+    heat = shown[0].images[-1].get_array()
+    with torch.no_grad():
+        lines = model.crack_lines(vis.as_batch(model, image[None]))[0, 0].numpy()
+    assert heat.shape == image.shape and heat.max() <= lines.max() + 1e-6
+    assert np.allclose(heat[1::2, 1::2][:-1, :-1].mean(), lines.mean(), atol=0.02)
 
 
 def test_a_map_leaves_the_model_as_it_was(small, best):

@@ -10,7 +10,8 @@ from elcells.files import ANY_NAME, InputError, atomic_path, printable
 from elcells.pages.page import SHOWN_SIDE, PageImage, browser_shows, json_of
 from elcells.records.rows import image_name
 
-OWN_FILE = re.compile(r"(cells|modules|maps)(-\d+)?\.js|.*_[0-9a-f]{8}\.jpg|\.tmp\d+_.*")  # that a page's writer makes
+# That a page's writer makes
+OWN_FILE = re.compile(r"(cells|modules|maps|shapes)(-\d+)?\.js|.*_[0-9a-f]{8}\.jpg|\.tmp\d+_.*")
 SEEN_BEFORE = "SELECT path, page, bytes, modified FROM images WHERE id = ?"
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import os
 from collections import Counter
@@ -22,11 +23,11 @@ from elcells.records.rows import image_name
 from elcells.records.runs import now
 from elcells.records.summary import FINE_CRACKS, line_about_small
 
-MODULES_A_FILE, MAPS_A_FILE = 24, 1000
+MODULES_A_FILE, CELLS_A_FILE = 24, 1000  # of class maps, and of images of lines
 FIRST_MODULES, FIRST_CELLS = 6, 100  # that are in the page itself, for when it is mailed without its files
 FIRST_BYTES = 3_000_000  # of their images
 MAILED_BYTES = 20_000_000  # of a single file
-PAGE_BYTES, CELL_BYTES = 60_000, 100  # of them, what the page needs without data, and a cell without its image
+PAGE_BYTES, CELL_BYTES = 75_000, 100  # of them, what the page needs without data, and a cell without its image
 MODULES_SHARE = 0.6  # of these bytes at most for modules
 EMBEDDED_BYTES, EMBEDDED_SIDE = 400_000, 1600  # of a module's image: larger ones are made smaller
 
@@ -55,17 +56,23 @@ def write_report(record, single_file=None):
 
 
 def write_chunks(contents, files):
-    """Write the files of data: all cells that are to be looked at, the modules, and the class maps."""
+    """Write the files of data: all cells that are to be looked at, the modules, class maps, crack lines and regions."""
     files.write_chunk("cells", json_of(contents.shown.data()))
     for start in range(0, len(contents.details), MODULES_A_FILE):
         some = enumerate(contents.details[start : start + MODULES_A_FILE], start)
         text = ",".join(f'"{number}":{detail}' for number, detail in some)
         files.write_chunk(f"modules-{start // MODULES_A_FILE}", f"{{{text}}}")
-    maps = {}
-    for number, levels in contents.maps.items():
-        maps.setdefault(number // MAPS_A_FILE, {})[number] = base64.b64encode(levels).decode()
-    for number, some in maps.items():
-        files.write_chunk(f"maps-{number}", json_of(some))
+    for name, images in (("maps", contents.maps), ("shapes", contents.shapes)):
+        parts = {}
+        for number, content in images.items():
+            parts.setdefault(number // CELLS_A_FILE, {})[number] = as_text(content)
+        for number, some in parts.items():
+            files.write_chunk(f"{name}-{number}", json_of(some))
+
+
+def as_text(content):
+    """Bytes as base64."""
+    return base64.b64encode(content).decode()
 
 
 def add_sources(contents, files):
@@ -90,31 +97,43 @@ def add_sources(contents, files):
 def embedded(contents, most_bytes, most_modules=None, most_cells=None, with_maps=False):
     """What the page shows without its files: the worst modules and `Cells.first_to_see`, within so many bytes.
 
-    Returns a dict that JSON can hold: data and images of the modules by number, columns of the cells, and thumbnails
-    (and class maps) of the cells by number.
+    Returns a dict that JSON can hold: data and images of the modules by number, columns of the cells, and thumbnails,
+    lines (and class maps) of the cells by number.
     """
     folder = contents.record.folder
     used = 0
-    first = {"modules": {}, "images": {}, "thumbs": {}, "maps": {}}
+    first = {"modules": {}, "images": {}, "thumbs": {}, "maps": {}, "shapes": {}}
     for number in contents.worst_first()[:most_modules]:
         image = image_of_module(folder / MODULES / f"{contents.modules[number]['name']}.jpg")
-        used += len(image) + len(contents.details[number])
+        shapes = shapes_of_module(contents, number)
+        used += len(image) + len(contents.details[number]) + len(json_of(shapes))
         if used > most_bytes * (1 if most_modules else MODULES_SHARE):
             break
         first["modules"][number] = json.loads(contents.details[number])
         first["images"][number] = image
+        first["shapes"] |= shapes
     chosen = []
     for number in tqdm(contents.shown.first_to_see()[:most_cells], "cells", unit="cell", leave=False, disable=None):
         thumb = thumbnail(contents, number)
-        levels = base64.b64encode(contents.maps.get(number, b"") if with_maps else b"").decode()
-        used += len(thumb) + len(levels) + CELL_BYTES + len(json_of(contents.shown.some([number])))
+        levels = as_text(contents.maps.get(number, b"") if with_maps else b"")
+        shape = as_text(contents.shapes.get(number, b""))
+        used += len(thumb) + len(levels) + len(shape) + CELL_BYTES + len(json_of(contents.shown.some([number])))
         if used > most_bytes and most_cells is None:
             break
         chosen.append(number)
         first["thumbs"][number] = thumb
         if levels:
             first["maps"][number] = levels
+        if shape:
+            first["shapes"][number] = shape
     return first | {"cells": contents.shown.some(sorted(chosen))}
+
+
+def shapes_of_module(contents, number):
+    """{number of a shown cell: image of its lines as base64} of a module's cells."""
+    start = json.loads(contents.details[number])["first"]
+    cells = itertools.takewhile(lambda k: contents.shown.module[k] == number, range(start, len(contents.shown)))
+    return {k: as_text(contents.shapes[k]) for k in cells if k in contents.shapes}
 
 
 def image_of_module(path):
@@ -158,7 +177,9 @@ def page_data(contents):
         "chunks": REPORT,
         "alone": False,
         "modules_a_file": MODULES_A_FILE,
-        "maps_a_file": MAPS_A_FILE,
+        "cells_a_file": CELLS_A_FILE,
+        "measured": contents.measured,
+        "severity": contents.all_severity.data(),
         "folder": printable(record.folder.resolve().name),
         "trained": printable(info["trained"]),
         "quality": quality_of(info, shipped_sha256()),
@@ -208,8 +229,10 @@ def module_columns(contents):
         "rows": [row["rows"] for row in rows],
         "pixels": [row["cell_pixels"] for row in rows],
         "size": [size_of(contents.record.folder / MODULES / f"{row['name']}.jpg") for row in rows],
+        "cut": [size_of(contents.record.folder / CUT / cell_name(row["name"], 0, row["columns"])) for row in rows],
         "doubt": ["" if row["sure"] else printable(row["why"]) for row in rows],
         "counts": contents.counts,
+        "severity": [sums.data() for sums in contents.severity],
         "metadata": [
             [printable(name), [printable(str(values.get(name, ""))) for values in metadata]] for name in fields
         ],

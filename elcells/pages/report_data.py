@@ -8,6 +8,7 @@ import json
 import os
 from array import array
 from collections import Counter, defaultdict
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import expit, logit
@@ -15,6 +16,7 @@ from scipy.special import expit, logit
 from elcells.files import folder_of_all, printable
 from elcells.inference.cells import TOO_DARK, UNSURE
 from elcells.pages.page import json_of
+from elcells.pages.severity_data import Sums, measured_columns, severity_and_shape
 from elcells.records.labels import agreement, corrections, judged_by_people_alone
 from elcells.records.record import FAILED
 from elcells.records.rows import darkness_of, final_calls, image_name, place_of
@@ -24,8 +26,19 @@ UNSURE_CALL, BLACK, UNREADABLE, LABELLED, CORRECTED, SHOWN, MAPPED, DARK = (1 <<
 # Kinds of cells beside the sums of their calls' bits; a dark cell with a call is of that call's kind
 DARK_KIND, BLACK_KIND, UNREADABLE_KIND = -1, -2, -3
 BINS = 20  # of a histogram
-DENSE, SPARSE = ("module", "place", "state", "calls"), ("errors", "people", "sources", "darkness")  # columns of cells
+DENSE = ("module", "place", "state", "calls")  # columns of cells
+SPARSE = ("errors", "people", "sources", "darkness", "severity")  # columns that few cells have
 STEPS = 10_000  # probabilities are whole numbers of such parts
+
+
+class Judged(NamedTuple):
+    """What a cell is. state, calls, network: bits, network's calls last. severity, shape: of `severity_and_shape`."""
+
+    state: int
+    calls: int
+    network: int
+    severity: list | None
+    shape: bytes | None
 
 
 class Judgement:
@@ -38,7 +51,7 @@ class Judgement:
         self.columns = [f"p_{name}" for name in classes]
 
     def of(self, row, labels):
-        """(state, calls, network's calls) of a row of Record.cells, all bits; labels: of a person, or None."""
+        """The Judged of a row of Record.cells; labels: of a person, or None."""
         network = [row[name] for name in self.classes]
         judged = network[0] is not None
         told = labels is not None and any(value is not None for value in labels.values)
@@ -52,12 +65,13 @@ class Judgement:
                 state |= UNREADABLE
             elif labels or self.is_near(row):
                 state |= UNSURE_CALL
-        calls = 0 if state & (BLACK | UNREADABLE) else bits(final_calls(row, labels, self.classes))
+        final = [0] * len(network) if state & (BLACK | UNREADABLE) else final_calls(row, labels, self.classes)
+        calls = bits(final)
         if row["dark_part"]:
             state |= DARK
         if state or calls:
             state |= SHOWN | (MAPPED if row["map"] else 0)
-        return state, calls, bits(network)
+        return Judged(state, calls, bits(network), *severity_and_shape(row, final, self.classes))
 
     def is_near(self, row):
         """Whether a judged cell is within UNSURE of a threshold."""
@@ -99,26 +113,28 @@ class Cells:
         self.people = {}  # number of the cell: [values, who, time, network's calls]
         self.sources = {}  # number of the cell: URL of its image, where that is not made from its name
         self.darkness = {}  # number of the cell: [share that is dark, its relative brightness]
+        self.severity = {}  # number of the cell: as in `severity_and_shape`
 
     def __len__(self):
         return len(self.state)
 
     def add(self, module, place, judged, probabilities, row, labels):
-        """Add a cell. judged: as Judgement.of gives it."""
-        state, calls, network = judged
+        """Add a cell. judged: its Judged."""
         number = len(self)
         self.module.append(module)
         self.place.append(place)
-        self.state.append(state)
-        self.calls.append(calls)
+        self.state.append(judged.state)
+        self.calls.append(judged.calls)
         for column, p in zip(self.p, probabilities):
             column.append(p)
         if row["error"]:
             self.errors[number] = printable(row["error"])
         if darkness := darkness_of(row):
             self.darkness[number] = darkness
+        if judged.severity:
+            self.severity[number] = judged.severity
         if labels:
-            self.people[number] = [labels.values, printable(labels.who or "somebody"), labels.time, network]
+            self.people[number] = [labels.values, printable(labels.who or "somebody"), labels.time, judged.network]
 
     def data(self):
         """The same for JSON."""
@@ -167,6 +183,7 @@ class Contents:
         self.shown = Cells(self.classes)
         self.images = array("q")  # id of each shown cell's image
         self.maps = {}  # number of a shown cell: its class map, bytes
+        self.shapes = {}  # number of a shown cell: image of its crack lines and inactive region, bytes
         self.kinds = Counter()
         self.unsure = 0
         self.dark = 0
@@ -181,6 +198,9 @@ class Contents:
         self.numbers = {row["image"]: number for number, row in enumerate(self.modules)}
         # Of each module: cells, each class, dark, nearly black, any of these, with a correction
         self.counts = [[0] * (len(self.classes) + 5) for _ in self.modules]
+        self.measured = measured_columns(record)
+        self.severity = [Sums() for _ in self.modules]
+        self.all_severity = Sums()
         self.read()
 
     def read(self):
@@ -196,12 +216,14 @@ class Contents:
             judged = self.judgement.of(row, labels)
             p = self.judgement.probabilities(row)
             self.count(row, judged, p)
+            self.all_severity.add(row, judged, self.classes)
             place = 0
             if number >= 0:
                 place = (row["row"] - 1) * self.modules[number]["columns"] + row["column"] - 1
                 cells.add(number, place, judged, p, row, labels)
                 self.count_of_module(number, judged)
-            if judged[0] & SHOWN:
+                self.severity[number].add(row, judged, self.classes)
+            if judged.state & SHOWN:
                 self.show(row, number, place, judged, p, labels)
         self.end_module(image, cells, first)
 
@@ -220,12 +242,14 @@ class Contents:
             self.shown.names.append(printable(image_name(row).removeprefix(self.root)))
         if row["map"]:
             self.maps[len(self.shown)] = row["map"]
+        if judged.shape:
+            self.shapes[len(self.shown)] = judged.shape
         self.images.append(row["image"])
         self.shown.add(number, place, judged, p, row, labels)
 
     def count(self, row, judged, p):
         """Count a cell."""
-        state, calls, _ = judged
+        state, calls, *_ = judged
         kind = kind_of(state, calls)
         self.kinds[kind] += 1
         self.dark += bool(state & DARK)
@@ -239,7 +263,7 @@ class Contents:
 
     def count_of_module(self, number, judged):
         """Count a cell of a module."""
-        state, calls, _ = judged
+        state, calls, *_ = judged
         counts = self.counts[number]
         counts[0] += 1
         for k in range(len(self.classes)):

@@ -49,7 +49,8 @@ RULES = {  # of doc/labels.md, as short as they fit beside a cell: (what it is, 
 class ReviewCell:
     """A cell to label: its image, why it is shown, a network's probabilities of it and class maps as bytes, or None.
 
-    source: the URL of the image for a browser; where there is none, PageImage finds it. dark: of `darkness_of`.
+    source: the URL of the image for a browser; where there is none, PageImage finds it. dark: of `darkness_of`. shape:
+    image of its crack lines and inactive region, bytes.
     """
 
     image: PageImage
@@ -58,6 +59,7 @@ class ReviewCell:
     maps: bytes | None = None
     source: str | None = None
     dark: list | None = None
+    shape: bytes | None = None
 
 
 # ---------------------------------------------------------------- which cells
@@ -113,9 +115,9 @@ def table_name(path, folder):
     return relative(path, folder if inside else os.path.realpath(folder)).encode("utf-8", "backslashreplace").decode()
 
 
-def base64_of(maps):
-    """Class maps as page.js takes them, or None."""
-    return None if maps is None else base64.b64encode(maps).decode()
+def base64_of(content):
+    """Bytes (class maps, the image of crack lines) as the page takes them, or None."""
+    return None if content is None else base64.b64encode(content).decode()
 
 
 def in_shell(path):
@@ -155,9 +157,9 @@ def write_page(target, cells, classes, thresholds, folder, key, more):
             source = cell.source or cell.image.source(target)
         except InputError:  # the page says so; the image may come back
             source = ""
-        maps = base64_of(cell.maps)
         entry = {"file": table_name(cell.image.path, folder), "src": source, "why": cell.why, "p": cell.probabilities}
-        entries.append(entry | ({"maps": maps} if maps else {}) | ({"dark": cell.dark} if cell.dark else {}))
+        more_of_cell = {"maps": base64_of(cell.maps), "dark": cell.dark, "shape": base64_of(cell.shape)}
+        entries.append(entry | {name: value for name, value in more_of_cell.items() if value})
     if not entries:  # nor an earlier one
         Path(target).unlink(missing_ok=True)
         return 0
@@ -193,7 +195,7 @@ def review_cell(record, row, why):
     """The ReviewCell of a row of Record.cells; what no browser shows is converted once, for the report too."""
     image = PageImage(cell_name_of(record, row))
     source = quote(row["file"]) or source_of(row["image"], record, Files(record.folder / REPORT))
-    return ReviewCell(image, why, probabilities_of(record, row), row["map"], source, darkness_of(row))
+    return ReviewCell(image, why, probabilities_of(record, row), row["map"], source, darkness_of(row), row["shape"])
 
 
 def changes_of_images(record):
@@ -247,11 +249,11 @@ def module_entry(record, row, cells):
     """What the page shows of a module, a dict that JSON can hold.
 
     row: of Record.modules. cells: its rows of Record.cells; each becomes row, column, name of its file, probabilities,
-    class maps or None, and `darkness_of`.
+    class maps or None, `darkness_of`, and the image of its crack lines or None.
     """
     listed = []
     for cell in cells:
-        seen = probabilities_of(record, cell), base64_of(cell["map"]), darkness_of(cell)
+        seen = probabilities_of(record, cell), base64_of(cell["map"]), darkness_of(cell), base64_of(cell["shape"])
         listed.append((cell["row"], cell["column"], Path(cell["file"]).name, *seen))
     name = quote(row["name"])
     shown = {"name": row["name"], "image": f"{MODULES}/{name}.jpg", "folder": f"{CUT}/{name}", "cells": listed}

@@ -43,6 +43,24 @@ function paintMap(canvas, maps, classes) {
   canvas.getContext("2d").putImageData(small, 0, 0);
 }
 
+// How much larger than an image what the network saw of it is, in width and height: it sees an image that is not square
+// mirrored at its longer edges (elcells/data/images.py, to_square).
+function seenOver(width, height) {
+  const longer = Math.max(width, height);
+  return longer <= 1.05 * Math.min(width, height) ? [1, 1] : [longer / width, longer / height];
+}
+
+// Lays what belongs to all that the network saw over an image, which it is cut to. box: the part of the node's parent
+// that the image fills, in width and height.
+function fitOver(node, width, height, box = [1, 1]) {
+  const over = seenOver(width, height);
+  const [wide, high] = over.map((factor, k) => 100 * factor * box[k]);
+  const place = { left: (100 - wide) / 2, top: (100 - high) / 2, width: wide, height: high };
+  for (const [name, value] of Object.entries(place)) node.style[name] = `${value}%`;
+  const [aside, above] = over.map(factor => 50 - 50 / factor);
+  node.style.clipPath = `inset(${above}% ${aside}%)`;
+}
+
 // What follows # in the address, text; as it is where it can't be decoded.
 function hashText() {
   try { return decodeURIComponent(location.hash.slice(1)); } catch (error) { return location.hash.slice(1); }

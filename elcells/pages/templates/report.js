@@ -65,6 +65,7 @@ function cellOf(columns, i, number, module = columns.module[i]) {
     people: columns.people[i],
     source: columns.sources[i],
     darkness: columns.darkness[i],
+    severity: columns.severity[i],
   };
 }
 

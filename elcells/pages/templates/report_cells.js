@@ -44,6 +44,7 @@ const orders = {
   "surest first": [i => -surestCall(i), "Cells with a defect first, by the probability of what they are called; then dark ones."],
   "least sure first": [doubtOf, "Cells whose probability is nearest to a threshold first."],
   ...Object.fromEntries(byClass),
+  ...severityOrders(),
   "by file": [null, "By the path of the image, then by row and column in the module."],
 };
 const allFilters = filters();
@@ -64,11 +65,13 @@ function sortCells() {
 function imageOf(cell, alt) {
   if (cell.state & UNREADABLE) return make("div", { className: "none", textContent: "unreadable" });
   const image = make("img", { loading: "lazy", alt, width: 150, height: 150 });
+  const box = make("div", { className: "pic" }, image);
+  addShape(box, image, cell);
   const urls = [first.thumbs[cell.number], data.alone ? "" : urlOf(cell)].filter(Boolean);
   loadAny(image, urls, loaded => {
     if (!loaded) image.alt = "The image is not there.";
   });
-  return image;
+  return box;
 }
 
 function tileOf(place) {
@@ -78,10 +81,14 @@ function tileOf(place) {
   const all = { length: visible.length, at: i => cellAt(visible[i]) };
   button.addEventListener("click", () => openCell(all, place, tilesInRow(), focusTile));
   const near = unsureClasses(cell);
-  const lines = cell.p.filter(p => p !== null).map((p, k) => {
+  const lines = cell.p.flatMap((p, k) => {
+    const severity = severityOf(cell, k);
+    const below = severity ? [make("div", { className: "severity", textContent: severity })] : [];
+    if (p === null) return below;
     const number = make("span", { textContent: p.toFixed(3), className: near.includes(k) ? "near" : "" });
     const parts = [make("span", { textContent: classes[k] }), number];
-    return make("div", { className: `p ${isCalled(cell.calls, k) ? "yes" : ""}` }, swatch(colourOf(k)), ...parts);
+    const className = `p ${isCalled(cell.calls, k) ? "yes" : ""}`;
+    return [make("div", { className }, swatch(colourOf(k)), ...parts), ...below];
   });
   const marks = [
     cell.state & BLACK && wordsOf(cell),
@@ -160,6 +167,7 @@ function prepareCells() {
     sorting = select.value;
     showSorted();
   });
+  if (hasSeverity) select.after(shapeButton());
   $("cells").hidden = false;
 }
 

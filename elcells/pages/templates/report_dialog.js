@@ -4,6 +4,7 @@ const dialog = document.querySelector("dialog");
 const enlarged = $("enlarged");
 const crop = $("crop");
 const map = $("map");
+const shape = $("shape");
 const STEPS = { back: "ArrowLeft", next: "ArrowRight", up: "ArrowUp", down: "ArrowDown" };
 let opened = null;
 let isMapShown = false;
@@ -36,6 +37,7 @@ function showOpened() {
     else showInstead(cell, turn);
   });
   showMap(cell, turn);
+  showShape(cell, turn);
 }
 
 // ---- what is said about it
@@ -46,7 +48,7 @@ function factsOf(cell) {
   const verdict = make("b", { textContent: wordsOf(cell) });
   const facts = [make("p", {}, swatch(colourOfKind(kindOf(cell))), " ", verdict, unsure)];
   if (cell.people) facts.push(make("p", { textContent: labelsOf(cell) }));
-  if (isJudged(cell)) facts.push(...cell.p.map((p, k) => barOf(p, k, near.includes(k))));
+  if (isJudged(cell)) facts.push(...cell.p.map((p, k) => barOf(p, k, near.includes(k), severityOf(cell, k))));
   if (cell.state & UNREADABLE) facts.push(make("p", { className: "bad", textContent: cell.error }));
   if (cell.module >= 0) {
     const link = make("a", { href: linkOf(cell.module), textContent: "show the module" });
@@ -68,12 +70,12 @@ function labelsOf(cell) {
   return `${byPeople(cell)} (${when.slice(0, 10)}: ${labels}). The network ${before}.`;
 }
 
-function barOf(p, k, isNear) {
+function barOf(p, k, isNear, severity) {
   const bar = make("i", { ariaHidden: "true" });
   const properties = { "--p": `${100 * p}%`, "--t": `${100 * thresholds[k]}%`, "--colour": colourOf(k) };
   for (const [name, value] of Object.entries(properties)) bar.style.setProperty(name, value);
   const number = make("span", { textContent: p.toFixed(3), className: isNear ? "near" : "" });
-  const value = make("span", {}, `${classes[k]} `, number, isNear ? " unsure" : "");
+  const value = make("span", {}, `${classes[k]} `, number, isNear ? " unsure" : "", severity ? ` · ${severity}` : "");
   const threshold = make("span", { className: "soft", textContent: `threshold ${thresholds[k].toFixed(3)}` });
   return make("div", { className: "bar" }, value, threshold, bar);
 }
@@ -102,13 +104,12 @@ async function showInstead(cell, turn) {
 
 function cutOut(cell, found, image) {
   const corners = cornersOf(cell.module, found, (cell.row - 1) * modules.columns[cell.module] + cell.column - 1);
-  const scale = image.naturalWidth / sizeOf(cell.module, found)[0]; // it may have been made smaller
-  const sides = [0, 1].map(k => corners.map(corner => scale * corner[k]));
-  const [left, top] = sides.map(values => Math.min(...values));
-  const [width, height] = [Math.max(...sides[0]) - left, Math.max(...sides[1]) - top];
+  const [width, height] = cutSize(cell.module, corners);
   crop.width = 400;
   crop.height = Math.max(1, Math.round((crop.width * height) / width));
-  crop.getContext("2d").drawImage(image, left, top, width, height, 0, 0, crop.width, crop.height);
+  const context = crop.getContext("2d");
+  context.setTransform(new DOMMatrix().scale(crop.width, crop.height).multiply(frameOf(corners).inverse()));
+  context.drawImage(image, 0, 0, ...sizeOf(cell.module, found)); // it may have been made smaller
   crop.hidden = false;
   enlarged.hidden = true;
 }
@@ -137,18 +138,24 @@ function whyUnmapped(cell) {
 
 async function mapOf(cell) {
   if (first.maps[cell.number] || cell.number < 0 || data.alone) return first.maps[cell.number];
-  const chunk = await needChunk(`maps-${Math.floor(cell.number / data.maps_a_file)}`);
+  const chunk = await needChunk(`maps-${Math.floor(cell.number / data.cells_a_file)}`);
   return chunk?.[cell.number];
 }
 
-// The network sees an image that is not square mirrored at its longer edges (elcells/data/images.py, to_square).
+async function showShape(cell, turn) {
+  shape.hidden = true;
+  const source = await shapeOf(cell);
+  if (turn !== dialogTurn || !source) return;
+  shape.src = source;
+  fitMap();
+  shape.hidden = false;
+}
+
+// Lays the class map and the lines over the image.
 function fitMap() {
   const sides = crop.hidden ? [enlarged.naturalWidth, enlarged.naturalHeight] : [crop.width, crop.height];
-  const longer = Math.max(...sides);
-  const isSquare = longer <= 1.05 * Math.min(...sides);
-  const [width, height] = isSquare ? [100, 100] : sides.map(side => (100 * longer) / side);
-  const place = { left: (100 - width) / 2, top: (100 - height) / 2, width, height };
-  for (const [name, value] of Object.entries(place)) map.style[name] = `${value}%`;
+  if (!sides[0]) return;
+  for (const node of [map, shape]) fitOver(node, ...sides);
 }
 
 // ---- keys and buttons
@@ -179,6 +186,7 @@ dialog.addEventListener("click", event => {
 });
 for (const [id, key] of Object.entries(STEPS)) $(id).addEventListener("click", () => step(key));
 $("see").addEventListener("click", toggleMap);
+if (hasSeverity) $("see").after(shapeButton());
 $("close").addEventListener("click", () => dialog.close());
 
 // ---- start

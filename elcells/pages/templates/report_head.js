@@ -45,6 +45,8 @@ function showCounts() {
   const nobody = isAnyJudged && "Nobody has labelled a cell yet: all calls are the network's.";
   $("sums").append(
     ...paragraphs(isAnyJudged && unsure, data.dark && dark, data.people.who.length ? aboutPeople() : nobody),
+    ...(hasSeverity ? [severitySentence(), severityLegend()].map((textContent, k) =>
+      make("p", { textContent, className: k ? "soft" : "", id: k ? "shapes-legend" : "severity" })) : []),
     data.reviewed ? make("p", {}, make("a", { href: "review.html" }, "review.html"), " is for labelling.") : "",
   );
 }

@@ -54,7 +54,7 @@ function prepareModules() {
     legendOfAll(),
     make("p", { className: "soft" }, "In the order of the table. ", hint),
     ...paragraphs(leftOut()),
-    make("div", { className: "tools screen" }, toggle, choice, pagers[0]),
+    make("div", { className: "tools screen" }, toggle, hasSeverity ? shapeButton() : "", choice, pagers[0]),
     make("div", { id: "figures" }),
     pagers[1],
   );
@@ -130,6 +130,7 @@ function viewOf(n, found, cells, then) {
   const defectsLast = [...cells.keys()].sort((a, b) => Boolean(cells[a].state) - Boolean(cells[b].state));
   const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "group" });
   svg.append(...defectsLast.map(i => outlines[i]));
+  addShapes(svg, n, cells, corners);
   walkByKeys(outlines, modules.columns[n], (i, go) => openCell(cells, i, modules.columns[n], go));
   const texts = cells.flatMap((cell, i) => textOn(cell, corners[i], width, height));
   const view = make("div", { className: "view" }, image, svg, ...texts);
@@ -175,7 +176,7 @@ function describe(cell) {
   const parts = [wordsOf(cell)];
   if (unsureWords(cell)) parts.push(unsureWords(cell));
   if (cell.people) parts.push(byPeople(cell));
-  const p = isJudged(cell) ? ` (${classes.map((name, k) => `${name} ${cell.p[k].toFixed(3)}`).join(", ")})` : "";
+  const p = isJudged(cell) ? ` (${classes.map((_, k) => classWords(cell, k)).join(", ")})` : "";
   return parts.join(", ") + p;
 }
 

@@ -137,6 +137,7 @@ function moduleColumns() {
     { title: "cells", value: n => countsOf(n)[0] },
     countColumn("with a defect or dark", ANY_COUNT),
     ...classes.map((name, k) => countColumn(name, 1 + k)),
+    ...severityColumns(),
     countColumn("dark", DARK_COUNT),
     countColumn("nearly black", BLACK_COUNT),
     ...(data.corrected ? [{ title: "corrected", value: n => countsOf(n)[CORRECTED_COUNT] }] : []),

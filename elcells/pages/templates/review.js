@@ -2,14 +2,14 @@
 // The review page: one cell after another, or on a module's image. review_labels.js has the labels, review_table.js the
 // name, the table and the end, review_modules.js the module's image.
 const { cells, thresholds, rules, steps } = data;
-let mode = "cells", at = 0, light = [1, 1], mapShown = false, preload = [], who = "", always = false;
+let mode = "cells", at = 0, light = [1, 1], mapShown = false, shapeShown = false, preload = [], who = "", always = false;
 let complete = false;  // the last open cell of the list got a label, and the end screen did not come since
 const here = () => mode === "cells" ? cells[at] : boardCell();
 const shownCells = () => mode === "cells" ? cells : [...board.cells.values()];
 const tell = text => { $("message").textContent = text; };
 storageFails = () => tell("This browser stores nothing: save the table before you leave.");
 
-const taken = new Set("nuzmoel0+-<>".split(""));
+const taken = new Set("nuzmsoel0+-<>".split(""));
 const letters = classes.map((name, k) => {
   const free = [...name.toLowerCase()].find(c => /[a-z]/.test(c) && !taken.has(c)) ?? String(k + 1);
   taken.add(free);
@@ -151,7 +151,7 @@ function showImage(cell) {
     $("gone").hidden = true;
     image.src = cell.src;
     image.alt = cell.file;
-    mapShown = false;
+    mapShown = shapeShown = false;
     if (mode === "cells")
       preload = [1, 2, 3].filter(k => cells[at + k]).map(k => Object.assign(new Image(), { src: cells[at + k].src }));
   }
@@ -172,19 +172,25 @@ function showOpinion(cell) {
   }));
   $("show-map").hidden = !visible || !cell.maps;
   $("show-map").setAttribute("aria-pressed", mapShown);
+  $("show-shape").hidden = !visible || !cell.shape;
+  $("show-shape").setAttribute("aria-pressed", shapeShown);
   $("always").setAttribute("aria-pressed", always);
-  drawMap();
+  drawOver();
 }
 
-function drawMap() {
-  const canvas = $("map"), image = $("cell"), cell = here(), visible = mapShown && cell?.maps && revealed(cell);
-  canvas.hidden = !visible || !image.naturalWidth;
-  if (canvas.hidden) return;
-  paintMap(canvas, cell.maps, classes);
-  const { clientWidth, clientHeight } = $("stage");
-  const scale = Math.min(clientWidth / image.naturalWidth, clientHeight / image.naturalHeight);
-  canvas.style.width = `${image.naturalWidth * scale}px`;
-  canvas.style.height = `${image.naturalHeight * scale}px`;
+// The class map and the lines over the image, where they are asked for.
+function drawOver() {
+  const image = $("cell"), cell = here(), visible = !!cell && revealed(cell) && !!image.naturalWidth;
+  const { clientWidth, clientHeight } = $("stage"), sides = [image.naturalWidth, image.naturalHeight];
+  const scale = Math.min(clientWidth / sides[0], clientHeight / sides[1]);
+  $("over").hidden = !visible;
+  $("map").hidden = !(mapShown && cell?.maps);
+  $("shape").hidden = !(shapeShown && cell?.shape);
+  if (!visible) return;
+  ["width", "height"].forEach((side, k) => { $("over").style[side] = `${sides[k] * scale}px`; });
+  for (const node of [$("map"), $("shape")]) fitOver(node, ...sides);
+  if (!$("map").hidden) paintMap($("map"), cell.maps, classes);
+  if (!$("shape").hidden) $("shape").src = `data:image/png;base64,${cell.shape}`;
 }
 
 function toggleMap() {
@@ -192,6 +198,14 @@ function toggleMap() {
   if (!cell || !revealed(cell)) return tell("The map comes after your own label (or press o).");
   if (!cell.maps) return tell("There is no map of this cell: it has no defect in sight, was not judged, or the network gives no maps.");
   mapShown = !mapShown;
+  show();
+}
+
+function toggleShape() {
+  const cell = here();
+  if (!cell || !revealed(cell)) return tell("The lines come after your own label (or press o).");
+  if (!cell.shape) return tell("There are no lines of this cell: the network called no defect, found no line, or gives none.");
+  shapeShown = !shapeShown;
   show();
 }
 
@@ -211,7 +225,7 @@ function changeLight(which, factor) {
 const actions = {
   ArrowLeft: () => move(0, -1), ArrowRight: () => move(0, 1), ArrowUp: () => move(-1, 0),
   ArrowDown: () => move(1, 0), PageUp: () => turnTo(-1), PageDown: () => turnTo(1), Home: firstLeft,
-  n: () => settle(0), u: () => settle(null), z: undo, m: toggleMap, o: toggleAlways, e: finish,
+  n: () => settle(0), u: () => settle(null), z: undo, m: toggleMap, s: toggleShape, o: toggleAlways, e: finish,
   l: openList,
   "+": () => changeLight(0, 1.15), "-": () => changeLight(0, 1 / 1.15), ">": () => changeLight(1, 1.15),
   "<": () => changeLight(1, 1 / 1.15), 0: () => { light = [1, 1]; show(); },
@@ -235,7 +249,7 @@ $("stage").addEventListener("wheel", event => {
   event.preventDefault();
   changeLight(event.shiftKey ? 1 : 0, (event.deltaY || event.deltaX) < 0 ? 1.1 : 1 / 1.1);
 }, { passive: false });
-$("cell").addEventListener("load", drawMap);
+$("cell").addEventListener("load", drawOver);
 $("cell").addEventListener("error", () => {
   $("gone").hidden = false;
   $("gone").textContent = `${here().src} can't be shown: the images must stay where they were.`;
@@ -244,7 +258,7 @@ $("module").addEventListener("load", () => { fitBoard(); show(); });
 $("module").addEventListener("error", () => {
   tellLost(`${board.module.image} can't be shown: it must stay where it was.`);
 });
-addEventListener("resize", drawMap);
+addEventListener("resize", drawOver);
 new ResizeObserver(fitBoard).observe($("wall"));
 addEventListener("storage", event => {  // the same page in another tab
   const start = itemName("label");
@@ -257,7 +271,7 @@ function onClick(id, action) {
 
 const clicks = {
   who: askName, finish, save, "end-save": save, "end-back": () => $("end").close(),
-  "show-map": toggleMap, always: toggleAlways, fold: () => $("rules").classList.toggle("open"),
+  "show-map": toggleMap, "show-shape": toggleShape, always: toggleAlways, fold: () => $("rules").classList.toggle("open"),
   "to-cells": () => setMode("cells"), "to-modules": () => setMode("modules"),
   before: () => turnTo(-1), after: () => turnTo(1), title: openList,
 };

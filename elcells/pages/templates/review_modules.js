@@ -23,8 +23,8 @@ async function openModule(number) {
   remember(itemName("module"), name);
   Object.assign(board, { module: module ?? null, row: 1, column: 1 });
   const { folder, cells = [] } = module ?? {};
-  board.cells = new Map(cells.map(([row, column, file, p, maps, dark]) => [`${row},${column}`, {
-    file: `cut/${name}/${file}`, src: `${folder}/${file}`, p, maps, dark, why: "", row, column }]));
+  board.cells = new Map(cells.map(([row, column, file, p, maps, dark, shape]) => [`${row},${column}`, {
+    file: `cut/${name}/${file}`, src: `${folder}/${file}`, p, maps, dark, shape, why: "", row, column }]));
   $("sheet").hidden = !module;
   if (module) drawBoard(module);
   else tellLost(`${data.chunks}/${chunkName}.js is not there, or newer than this page: load the page again, in its `
