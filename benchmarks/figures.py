@@ -1,17 +1,22 @@
 """Make the images in doc/.
 
-$ python -m benchmarks.figures                        # labels.png: cells of each label
+$ python -m benchmarks.figures                        # labels.png: cells of each label; severity.jpg
 $ python -m benchmarks.figures lite0.ckp own.ckp      # also class_maps.png of both, feature_maps.png of the first
 """
 
 import argparse
+import io
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 import data
 from elcells.data.images import read_image
 from elcells.files import command
+from elcells.inference.calls import Cells, read
+from elcells.inference.cells import judge
+from elcells.inference.networks import SHIPPED
 from model import load_model
 from visualize_activations import convolutions, image_probabilities, layer_cam, overlay, plot_feature_maps
 
@@ -21,6 +26,7 @@ MONO = ("cell0397", "cell1108", "cell0395", "cell0415")  # neither, crack, inact
 POLY = ("cell2000", "cell0841", "cell0786", "cell0879")  # the same
 LABELS = {(0, 0): "neither", (1, 0): "crack", (0, 1): "inactive", (1, 1): "crack and inactive"}
 NETWORK_TITLES = {"efficientnet_lite0": "EfficientNet-Lite0", "resnet34": "ResNet-34", "resnet": "own network"}
+MEASURED = tuple(f"cell{n}" for n in ("0010", "0386", "0464", "0513", "0427", "0882", "0889", "1626", "1306", "0208"))
 EXPLAINED = {  # all from the default split's test part
     "fine crack": "cell0873",
     "small cross": "cell1591",
@@ -64,6 +70,28 @@ def figure_of_class_maps(table, models):
     figure.savefig(DOC / "class_maps.png", dpi=70)
 
 
+def figure_of_severity(table):
+    """doc/severity.jpg: test cells with the crack lines and inactive regions of `cells.onnx`, and their numbers."""
+    cells = Cells(SHIPPED)
+    figure = Figure(figsize=(12, 5.2), layout="constrained")
+    for axes, name in zip(figure.subplots(2, 5).flat, MEASURED):
+        path = table.loc[name, "path"]
+        [cell] = judge(cells.engine, cells.thresholds, [read(path, cells.engine.image_size)])
+        image = Image.open(path).convert("RGB")
+        if cell.shape:
+            shape = Image.open(io.BytesIO(cell.shape)).convert("RGBA").resize(image.size, Image.Resampling.NEAREST)
+            image.paste(shape, (0, 0), shape)
+        axes.imshow(image)
+        length = f"{cell.crack_length:.2f} cell widths" if cell.calls[0] else "no crack"
+        mode = f", mode {cell.crack_mode}" if cell.crack_mode else ""
+        area = f"{100 * cell.inactive_area:.1f} % inactive" if cell.calls[1] else "not inactive"
+        axes.set_title(f"{length}{mode}\n{area}", fontsize=10)
+        axes.set_xlabel(name, fontsize=8)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    figure.savefig(DOC / "severity.jpg", dpi=70, pil_kwargs={"quality": 80})
+
+
 @command
 def main(argv=None):
     """Command line of this file; returns the exit code."""
@@ -76,6 +104,7 @@ def main(argv=None):
     data.fill_images(table)
     table = table.set_index(table["path"].map(lambda path: path.stem))
     figure_of_labels(table)
+    figure_of_severity(table)
     if models:
         figure_of_class_maps(table, models)
         image = read_image(table.loc["cell0467", "path"])
