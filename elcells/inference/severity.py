@@ -1,7 +1,7 @@
 """How bad a cell's defects are: where its cracks run and how long they are, and which share of the cell is inactive.
 
 Crack lines come from the network's second output; the inactive region comes from brightness alone. The constants were
-chosen on 545 foreign cells with outlines drawn by people (doc/severity.md).
+chosen on 545 foreign cells with outlines drawn by people (doc/results.md).
 """
 
 import io

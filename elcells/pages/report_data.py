@@ -71,7 +71,7 @@ class Judgement:
             state |= DARK
         if state or calls:
             state |= SHOWN | (MAPPED if row["map"] else 0)
-        return Judged(state, calls, bits(network), *severity_and_shape(row, final, self.classes))
+        return Judged(state, calls, bits(network), *severity_and_shape(row, labels, self.classes))
 
     def is_near(self, row):
         """Whether a judged cell is within UNSURE of a threshold."""

@@ -4,6 +4,7 @@ What a person took back does not count, and what a person added was not measured
 """
 
 from elcells.inference.severity import part_of_shape
+from elcells.records.rows import corrected_severity, final_calls
 
 MODES = "ABC"
 LENGTH_BELOW, AREA_BELOW, HAS_SHAPE = 1, 2, 4  # bits; templates/report_severity.js has the same
@@ -15,19 +16,19 @@ def measured_columns(record):
     return [bool(value) for value in record.connection.execute(query).fetchone()]
 
 
-def severity_and_shape(row, final, classes):
+def severity_and_shape(row, labels, classes):
     """([length, area, mode, bits], image that shows them or None) of a row of Record.cells; (None, None) for others.
 
-    final: its calls, those of people in place of the network's. length: in cell widths, area: in 0..1; None where there
-    is no such defect, or where it was not measured.
+    labels: the cell's Labels, or None. length: in cell widths, area: in 0..1; None where there is no such defect, or
+    where it was not measured.
     """
-    calls = dict(zip(classes, final))
+    calls = dict(zip(classes, final_calls(row, labels, classes)))
     is_crack, is_inactive = (bool(calls.get(name)) for name in ("crack", "inactive"))
     if not is_crack and not is_inactive:
         return None, None
-    length = row["crack_length"] if is_crack and row["crack"] else None
-    area = row["inactive_area"] if is_inactive and row["inactive"] else None
-    mode = row["crack_mode"] if is_crack and row["crack"] else ""
+    length, area, mode = corrected_severity(row, labels, classes)
+    length = length if is_crack else None
+    area = area if is_inactive else None
     shape = part_of_shape(row["shape"], is_crack, is_inactive) if row["shape"] else None
     below = row["below"].split()
     flags = LENGTH_BELOW * (length is not None and "crack_length" in below)

@@ -45,17 +45,18 @@ function severitySentence() {
   const kinds = modes.length ? ` (${modes.join(", ")})` : "";
   const lines =
     `Cracks: ${lengthText(sums[SUM_LENGTH])} cell widths in all, in ${counted(measured, "cell")}${kinds}${without}`;
-  const area = isAreaMeasured && sums[MEAN_AREA] !== null && `${areaText(sums[MEAN_AREA])} of all judged cells' area is inactive`;
+  const hasArea = isAreaMeasured && sums[MEAN_AREA] !== null;
+  const area = hasArea && `${areaText(sums[MEAN_AREA])} of all judged cells' area is inactive`;
   return `${[isLengthMeasured && lines, area].filter(Boolean).join("; ")}.`;
 }
 
 function severityLegend() {
   const shown =
-    "Red lines over a cell are its cracks, transparent blue is its inactive region; S, or the button, shows and hides " +
-    "them. Lengths are in widths of a cell, areas in percent of it. ";
+    "Red lines over a cell are its cracks, transparent blue is its inactive region; S, or the button, shows and " +
+    "hides them. Lengths are in widths of a cell, areas in percent of it. ";
   const modes =
-    "Modes of cracks: A: no darker part beside the crack, B: a gray one, C: a dark one; Köntges et al. 2014, IEA-PVPS " +
-    "T13-01. ";
+    "Modes of cracks: A: no darker part beside the crack, B: a gray one, C: a dark one; Köntges et al. 2014, " +
+    "IEA-PVPS T13-01. ";
   const limits = "Lines are an estimate: they may miss faint cracks, and follow what only looks like one.";
   return (isLengthMeasured ? shown + modes + limits : shown).trim();
 }
@@ -78,11 +79,11 @@ function severityColumns() {
 
 function severityOrders() {
   const key = (k, value) => i => (isCalled(columns.calls[i], k) ? -(columns.severity[i]?.[value] ?? 0) : 1);
-  const longest = [key(CRACK, 0), "The longest crack lines of a cell first, then cracks without a length, then the others."];
-  const largest = [key(INACTIVE, 1), "The largest inactive areas of a cell first, then those without one, then the others."];
+  const longest = "The longest crack lines of a cell first, then cracks without a length, then the others.";
+  const largest = "The largest inactive areas of a cell first, then those without one, then the others.";
   return {
-    ...(isLengthMeasured && { "longest cracks first": longest }),
-    ...(isAreaMeasured && { "largest inactive areas first": largest }),
+    ...(isLengthMeasured && { "longest cracks first": [key(CRACK, 0), longest] }),
+    ...(isAreaMeasured && { "largest inactive areas first": [key(INACTIVE, 1), largest] }),
   };
 }
 
