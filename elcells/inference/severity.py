@@ -5,6 +5,7 @@ chosen on 545 foreign cells with outlines drawn by people (doc/results.md).
 """
 
 import io
+from functools import lru_cache
 from typing import NamedTuple
 
 import cv2
@@ -92,6 +93,7 @@ def severity_of(cell, lines, is_crack, is_inactive, size=(1, 1)):
     return Severity(length, area, mode_of(skeleton, dark, gray), tuple(below), shape)
 
 
+@lru_cache(maxsize=16)  # the cells of a module have the same size, or nearly
 def distances_to_edges(size):
     """How far each pixel is from the nearer edge along y and along x, int (2, SIDE, SIDE); below 0 outside of the cell.
 
@@ -118,7 +120,7 @@ def crack_lines(lines):
     sure[label[lines > SURE_LINE]] = True
     sure[0] = False
     skeleton = skeletonize(sure[label])
-    long = np.bincount(label.ravel(), skeleton.ravel(), minlength=count + 1) >= LEAST_LENGTH
+    long = np.bincount(label[skeleton], minlength=count + 1) >= LEAST_LENGTH
     return skeleton & long[label]
 
 
@@ -178,8 +180,9 @@ def regions(below, edges, least):
     count, label, stats, _ = cv2.connectedComponentsWithStats(below, connectivity=4)
     area = stats[:, cv2.CC_STAT_AREA]
     kept = area >= least
+    is_in_one = label > 0
     for place in (edges.sum(0) < CORNER, nearest < RIM):
-        kept &= np.bincount(label.ravel(), place.ravel(), minlength=count) < MOSTLY * area
+        kept &= np.bincount(label[is_in_one & place], minlength=count) < MOSTLY * area
     kept[0] = False
     return kept[label]
 
@@ -189,7 +192,7 @@ def regions(below, edges, least):
 
 def shape_image(skeleton, dark):
     """Crack lines in red and inactive regions in a transparent blue: the bytes of a PNG, to be laid over the cell."""
-    halves = [mask.reshape(SHAPE_SIDE, 2, SHAPE_SIDE, 2).any((1, 3)) for mask in (skeleton, dark)]
+    halves = [mask[::2, ::2] | mask[1::2, ::2] | mask[::2, 1::2] | mask[1::2, 1::2] for mask in (skeleton, dark)]
     return shape_of_numbers(np.where(halves[0], SHAPE_LINE, SHAPE_REGION * halves[1]).astype(np.uint8))
 
 
@@ -198,7 +201,7 @@ def shape_of_numbers(numbers):
     image = Image.fromarray(numbers, "P")
     image.putpalette(SHAPE_COLOURS)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", transparency=SHAPE_OPACITY, bits=2, optimize=True)
+    image.save(buffer, "PNG", transparency=SHAPE_OPACITY, bits=2)
     return buffer.getvalue()
 
 
