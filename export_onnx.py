@@ -408,13 +408,13 @@ def write_float(export, model, metadata, check):
         difference = check.largest_difference(temporary)
         if not difference <= TOLERANCE:
             raise InputError(
-                f"{path}: probabilities differ from PyTorch's by {difference:.1e}, more than {TOLERANCE:g}; "
+                f"{path}: its outputs differ from PyTorch's by {difference:.1e}, more than {TOLERANCE:g}; "
                 "nothing written"
             )
         set_metadata(temporary, {**metadata, "largest_difference": difference})
     print(
         f"{path}: {path.stat().st_size / 1e6:.1f} MB, {metadata['input']} input, opset {export.opset}, "
-        f"probabilities within {difference:.1e} of PyTorch's on {check.description}"
+        f"outputs within {difference:.1e} of PyTorch's on {check.description}"
     )
 
 

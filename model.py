@@ -480,9 +480,10 @@ def load_model(path, device="cpu"):
         model.network.load_state_dict(state)
         if checkpoint.get("lines"):
             model.add_lines(checkpoint["lines"])
-    except RuntimeError as error:
-        detail = error.args[0].split("\n\t", 1)[-1]  # behind a headline of PyTorch's
+    except (RuntimeError, TypeError) as error:
+        detail = str(error).split("\n\t", 1)[-1]  # behind a headline of PyTorch's
         raise InputError(f"{path}: its tensors don't fit {model.metadata.network}: {reason(detail)}") from None
-    if not all(v.isfinite().all() for v in state.values() if v.is_floating_point()):
+    values = [*state.values(), *(model.lines.state_dict().values() if model.lines else ())]
+    if not all(v.isfinite().all() for v in values if v.is_floating_point()):
         raise InputError(f"{path}: its weights hold NaN or infinite numbers; take an earlier checkpoint")
     return model.eval().to(device), checkpoint

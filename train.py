@@ -105,7 +105,22 @@ def new_job(args):
     settings = given_options(args, Recipe)
     if not set(CLASSES) <= set(job.classes):  # other labels can't be drawn
         settings.setdefault("synthetic", 0.0)
-    return job, replace(RECIPES[recipe], **settings)
+    return job, with_lines_or_not(replace(RECIPES[recipe], **settings), settings)
+
+
+def with_lines_or_not(recipe, given):
+    """A Recipe without a decoder of crack lines where it draws no cracks, from which that learns.
+
+    given: the settings on the command line; InputError where they ask for the decoder.
+    """
+    if recipe.line_steps == 0 or (recipe.synthetic and recipe.aux_loss):
+        return recipe
+    if given.get("line_steps"):
+        raise InputError(
+            f"--line-steps {recipe.line_steps}: crack lines are learnt from drawn cracks; give --synthetic and "
+            "--aux-loss above 0, and the classes crack and inactive, or leave it out"
+        )
+    return replace(recipe, line_steps=0)
 
 
 def resumed_job(args, path, stored):
@@ -373,10 +388,11 @@ def train(session, parts, folder, plots, resume):
             finished = trainer.finish(kept_share(session.recipe.keep_initial, new_cells))
     if not finished:
         where = "" if session.out == Path(".") else f" --out {session.out}"
-        print(
-            f"Stopped in epoch {min(trainer.epoch + 1, trainer.recipe.epochs)} after step {trainer.step} of "
-            f"{trainer.batches.steps}; go on with: python train.py --resume{where}"
-        )
+        if trainer.epoch < trainer.recipe.epochs:
+            place = f"in epoch {trainer.epoch + 1} after step {trainer.step} of {trainer.batches.steps}"
+        else:
+            place = "after the last epoch, before the decoder of crack lines was trained"
+        print(f"Stopped {place}; go on with: python train.py --resume{where}")
         return None
     return load_model(folder / "best.ckp", session.device)
 
@@ -408,16 +424,17 @@ def print_plan(job, trainer, parts):
     """Say what is about to be trained, on what, and where."""
     train_table = trainer.train_set.table
     recipe = trainer.recipe
-    parameters = sum(p.numel() for p in trainer.model.parameters())
+    parameters = sum(p.numel() for p in trainer.model.network.parameters())
     device = f"{world()} x {trainer.device.type}" if world() > 1 else trainer.device.type
     precision = str(trainer.run.precision).removeprefix("torch.")
+    lines = f", then {recipe.line_steps} steps of the decoder of crack lines" if recipe.line_steps else ""
     print(
         f"cells     {train_table['cell'].nunique()} to train ({len(train_table)} images), "
         f"{parts[1]['cell'].nunique()} to validate, {parts[2]['cell'].nunique()} to test, split by {job.split}\n"
         f"network   {job.model}, {parameters:,} parameters, {job.image_size}x{job.image_size} pixels, "
         f"{describe_weights(trainer.model.metadata)}\n"
         f"training  {job.recipe} recipe, {recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.optimizer} "
-        f"{recipe.lr:g}, on {device} in {precision}, {torch.get_num_threads()} threads"
+        f"{recipe.lr:g}{lines}, on {device} in {precision}, {torch.get_num_threads()} threads"
     )
     for line in leak_lines(parts, job.weights, job.split):
         print(line)

@@ -84,8 +84,10 @@ class Trainer:
 
         has_heads = recipe.aux_loss > 0 and recipe.synthetic > 0
         self.trains_lines = has_heads and recipe.line_steps > 0
-        if self.trains_lines:
-            model.lines = None  # those of the initial weights
+        if self.trains_lines or not recipe.keep_initial:
+            model.lines = None  # that of the initial weights would not fit what the network becomes
+        if model.lines:
+            model.lines.requires_grad_(False)
         self.trained = WithAuxiliaryHeads(model, has_heads).to(self.device, memory_format=torch.channels_last)
         self.trained = synchronise_norms(self.trained)
         self.frozen = nn.ModuleList(first_layers(model, recipe.freeze_stages)).requires_grad_(False)
@@ -356,6 +358,9 @@ class Trainer:
                     f"are {len(self.train_set)} with seed {self.run.seed}; give the same table and options"
                 )
             self.model.network.load_state_dict(network_state(checkpoint))
+            if checkpoint["lines"]:
+                self.model.add_lines(checkpoint["lines"])
+                self.model.lines.requires_grad_(False).to(self.device)
             if self.trained.heads:
                 self.trained.heads.load_state_dict(checkpoint["aux_heads"])
             self.load_optimizer(checkpoint["optimizer"])

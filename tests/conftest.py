@@ -22,7 +22,6 @@ matplotlib.use("Agg")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")  # the one that is found first opens the pages
 CPU = ["--device", "cpu"]
 SMALL = ["--model", "resnet", "--width", "16", "--image-size", "64", "--batch-size", "8", "--synthetic", "0", *CPU]
-SMALL += ["--line-steps", "4"]
 DRAWN = [(progress, "plot_losses")]  # where plots are called
 DRAWN += [(results, f"plot_{name}") for name in ("precision_recall", "reliability", "errors")]
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,6 +1,7 @@
 import os
 import pickle
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torchvision
 from elcells.evaluation.calibration import Calibration
 from elcells.files import InputError
 from elcells.training.checkpoints import read_checkpoint
+from elcells.training.decoder import LineDecoder
 from elcells.training.weights import LITE0_CONTRAST, imagenet_file, load_initial_weights
 from model import (
     BRIGHTNESS,
@@ -272,6 +274,7 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path):
 
 def test_wrong_tensors_and_nan_are_named(tmp_path):
     model, path = build_model("resnet", width=8), tmp_path / "a.ckp"
+    model.lines = LineDecoder(model.feature_maps(), norms=False)
     save_checkpoint(path, model)
     for change, complaint in (
         (lambda s: s.pop("fc.bias"), "don't fit resnet: Missing key"),
@@ -284,6 +287,20 @@ def test_wrong_tensors_and_nan_are_named(tmp_path):
         torch.save(checkpoint, tmp_path / "b.ckp")
         with pytest.raises(InputError, match=complaint):
             load_model(tmp_path / "b.ckp")
+    for change, complaint in (
+        (lambda s: s.pop("last.bias"), "fit.*: Missing key"),
+        (lambda s: s.update({"last.bias": torch.ones(5)}), "fit.*: size mismatch for last.bias"),
+        (lambda s: s["last.bias"].fill_(torch.nan), "hold NaN"),
+    ):
+        checkpoint = read_checkpoint(path)
+        change(checkpoint["lines"])
+        torch.save(checkpoint, tmp_path / "b.ckp")
+        with pytest.raises(InputError, match=complaint):
+            load_model(tmp_path / "b.ckp")
+    torch.save(read_checkpoint(path) | {"lines": [1]}, tmp_path / "b.ckp")
+    for load in (load_model, partial(load_initial_weights, build_model("resnet", width=8))):
+        with pytest.raises(InputError, match=r"b.ckp: .* fit"):
+            load(tmp_path / "b.ckp")
 
 
 class Bomb:

@@ -48,6 +48,7 @@ def test_every_setting_of_a_recipe_is_an_option(name):
     options = ["--recipe", name, "--weights", str(ROOT / "cells.onnx")]
     job, recipe = train.new_job(parsed(*options))
     assert recipe == RECIPES[name] and job.recipe == name and job.model == "efficientnet_lite0"
+    options += ["--synthetic=0.4", "--aux-loss=0.3"]  # which --line-steps needs
     for field in fields(Recipe):
         value = getattr(RECIPES["classic" if name != "classic" else "fast"], field.name)
         if isinstance(value, bool):
@@ -55,7 +56,9 @@ def test_every_setting_of_a_recipe_is_an_option(name):
         else:
             given = [f"{option_name(field)}={value}"]
         _, recipe = train.new_job(parsed(*options, *given))
-        assert recipe == replace(RECIPES[name], **{field.name: value})
+        expected = replace(RECIPES[name], **{"synthetic": 0.4, "aux_loss": 0.3, field.name: value})
+        has_lines = expected.synthetic and expected.aux_loss
+        assert recipe == (expected if has_lines else replace(expected, line_steps=0))
 
 
 def test_all_that_a_run_was_asked_for_comes_back_on_resume():

@@ -1,6 +1,7 @@
 """How bad a cell's defects are: lengths of drawn lines, areas of drawn regions, and what is drawn over the cell."""
 
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
@@ -14,8 +15,8 @@ from elcells.inference.cells import CellResult, with_severity
 from elcells.inference.severity import (
     CORNER,
     LEAST_AREA,
-    LEAST_LENGTH,
     LEAST_PIXELS,
+    SHORTEST,
     SIDE,
     dark_regions,
     distances_to_edges,
@@ -121,7 +122,7 @@ def test_a_line_that_is_nowhere_sure_does_not_count_but_goes_on_where_it_is_less
 def test_a_speck_is_no_line():
     speck = drawn([(0.5, 0.5), (0.52, 0.5)])
     measured = severity_of(SOUND, speck, True, False)
-    assert measured.crack_length == LEAST_LENGTH / SIDE and measured.below == ("crack_length",)
+    assert measured.crack_length == SHORTEST and measured.below == ("crack_length",)
     line = drawn([(0.2, 0.2), (0.8, 0.2)])
     with_speck = severity_of(SOUND, np.maximum(speck, line), True, False)
     assert with_speck.crack_length == severity_of(SOUND, line, True, False).crack_length
@@ -165,6 +166,22 @@ def test_a_region_is_found_beside_busbars_and_corners():
     assert severity_of(both, None, False, True).inactive_area == pytest.approx(0.04, rel=0.1)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.65, 0.7, 0.75, 0.85])
+def test_the_larger_part_of_a_cell_can_be_dark(share):
+    side_part = cell_with((0, 0, round(share * SIDE), SIDE))
+    assert severity_of(side_part, None, False, True).inactive_area == pytest.approx(share, rel=0.05)
+
+
+def test_a_cell_is_dark_as_a_whole_beside_the_others_of_its_module():
+    dark = np.full_like(SOUND, 40)
+    alone = CellResult("", (0, 1), (0.1, 0.9), dark_part=0.0)
+    assert with_severity(alone, ENGINE, dark, None).below == "inactive_area"
+    among_others = replace(alone, dark_part=1.0)
+    measured = with_severity(among_others, ENGINE, dark, None)
+    assert measured.inactive_area == 1 and measured.below == ""
+    assert with_severity(replace(among_others, calls=(0, 0)), ENGINE, dark, None).inactive_area == 0
+
+
 # ---------------------------------------------------------------- verdicts and modes
 
 
@@ -195,7 +212,7 @@ def test_modes_tell_how_dark_the_part_beside_a_crack_is():
 def test_both_may_be_below_what_can_be_measured():
     measured = severity_of(SOUND, drawn(), True, True)
     assert measured.below == ("crack_length", "inactive_area") and measured.shape is None
-    assert (measured.crack_length, measured.inactive_area) == (LEAST_LENGTH / SIDE, LEAST_AREA / SIDE**2)
+    assert (measured.crack_length, measured.inactive_area) == (SHORTEST, LEAST_AREA / SIDE**2)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +230,7 @@ def test_a_result_names_what_is_below():
     result = with_severity(CellResult("", (1, 1), (0.9, 0.9)), ENGINE, SOUND, drawn())
     assert result.below == "crack_length inactive_area" and result.shape is None
     row = result.row(ENGINE.classes)
-    assert row[-5:] == ["0.047", "0.0007", "", "crack_length inactive_area", ""]
+    assert row[-5:] == ["0.043", "0.0007", "", "crack_length inactive_area", ""]
     nothing = with_severity(CellResult("", (0, 0), (0.1, 0.1)), ENGINE, SOUND, None)
     assert nothing.row(ENGINE.classes)[-5:] == ["0.000", "0.0000", "", "", ""]
 

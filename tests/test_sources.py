@@ -18,9 +18,10 @@ from elcells.files import InputError
 from elcells.inference.engines import open_model
 from elcells.training.batches import Batches
 from elcells.training.checkpoints import read_checkpoint
+from elcells.training.decoder import LineDecoder
 from elcells.training.recipes import ADAPT, kept_share
 from elcells.training.weights import load_initial_weights, norm_inputs, restore_norms
-from model import build_model
+from model import build_model, load_model, save_checkpoint
 
 
 @pytest.fixture
@@ -164,6 +165,25 @@ def test_an_adapted_network_is_of_its_files_kind_and_lies_between_it_and_the_tra
                 assert torch.allclose(value, torch.lerp(after[name], before[name], share), atol=1e-6)
         assert not torch.equal(before["fc.weight"], after["fc.weight"])
         assert train.main(["--resume", "--out", str(tmp_path), *CPU]) == 0  # a finished run is not mixed twice
+
+
+def test_an_adapted_network_keeps_the_decoder_of_crack_lines_and_others_lose_it(best, elpv, mine, tmp_path):
+    model, _ = load_model(best)
+    model.lines = LineDecoder(model.feature_maps(), norms=False)
+    path = tmp_path / "lines.ckp"
+    save_checkpoint(path, model)
+    given = ["--data", str(elpv), str(mine), "--weights", str(path), "--schedule", "steps", "--epochs", "1", *CPU]
+    place = ["--out", str(tmp_path / "adapted")]
+    assert train.main([*given, *place, "--recipe", "adapt"]) == 0
+    assert train.main(["--resume", *place, *CPU, "--epochs", "2"]) == 0
+    kept = read_checkpoint(tmp_path / "adapted" / "checkpoints" / "best.ckp")["lines"]
+    assert all(torch.equal(kept[name], value) for name, value in model.lines.state_dict().items())
+    place = ["--out", str(tmp_path / "anew")]
+    assert train.main([*given, *place, "--recipe", "fast", "--synthetic", "0"]) == 0
+    assert not read_checkpoint(tmp_path / "anew" / "checkpoints" / "best.ckp")["lines"]
+    other = build_model("resnet", ["hotspot"], 16)
+    load_initial_weights(other, path)
+    assert other.lines is None
 
 
 def test_the_network_that_comes_along_is_a_starting_point(lite0, elpv):

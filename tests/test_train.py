@@ -25,7 +25,7 @@ from elcells.training.weights import imagenet_file
 from model import build_model, first_layers, load_model
 from trainer import Run, Trainer
 
-HANDFUL = ["--image-size", "32", "--epochs", "1", "--limit", "16", "--keep-checkpoints", "0", "--line-steps", "4", *CPU]
+HANDFUL = ["--image-size", "32", "--epochs", "1", "--limit", "16", "--keep-checkpoints", "0", *CPU]
 PLOTS = {f"{name}.png" for name in ("losses", "precision_recall", "reliability", "errors")}
 
 
@@ -169,7 +169,7 @@ def test_one_class_of_another_name_trains_and_is_plotted(elpv, tmp_path, monkeyp
 
 
 def test_efficientnet_lite0_is_trained_where_its_weights_are_installed(lite0, elpv, tmp_path, capsys):
-    assert train.main(["--data", str(elpv), "--out", str(tmp_path), *HANDFUL]) == 0
+    assert train.main(["--data", str(elpv), "--out", str(tmp_path), *HANDFUL, "--line-steps", "4"]) == 0
     captured = capsys.readouterr()
     assert "efficientnet_lite0" in captured.out and "finetune recipe" in captured.out
     model, checkpoint = load_model(tmp_path / "checkpoints" / "best.ckp")
@@ -181,7 +181,10 @@ def test_resnet34_trains_from_weights_in_torch_hubs_cache(elpv, tmp_path, capsys
 
     imagenet_file().parent.mkdir(parents=True)
     torch.save(resnet34().state_dict(), imagenet_file())
-    assert train.main(["--data", str(elpv), "--out", str(tmp_path), *HANDFUL, "--model", "resnet34"]) == 0
+    assert (
+        train.main(["--data", str(elpv), "--out", str(tmp_path), *HANDFUL, "--line-steps", "4", "--model", "resnet34"])
+        == 0
+    )
     assert "imagenet weights" in capsys.readouterr().out
     assert load_model(tmp_path / "checkpoints" / "best.ckp")[0].metadata.initial_weights["used"] == "imagenet"
 
@@ -408,6 +411,7 @@ def test_a_stopped_run_exits_130_and_ends_as_an_uninterrupted_one(
         (["--lr", "-1"], "--lr -1: must be above 0"),
         (["--width", "8"], "--width 8: must be at least 16"),
         (["--synthetic", "1"], "--synthetic 1: must be at least 0 and below 1"),
+        (["--line-steps", "7"], "--line-steps 7: crack lines are learnt from drawn cracks"),
         (["--noise-std", "-1"], "--noise-std -1: must be at least 0"),
         (["--noise-std", "nan"], "--noise-std nan: must be at least 0"),
         (["--evaluate", "nowhere.ckp"], "nowhere.ckp: no such checkpoint"),

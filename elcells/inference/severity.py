@@ -21,6 +21,7 @@ SIDE = 300  # pixels of the cell in which lines and regions are measured
 SURE_LINE = 0.5  # probability that a crack's line reaches somewhere
 LINE = 0.15  # and has all along
 LEAST_LENGTH = 14  # pixels: what is shorter may be a speck
+SHORTEST = (LEAST_LENGTH - 1) / SIDE  # length in cell widths of a line of so many pixels
 LEAST_PIXELS = 100  # of a cell in its image: in fewer no line can be followed
 
 DARK = 0.5  # an inactive region is darker than this share of what the place would have
@@ -29,6 +30,7 @@ COARSE = 20  # pixels of the cell from which that is worked out
 AROUND = 7  # of these: the surroundings of a place
 LIT = 80  # percentile of the surroundings that an active place would have
 LEAST_LIT = 0.7  # of the cell's 70th percentile: it would have at least as much
+LEAST_OF_BRIGHTEST = 0.5  # of its 97th percentile likewise, where most of the cell is dark
 SOFT = 1.0  # standard deviation of the blur, in pixels
 MARGIN = 3  # pixels at the cell's edge that do not count
 OPENING = 9  # pixels: what is narrower is a busbar, a finger or a crack
@@ -61,12 +63,12 @@ class Severity(NamedTuple):
     shape: bytes | None
 
 
-def severity_of(cell, lines, is_crack, is_inactive, size=(1, 1)):
+def severity_of(cell, lines, is_crack, is_inactive, size=(1, 1), is_all_dark=False):
     """The Severity of a cell with these verdicts.
 
     cell: uint8 (S, S), as the network gets it. lines: float (h, w), probability that a crack runs there, or None where
     that is not known. size: (height, width) of the cell in its image: what was mirrored to make it square does not
-    count.
+    count. is_all_dark: whether the whole cell is dark beside the others of its module, which it does not show itself.
     """
     edges = distances_to_edges(size)
     inside = edges.min(0) >= 0
@@ -77,15 +79,17 @@ def severity_of(cell, lines, is_crack, is_inactive, size=(1, 1)):
         skeleton = crack_lines(lines) & inside
     if is_inactive or skeleton.any():
         dark, gray = dark_regions(cell, edges)
+    if is_inactive and is_all_dark:
+        dark = inside
     if not is_inactive:
         gray = gray | dark
         dark = np.zeros_like(dark)
     length = None if is_crack and lines is None else length_of(skeleton) / SIDE
     area = float(dark.sum() / inside.sum())
     below = []
-    if is_crack and length == 0:
+    if is_crack and lines is not None and length < SHORTEST:
         below.append("crack_length")
-        length = LEAST_LENGTH / SIDE
+        length = SHORTEST
     if is_inactive and not area:
         below.append("inactive_area")
         area = LEAST_AREA / float(inside.sum())
@@ -161,7 +165,8 @@ def dark_regions(cell, edges):
     cell = cv2.resize(cell, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     coarse = cv2.resize(cell, (COARSE, COARSE), interpolation=cv2.INTER_AREA).astype(np.float32)
     around = ndimage.percentile_filter(coarse, LIT, size=AROUND, mode="reflect")
-    usual = np.maximum(around, LEAST_LIT * np.percentile(coarse, 70))
+    middle, brightest = np.percentile(coarse, (70, 97))
+    usual = np.maximum(around, max(LEAST_LIT * middle, LEAST_OF_BRIGHTEST * brightest))
     usual = cv2.resize(usual, (SIDE, SIDE))
     blurred = cv2.GaussianBlur(cell, (0, 0), SOFT)
     return regions(blurred < DARK * usual, edges, LEAST_AREA), regions(blurred < GRAY * usual, edges, LEAST_GRAY)

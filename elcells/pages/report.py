@@ -18,6 +18,7 @@ from elcells.modules.saving import cell_name
 from elcells.pages.beside import SEEN_BEFORE, Files, stamp_of, url
 from elcells.pages.page import THUMBNAIL_SIDE, PageImage, browser_shows, fill, jpeg, json_of
 from elcells.pages.report_data import UNREADABLE, Contents
+from elcells.pages.severity_data import data_of_sums
 from elcells.records.record import WAITING
 from elcells.records.rows import image_name
 from elcells.records.runs import now
@@ -179,7 +180,7 @@ def page_data(contents):
         "modules_a_file": MODULES_A_FILE,
         "cells_a_file": CELLS_A_FILE,
         "measured": contents.measured,
-        "severity": contents.all_severity.data(),
+        "severity": data_of_sums(contents.all_severity),
         "folder": printable(record.folder.resolve().name),
         "trained": printable(info["trained"]),
         "quality": quality_of(info, shipped_sha256()),
@@ -232,7 +233,7 @@ def module_columns(contents):
         "cut": [size_of(contents.record.folder / CUT / cell_name(row["name"], 0, row["columns"])) for row in rows],
         "doubt": ["" if row["sure"] else printable(row["why"]) for row in rows],
         "counts": contents.counts,
-        "severity": [sums.data() for sums in contents.severity],
+        "severity": [data_of_sums(sums) for sums in contents.severity],
         "metadata": [
             [printable(name), [printable(str(values.get(name, ""))) for values in metadata]] for name in fields
         ],

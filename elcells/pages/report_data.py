@@ -16,8 +16,9 @@ from scipy.special import expit, logit
 from elcells.files import folder_of_all, printable
 from elcells.inference.cells import TOO_DARK, UNSURE
 from elcells.pages.page import json_of
-from elcells.pages.severity_data import Sums, measured_columns, severity_and_shape
+from elcells.pages.severity_data import measured_columns, severity_and_shape
 from elcells.records.labels import agreement, corrections, judged_by_people_alone
+from elcells.records.module_severity import SeveritySums
 from elcells.records.record import FAILED
 from elcells.records.rows import darkness_of, final_calls, image_name, place_of
 
@@ -199,8 +200,8 @@ class Contents:
         # Of each module: cells, each class, dark, nearly black, any of these, with a correction
         self.counts = [[0] * (len(self.classes) + 5) for _ in self.modules]
         self.measured = measured_columns(record)
-        self.severity = [Sums() for _ in self.modules]
-        self.all_severity = Sums()
+        self.severity = [SeveritySums() for _ in self.modules]
+        self.all_severity = SeveritySums()
         self.read()
 
     def read(self):
@@ -216,13 +217,13 @@ class Contents:
             judged = self.judgement.of(row, labels)
             p = self.judgement.probabilities(row)
             self.count(row, judged, p)
-            self.all_severity.add(row, judged, self.classes)
+            self.all_severity.add(row, labels, self.classes)
             place = 0
             if number >= 0:
                 place = (row["row"] - 1) * self.modules[number]["columns"] + row["column"] - 1
                 cells.add(number, place, judged, p, row, labels)
                 self.count_of_module(number, judged)
-                self.severity[number].add(row, judged, self.classes)
+                self.severity[number].add(row, labels, self.classes)
             if judged.state & SHOWN:
                 self.show(row, number, place, judged, p, labels)
         self.end_module(image, cells, first)

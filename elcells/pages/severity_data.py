@@ -4,9 +4,9 @@ What a person took back does not count, and what a person added was not measured
 """
 
 from elcells.inference.severity import part_of_shape
+from elcells.records.module_severity import MODES
 from elcells.records.rows import corrected_severity, final_calls
 
-MODES = "ABC"
 LENGTH_BELOW, AREA_BELOW, HAS_SHAPE = 1, 2, 4  # bits; templates/report_severity.js has the same
 
 
@@ -37,30 +37,10 @@ def severity_and_shape(row, labels, classes):
     return [None if length is None else round(length, 3), None if area is None else round(area, 4), mode, flags], shape
 
 
-class Sums:
-    """Severity added up over cells: lengths of crack lines, inactive areas, and cells of each mode."""
-
-    def __init__(self):
-        self.length = 0.0
-        self.cracked = [0, 0]  # cells whose length is known, and others with a crack
-        self.area = 0.0
-        self.cells = 0  # whose inactive area is known
-        self.modes = [0] * len(MODES)
-
-    def add(self, row, judged, classes):
-        """Add a cell, a row of Record.cells. judged: its Judged."""
-        length, area, mode, _ = judged.severity or (None, None, "", 0)
-        called = [name for k, name in enumerate(classes) if judged.calls >> k & 1]
-        if "crack" in called:
-            self.cracked[length is None] += 1
-            self.length += length or 0
-        if row["inactive_area"] is not None and (area is not None or "inactive" not in called):
-            self.cells += 1
-            self.area += area or 0
-        if mode:
-            self.modes[MODES.index(mode)] += 1
-
-    def data(self):
-        """[sum of lengths, cells with one, cells with a crack without one, mean area or None, cells by mode...]."""
-        area = round(self.area / self.cells, 5) if self.cells else None
-        return [round(self.length, 3), *self.cracked, area, *self.modes]
+def data_of_sums(sums):
+    """A SeveritySums as [sum of lengths, cells with one, cells with a crack without one, mean area or None, cells by
+    mode...]."""
+    area = None if sums.mean_area is None else round(sums.mean_area, 5)
+    unknown = sums.cracked - sums.measured_cracked
+    modes = [sums.modes[mode] for mode in MODES.values()]
+    return [round(sums.length, 3), sums.measured_cracked, unknown, area, *modes]

@@ -1,4 +1,4 @@
-"""How bad the defects of a module's cells are together."""
+"""How bad the defects of cells are together, as people corrected their calls."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ MODULE_SEVERITY = ("crack_length", "inactive_area", *MODES)  # columns of module
 
 
 @dataclass
-class ModuleSeverity:
-    """What a module's cells add up to, as people corrected their calls."""
+class SeveritySums:
+    """What cells add up to."""
 
     cells: int = 0
     cracked: int = 0
@@ -22,8 +22,11 @@ class ModuleSeverity:
     area: float = 0.0  # in cells
     modes: Counter = field(default_factory=Counter)
 
-    def add(self, is_cracked, length, area, mode):
-        """Count a cell; a length or area of None is not known."""
+    def add(self, row, labels, classes):
+        """Count a cell, a row of Record.cells. labels: its Labels, or None."""
+        calls = dict(zip(classes, final_calls(row, labels, classes)))
+        is_cracked = bool(calls.get("crack"))
+        length, area, mode = corrected_severity(row, labels, classes)
         self.cells += 1
         self.cracked += is_cracked
         self.modes[mode] += 1
@@ -35,9 +38,14 @@ class ModuleSeverity:
             self.areas += 1
             self.area += area
 
-    def values(self):
+    @property
+    def mean_area(self):
+        """The mean inactive area, or None where it is not known of any cell."""
+        return self.area / self.areas if self.areas else None
+
+    def of_module(self):
         """Values of MODULE_SEVERITY; None for what is not known of any cell, or of any cell with a crack."""
-        area = round(self.area / self.areas, 4) if self.areas else None
+        area = None if self.mean_area is None else round(self.mean_area, 4)
         if not self.measured or (self.cracked and not self.measured_cracked):
             return [None, area, *(None for _ in MODES)]
         modes = [round(self.modes[mode] / self.cells, 4) for mode in MODES.values()]
@@ -47,9 +55,7 @@ class ModuleSeverity:
 def severity_of_modules(record):
     """{id of an image: values of MODULE_SEVERITY}."""
     people = record.people()
-    modules = defaultdict(ModuleSeverity)
+    modules = defaultdict(SeveritySums)
     for row in record.connection.execute("SELECT * FROM cells WHERE row > 0"):
-        labels = people.get(place_of(row))
-        calls = dict(zip(record.classes, final_calls(row, labels, record.classes)))
-        modules[row["image"]].add(bool(calls.get("crack")), *corrected_severity(row, labels, record.classes))
-    return {image: module.values() for image, module in modules.items()}
+        modules[row["image"]].add(row, people.get(place_of(row)), record.classes)
+    return {image: module.of_module() for image, module in modules.items()}

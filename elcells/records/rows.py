@@ -43,7 +43,7 @@ def corrected_severity(row, labels, classes):
     if labels is None:
         return [length, area, mode]
     calls = dict(zip(classes, final_calls(row, labels, classes)))
-    corrected = {name: call for name, call in calls.items() if call != row[name]}
+    corrected = {name: call for name, call in calls.items() if row[name] not in (None, call)}
     if "crack" in corrected:
         length = None if corrected["crack"] else 0.0
         mode = ""

@@ -57,7 +57,7 @@ def folded(decoder):
     maps = [norm.num_features for norm in decoder.norms]
     plain = LineDecoder(maps, norms=False).to(next(decoder.parameters()).device)
     first = (decoder.side_2, decoder.side_4, decoder.side_8, decoder.coarse[0][0])
-    fused = {layer[0]: fuse_conv_bn_eval(layer[0].eval(), layer[1].eval()) for layer in layers_with_norm(decoder)}
+    fused = {pair[0]: fuse_conv_bn_eval(pair[0].eval(), pair[1].eval()) for pair in layers_with_norm(decoder)}
     for ours, theirs in zip(convolutions(plain), convolutions(decoder)):
         theirs_fused = fused.get(theirs, theirs)
         ours.weight.copy_(theirs_fused.weight)
@@ -79,7 +79,7 @@ def convolutions(decoder):
 def layers_with_norm(decoder):
     """A LineDecoder's layers of a convolution and a batch norm."""
     sequences = [module for module in decoder.modules() if isinstance(module, nn.Sequential)]
-    return [module for module in sequences if isinstance(module[1], nn.BatchNorm2d)]
+    return [module for module in sequences if isinstance(module[1], nn.modules.batchnorm._BatchNorm)]
 
 
 def enlarged(maps, like):

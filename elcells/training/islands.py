@@ -27,7 +27,8 @@ def island(rng, size):
     draw = (along_busbar, gray_part, hourglass)[rng.choice(3, p=[0.5, 0.25, 0.25])]
     mask, lines = draw(rng, size)
     if rng.random() < 0.35:
-        mask = mask * glowing_fingers(rng, size)
+        seen = rng.uniform(0.3, 0.8) * lines_mask(lines, rng.uniform(0.8, 1.6), 1.0, size)  # beside glowing fingers too
+        mask = union([mask * glowing_fingers(rng, size), seen])
     return scaled(mask), lines
 
 

@@ -35,7 +35,8 @@ def recipe_within(trainer, seconds):
     recipe = trainer.recipe
     seconds *= TRAINING_SHARE
     seconds_per_line_step = LINE_COST * seconds_per_step * LINE_BATCH / recipe.batch_size
-    line_steps = min(recipe.line_steps, int(LINE_SHARE * seconds / seconds_per_line_step))
+    wanted = recipe.line_steps if trainer.trains_lines else 0
+    line_steps = min(wanted, int(LINE_SHARE * seconds / seconds_per_line_step))
     seconds -= line_steps * seconds_per_line_step
     epochs = max(1, int(seconds / (trainer.batches.steps * seconds_per_step)))
     return replace(recipe, epochs=epochs, line_steps=line_steps)

@@ -50,8 +50,11 @@ def load_initial_weights(model, weights="imagenet"):
     elif weights != "imagenet":
         network, lines = read_network_file(weights, model.network)
         fill_network(model.network, network, weights)
-        if lines:
-            model.add_lines(lines)
+        if lines and "crack" in model.classes:
+            try:
+                model.add_lines(lines)
+            except (RuntimeError, TypeError) as error:
+                raise InputError(f"{weights}: its decoder of crack lines does not fit ({reason(error)})") from None
     elif model.kind.imagenet is None:
         raise InputError("there are no ImageNet weights for our own network; give --weights none, or a file")
     else:

@@ -47,10 +47,14 @@ function severitySentence() {
     `Cracks: ${lengthText(sums[SUM_LENGTH])} cell widths in all, in ${counted(measured, "cell")}${kinds}${without}`;
   const hasArea = isAreaMeasured && sums[MEAN_AREA] !== null;
   const area = hasArea && `${areaText(sums[MEAN_AREA])} of all judged cells' area is inactive`;
-  return `${[isLengthMeasured && lines, area].filter(Boolean).join("; ")}.`;
+  const parts = [isLengthMeasured && lines, area].filter(Boolean);
+  return parts.length ? `${parts.join("; ")}.` : "";
 }
 
 function severityLegend() {
+  const areas =
+    "Transparent blue over a cell is its inactive region; S, or the button, shows and hides it. Areas are in percent " +
+    "of the cell.";
   const shown =
     "Red lines over a cell are its cracks, transparent blue is its inactive region; S, or the button, shows and " +
     "hides them. Lengths are in widths of a cell, areas in percent of it. ";
@@ -58,7 +62,7 @@ function severityLegend() {
     "Modes of cracks: A: no darker part beside the crack, B: a gray one, C: a dark one; Köntges et al. 2014, " +
     "IEA-PVPS T13-01. ";
   const limits = "Lines are an estimate: they may miss faint cracks, and follow what only looks like one.";
-  return (isLengthMeasured ? shown + modes + limits : shown).trim();
+  return isLengthMeasured ? shown + modes + limits : areas;
 }
 
 // ---- columns of the table of modules
