@@ -78,7 +78,7 @@ def few_masks(monkeypatch):
     """Drawn defects take a tenth of the masks, or less, for time."""
     counts = {kind: count // 10 for kind, count in synthetic.COUNTS.items()}
     monkeypatch.setattr("elcells.training.synthetic.COUNTS", counts)
-    monkeypatch.setattr("elcells.training.line_training.MASKS", {"island": 6, "network": 6})
+    monkeypatch.setattr("elcells.training.line_training.MASKS", {"island": 6, "network": 6, "pads": 6})
 
 
 def draw_plots(monkeypatch, draw=True):

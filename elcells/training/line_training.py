@@ -23,7 +23,7 @@ from elcells.training.auxiliary import line_loss
 from elcells.training.batches import Batches
 from elcells.training.bfloat16 import fast_layers
 from elcells.training.decoder import folded
-from elcells.training.islands import ISLANDS
+from elcells.training.line_drawings import LINE_DRAWINGS
 from elcells.training.streams import Stream, stream_generator
 from elcells.training.synthetic import MASK_NUMBERS, SMOOTH, draw_masks, of_masks, texture
 
@@ -35,8 +35,8 @@ AVERAGED = 0.99  # the decoder that is kept is a mean over about the last 100 st
 DRAWN_ALONE = 0.5  # of the steps, before there are pseudo labels
 REAL_CRACKS = 3  # cells with a label come this often
 MANY_EPOCHS = 10**6
-MASKS = {"island": 700, "network": 500}
-SHARES = {"network": 0.25, "island": 0.35}  # of the defect-free cells that get one too
+MASKS = {"island": 700, "network": 500, "pads": 250}
+SHARES = {"network": 0.25, "island": 0.35, "pads": 0.3}  # of the defect-free cells that get one too
 NOISE = 30.0  # twice as much as the network gets: lines are lost in less noise than verdicts
 BLUR = (0.3, 1.3)  # standard deviations in pixels, of half of the cells
 BLUR_SIZE = 9
@@ -70,7 +70,7 @@ class LineTraining:
         size = model.metadata.image_size
         self.masks = {
             kind: draw_masks(len(defects.masks) + k, kind, drawings, MASKS[kind], size, run.seed, self.device)
-            for k, (kind, drawings) in enumerate(ISLANDS.items())
+            for k, (kind, drawings) in enumerate(LINE_DRAWINGS.items())
         }
         self.pseudo_labels = {}  # row of a cell with a crack: (lines, known), uint8 (S / 2, S / 2) each
 
@@ -145,7 +145,7 @@ class LineTraining:
         return torch.where(is_edge, 0, known)
 
     def draw_more(self, batch, rows, step):
-        """Draw islands and networks into the defect-free cells of a batch, in place. rows: as in `loss`."""
+        """Draw LINE_DRAWINGS into the defect-free cells of a batch, in place. rows: as in `loss`."""
         generator = stream_generator(self.run.seed, Stream.MORE_CRACKS, self.first_epoch, step)
         free = torch.from_numpy((self.dataset.labels[rows] == 0).all(1))
         for kind, share in SHARES.items():

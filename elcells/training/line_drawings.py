@@ -1,4 +1,4 @@
-"""Masks of further cracks for the decoder of crack lines: edges of parts that are cut off, and networks of cracks.
+"""Further drawings for the decoder of crack lines: parts that cracks cut off, networks of cracks, busbars in dashes.
 
 They are drawings as in drawings.py. The network itself is not trained on them.
 """
@@ -78,7 +78,24 @@ def network(rng, size):
     return lines_mask(lines, rng.uniform(0.8, 2.2), rng.uniform(0.6, 1.3), size), lines
 
 
-ISLANDS = {
+def pads(rng, size):
+    """Two to five busbars that are soldered in places: dark pads in a row, with a thin line or nothing between them."""
+    at = (np.arange(size) + 0.5) * UNIT / size
+    period = rng.uniform(25, 75)
+    is_pad = (at + rng.uniform(0, period)) % period < rng.uniform(0.35, 0.75) * period
+    between = rng.uniform(0, 0.6)
+    half_pad = rng.uniform(1.5, 5)
+    half_line = rng.uniform(0.5, 1.5)
+    busbars = rng.integers(2, 6)
+    mask = np.zeros((size, size))
+    for y in busbar_heights(busbars) + 4 * rng.normal(size=busbars):
+        away = np.abs(at - y)[:, None]
+        mask = np.maximum(mask, np.where(is_pad, away < half_pad, between * (away < half_line)))
+    return ndimage.gaussian_filter(mask, rng.uniform(0.6, 1.5) * size / UNIT), []
+
+
+LINE_DRAWINGS = {
     "island": (Drawing(island, smooth=1.0, textured=1.0, upright=True, low=0.5, high=0.96),),
     "network": (Drawing(network, smooth=1.0, textured=1.0, upright=False, low=0.15, high=0.6),),
+    "pads": (Drawing(pads, smooth=1.0, textured=1.0, upright=True, low=0.3, high=0.95),),
 }
