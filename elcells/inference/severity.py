@@ -70,20 +70,17 @@ def severity_of(cell, lines, is_crack, is_inactive, size=(1, 1), is_all_dark=Fal
     that is not known. size: (height, width) of the cell in its image: what was mirrored to make it square does not
     count. is_all_dark: whether the whole cell is dark beside the others of its module, which it does not show itself.
     """
+    if not is_crack and not is_inactive:
+        return Severity(0.0, 0.0, "", (), None)
     edges = distances_to_edges(size)
     inside = edges.min(0) >= 0
-    skeleton = np.zeros((SIDE, SIDE), bool)
-    dark = skeleton
-    gray = skeleton
-    if is_crack and lines is not None:
-        skeleton = crack_lines(lines) & inside
-    if is_inactive or skeleton.any():
-        dark, gray = dark_regions(cell, edges)
-    if is_inactive and is_all_dark:
-        dark = inside
-    if not is_inactive:
-        gray = gray | dark
-        dark = np.zeros_like(dark)
+    nothing = np.zeros((SIDE, SIDE), bool)
+    skeleton = crack_lines(lines) & inside if is_crack and lines is not None else nothing
+    brightness = relative_brightness(cell) if is_inactive or skeleton.any() else None
+    gray = regions(brightness < GRAY, edges, LEAST_GRAY) if skeleton.any() else nothing
+    dark = nothing
+    if is_inactive:
+        dark = inside if is_all_dark else regions(brightness < DARK, edges, LEAST_AREA)
     length = None if is_crack and lines is None else length_of(skeleton) / SIDE
     area = float(dark.sum() / inside.sum())
     below = []
@@ -156,26 +153,20 @@ def mode_of(skeleton, dark, gray):
 # ---------------------------------------------------------------- dark parts
 
 
-def dark_regions(cell, edges):
-    """Where a cell is darker than half, and than GRAY, of its surroundings: two of bool (SIDE, SIDE).
-
-    cell: uint8 (S, S). edges: of `distances_to_edges`. The rim and chamfered corners do not count, nor does what is as
-    narrow as a busbar.
-    """
+def relative_brightness(cell):
+    """How bright a cell, uint8 (S, S), is in each place, relative to what the place would have: float (SIDE, SIDE)."""
     cell = cv2.resize(cell, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     coarse = cv2.resize(cell, (COARSE, COARSE), interpolation=cv2.INTER_AREA).astype(np.float32)
     around = ndimage.percentile_filter(coarse, LIT, size=AROUND, mode="reflect")
     middle, brightest = np.percentile(coarse, (70, 97))
-    usual = np.maximum(around, max(LEAST_LIT * middle, LEAST_OF_BRIGHTEST * brightest))
-    usual = cv2.resize(usual, (SIDE, SIDE))
-    blurred = cv2.GaussianBlur(cell, (0, 0), SOFT)
-    return regions(blurred < DARK * usual, edges, LEAST_AREA), regions(blurred < GRAY * usual, edges, LEAST_GRAY)
+    usual = np.maximum(around, max(LEAST_LIT * middle, LEAST_OF_BRIGHTEST * brightest, 1))
+    return cv2.GaussianBlur(cell, (0, 0), SOFT) / cv2.resize(usual, (SIDE, SIDE))
 
 
 def regions(below, edges, least):
-    """The regions of at least so many pixels among dark pixels, bool (SIDE, SIDE) likewise.
+    """The regions of at least so many pixels among the pixels that are below, bool (SIDE, SIDE) likewise.
 
-    edges: of `distances_to_edges`.
+    edges: of `distances_to_edges`. The rim and chamfered corners do not count, nor does what is as narrow as a busbar.
     """
     below = below.astype(np.uint8)
     nearest = edges.min(0)
