@@ -106,7 +106,7 @@ class Tally:
             parts.append(f"cracks are {self.crack_length:.1f} cell widths long in all")
         if self.inactive_area:
             share = 100 * self.inactive_area / self.measured_areas
-            parts.append(f"{share:.1f} % of the cells' area is inactive")
+            parts.append(f"{f'{share:.1f}' if share >= 0.05 else 'under 0.1'} % of the cells' area is inactive")
         lines = []
         if parts:
             text = "; ".join(parts)

@@ -612,7 +612,10 @@ def test_each_cell_says_how_bad_it_is(severe, tab):
     assert texts["string0/module2.png, row 1, column 1"] == []
     sentence = tab.inner_text("#severity")
     assert "3.88 cell widths in all, in 7 cells (2 of mode A, 2 of mode B, 2 of mode C, 1 where no line" in sentence
-    assert "5 cells whose length is not measured; 0.9 % of all judged" in sentence
+    assert (
+        "and 5 cells whose length is not measured (under 100 pixels a cell, or called by a person alone); " in sentence
+    )
+    assert "; 0.9 % of all judged" in sentence
     tab.locator("#grid button[aria-label^='both.png']").click()
     assert "crack 0.800 · 0.80 cell widths · mode\u00a0C" in tab.inner_text("#facts")
     assert "inactive 0.950 · 20.0 %" in tab.inner_text("#facts")

@@ -14,6 +14,7 @@ from elcells.data.images import as_lines, size_of
 from elcells.files import CUT, MODULES, REPORT, InputError, folder_of_all, printable, relative
 from elcells.inference.networks import shipped_sha256
 from elcells.inference.origin import quality_of
+from elcells.inference.severity import LEAST_PIXELS
 from elcells.modules.saving import cell_name
 from elcells.pages.beside import SEEN_BEFORE, Files, stamp_of, url
 from elcells.pages.page import THUMBNAIL_SIDE, PageImage, browser_shows, fill, jpeg, json_of
@@ -180,6 +181,7 @@ def page_data(contents):
         "modules_a_file": MODULES_A_FILE,
         "cells_a_file": CELLS_A_FILE,
         "measured": contents.measured,
+        "least_pixels": LEAST_PIXELS,
         "severity": data_of_sums(contents.all_severity),
         "folder": printable(record.folder.resolve().name),
         "trained": printable(info["trained"]),

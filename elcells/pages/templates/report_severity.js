@@ -41,10 +41,12 @@ function severitySentence() {
   const modes = MODE_NAMES.flatMap((name, i) => (numbers[i] ? [`${said(numbers[i])} of mode ${name}`] : []));
   const lost = measured - summed(numbers);
   if (lost) modes.push(`${said(lost)} where no line was found, counted as a short one`);
-  const without = unmeasured ? `, and ${counted(unmeasured, "cell")} whose length is not measured` : "";
+  const without =
+    `${counted(unmeasured, "cell")} whose length is not measured (under ${data.least_pixels} pixels a cell, or called ` +
+    "by a person alone)";
   const kinds = modes.length ? ` (${modes.join(", ")})` : "";
-  const lines =
-    `Cracks: ${lengthText(sums[SUM_LENGTH])} cell widths in all, in ${counted(measured, "cell")}${kinds}${without}`;
+  const lengths = `${lengthText(sums[SUM_LENGTH])} cell widths in all, in ${counted(measured, "cell")}${kinds}`;
+  const lines = `Cracks: ${[(measured || !unmeasured) && lengths, unmeasured && without].filter(Boolean).join(", and ")}`;
   const hasArea = isAreaMeasured && sums[MEAN_AREA] !== null;
   const area = hasArea && `${areaText(sums[MEAN_AREA])} of all judged cells' area is inactive`;
   const parts = [isLengthMeasured && lines, area].filter(Boolean);
@@ -69,12 +71,18 @@ function severityLegend() {
 
 function severityColumns() {
   const sumsOf = n => modules.severity[n];
+  const isUnknown = n => !sumsOf(n)[SUM_MEASURED] && sumsOf(n)[SUM_UNMEASURED];
   const more = n => (sumsOf(n)[SUM_UNMEASURED] ? ` (${said(sumsOf(n)[SUM_UNMEASURED])} not measured)` : "");
-  const length = { title: "crack length", value: n => sumsOf(n)[SUM_LENGTH] };
+  const length = { title: "crack length", value: n => (isUnknown(n) ? -1 : sumsOf(n)[SUM_LENGTH]) };
+  const lengthOf = n => (isUnknown(n) ? "not measured" : lengthText(length.value(n)) + more(n));
   const area = { title: "inactive area", value: n => sumsOf(n)[MEAN_AREA] ?? -1 };
-  const modeColumns = MODE_NAMES.map((name, i) => ({ title: `mode ${name}`, value: n => sumsOf(n)[FIRST_MODE + i] }));
+  const modeColumns = MODE_NAMES.map((name, i) => ({
+    title: `mode ${name}`,
+    value: n => (isUnknown(n) ? -1 : sumsOf(n)[FIRST_MODE + i]),
+    text: n => (isUnknown(n) ? "" : said(sumsOf(n)[FIRST_MODE + i])),
+  }));
   return [
-    ...(isLengthMeasured ? [{ ...length, text: n => lengthText(length.value(n)) + more(n) }, ...modeColumns] : []),
+    ...(isLengthMeasured ? [{ ...length, text: lengthOf }, ...modeColumns] : []),
     ...(isAreaMeasured ? [{ ...area, text: n => (area.value(n) < 0 ? "" : areaText(area.value(n))) }] : []),
   ];
 }
