@@ -61,7 +61,8 @@ class LineTraining:
         self.device = torch.device(run.device)
         self.steps = recipe.line_steps
         self.first_epoch = recipe.epochs  # so that no batch is one of the network's training
-        recipe = replace(recipe, batch_size=BATCH, oversample=REAL_CRACKS, epoch_cells=BATCH * self.steps)
+        batch = max(BATCH, 2 * world())
+        recipe = replace(recipe, batch_size=batch, oversample=REAL_CRACKS, epoch_cells=batch * self.steps)
         recipe = replace(recipe, noise_std=NOISE)
         recipe = replace(recipe, epochs=MANY_EPOCHS)  # many defects are drawn in all but the last ones
         self.batches = Batches(dataset, recipe, defects, run.seed, self.device)
