@@ -137,7 +137,7 @@ def card(bench):
 def default_run(bench):
     """`python train.py` whole, as a process of its own: wall time, seconds in steps, and scores."""
     out = bench.folder / "default"
-    short = ["--limit", 48, "--image-size", 64, "--epochs", 2] if bench.tiny else []
+    short = ["--limit", 48, "--image-size", 64, "--epochs", 2, "--line-steps", 4] if bench.tiny else []
     seconds = bench.run_command("train.py", "--out", out, *short)
     report = json.loads((out / "checkpoints" / "report.json").read_text(encoding="utf-8"))
     return {
@@ -149,11 +149,15 @@ def default_run(bench):
 
 
 def evaluation(bench):
-    """Probabilities of the test cells by the default run's checkpoint: the CPU's against the device's."""
+    """Probabilities, and crack lines of 16, of the test cells by the default run's checkpoint: CPU's against device's."""
     model, _ = load_model(bench.folder / "default" / "checkpoints" / "best.ckp")
     _, _, expected = evaluate(model, bench.sets["cpu"][2])
-    model.to(bench.device)
-    figures = {"cells": len(expected)}
+    images, _ = bench.sets["cpu"][2].batch(np.arange(len(expected))[:16])
+    with torch.no_grad():
+        lines = model.crack_lines(images)
+        model.to(bench.device)
+        differences = (model.crack_lines(images.to(bench.device)).cpu() - lines).abs()
+    figures = {"cells": len(expected), "lines": float(differences.max())}
     for name, precision in PRECISIONS.items():
         _, _, probabilities = evaluate(model, bench.sets[str(bench.device)][2], precision)
         figures[name] = float(np.abs(probabilities - expected).max())
@@ -218,7 +222,7 @@ def frozen_processes(bench):
     """Two processes train together: do the frozen stages, batch-norm statistics included, stay as they were?"""
     out = bench.folder / "processes"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    options = ["--limit", 48, "--epochs", 1, "--image-size", bench.size, "--out", out]
+    options = ["--limit", 48, "--epochs", 1, "--line-steps", 4, "--image-size", bench.size, "--out", out]
     seconds = bench.run_command(*torchrun, "train.py", *options)
     trained, _ = load_model(out / "checkpoints" / "best.ckp")
     start = usual_model(DEFAULT, bench.size)
