@@ -149,7 +149,7 @@ def default_run(bench):
 
 
 def evaluation(bench):
-    """Probabilities, and crack lines of 16, of the test cells by the default run's checkpoint: CPU's against device's."""
+    """Probabilities, and crack lines, of test cells by the default run's checkpoint: the CPU's against the device's."""
     model, _ = load_model(bench.folder / "default" / "checkpoints" / "best.ckp")
     _, _, expected = evaluate(model, bench.sets["cpu"][2])
     images, _ = bench.sets["cpu"][2].batch(np.arange(len(expected))[:16])
