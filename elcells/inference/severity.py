@@ -19,7 +19,7 @@ from elcells.data.images import SQUARE
 SIDE = 300  # pixels of the cell in which lines and regions are measured
 
 SURE_LINE = 0.5  # probability that a crack's line reaches somewhere
-LINE = 0.2  # and has all along
+LINE = 0.15  # and has all along
 LEAST_LENGTH = 14  # pixels: what is shorter may be a speck
 SHORTEST = (LEAST_LENGTH - 1) / SIDE  # length in cell widths of a line of so many pixels
 LEAST_PIXELS = 100  # of a cell in its image: in fewer no line can be followed
