@@ -111,10 +111,12 @@ class Tally:
         if parts:
             text = "; ".join(parts)
             lines.append(f"{text[0].upper()}{text[1:]}.")
+        if self.defects["crack"] and not self.engine.has_lines:
+            lines.append("The network does not tell where cracks run: no lengths.")
         if self.too_small:
             verb = "has" if self.too_small == 1 else "have"
             cells = counted(self.too_small, "cell with a crack", "cells with a crack")
-            lines.append(f"{cells} {verb} under {LEAST_PIXELS} pixels: too few to measure a length.")
+            lines.append(f"{cells} {verb} under {LEAST_PIXELS} pixels on the shorter side: too few for a length.")
         return lines
 
     def lines(self):

@@ -178,7 +178,7 @@ def test_a_run_says_how_bad_the_defects_are():
 def test_a_run_says_how_many_cells_have_too_few_pixels():
     small = cell_result(None, 0.0)
     one = "\n".join(tally_lines(True, small, cell_result(0.0, 0.0, (0, 0)), cell_result(1.0, 0.0)))
-    assert "1 cell with a crack has under 100 pixels: too few to measure a length." in one
+    assert "1 cell with a crack has under 100 pixels on the shorter side: too few for a length." in one
     assert "2 cells with a crack have under 100 pixels" in "\n".join(tally_lines(True, small, small))
 
 

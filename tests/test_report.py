@@ -605,7 +605,7 @@ def test_each_cell_says_how_bad_it_is(severe, tab):
     open_report(tab, severe / "report.html")
     texts = texts_of_cells(tab)
     assert texts["both.png"] == ["0.80 cell widths · mode\u00a0C", "20.0 %"]
-    assert texts["back.png"] == ["0.60 cell widths · mode\u00a0B"] and texts["small.png"] == ["under 0.1 %"]
+    assert texts["back.png"] == ["0.60 cell widths · mode\u00a0B"] and texts["small.png"] == ["no region found"]
     assert texts["sound.png"] == ["length not measured"]
     assert texts["string1/module3.png, row 1, column 2"] == ["under 0.05 cell widths"]
     assert texts["string1/module5.png, row 1, column 1"] == ["length not measured"]
@@ -613,7 +613,8 @@ def test_each_cell_says_how_bad_it_is(severe, tab):
     sentence = tab.inner_text("#severity")
     assert "3.88 cell widths in all, in 7 cells (2 of mode A, 2 of mode B, 2 of mode C, 1 where no line" in sentence
     assert (
-        "and 5 cells whose length is not measured (under 100 pixels a cell, or called by a person alone); " in sentence
+        "and 5 cells whose length is not measured (the shorter side under 100 pixels, or called by a person alone); "
+        in sentence
     )
     assert "; 0.9 % of all judged" in sentence
     tab.locator("#grid button[aria-label^='both.png']").click()

@@ -1,7 +1,6 @@
 """How bad a cell's defects are: lengths of drawn lines, areas of drawn regions, and what is drawn over the cell."""
 
 import io
-from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
@@ -168,14 +167,29 @@ def test_the_larger_part_of_a_cell_can_be_dark(share):
     assert severity_of(side_part, None, False, True).inactive_area == pytest.approx(share, rel=0.05)
 
 
-def test_a_cell_is_dark_as_a_whole_beside_the_others_of_its_module():
-    dark = np.full_like(SOUND, 40)
-    alone = CellResult("", (0, 1), (0.1, 0.9), dark_part=0.0)
-    assert with_severity(alone, ENGINE, dark, None).below == "inactive_area"
-    among_others = replace(alone, dark_part=1.0)
-    measured = with_severity(among_others, ENGINE, dark, None)
-    assert measured.inactive_area == 1 and measured.below == ""
-    assert with_severity(replace(among_others, calls=(0, 0)), ENGINE, dark, None).inactive_area == 0
+@pytest.mark.parametrize("share", [0.5, 0.65])
+def test_a_large_part_counts_from_half_of_the_rest_on(share):
+    def area(light):
+        part = cell_with((0, 0, round(share * SIDE), SIDE), value=round(light * BRIGHT))
+        return severity_of(part, None, False, True).inactive_area
+
+    assert area(0.35) == pytest.approx(share, rel=0.05) and area(0.6) < 0.01
+
+
+def test_the_gap_between_cells_does_not_count_even_where_it_is_joined_to_a_dark_part():
+    corner = cell_with((220, 0, 80, 60), (286, 0, 14, SIDE))
+    expected = 66 * 60 / SIDE**2
+    assert severity_of(corner, None, False, True).inactive_area == pytest.approx(expected, rel=0.1)
+    band = cell_with((270, 0, 30, SIDE))  # wider than a gap
+    assert severity_of(band, None, False, True).inactive_area == pytest.approx(0.1, rel=0.15)
+
+
+def test_a_busbar_is_no_gray_part_beside_a_crack():
+    lines = drawn([(0.5, 0.1), (0.5, 0.9)])
+    across = cell_with((0, 140, SIDE, 14), value=90)
+    assert severity_of(across, lines, True, False).crack_mode == "A"
+    with_part = cell_with((0, 140, SIDE, 14), (152, 160, 60, 60), value=90)
+    assert severity_of(with_part, lines, True, False).crack_mode == "B"
 
 
 # ---------------------------------------------------------------- verdicts and modes

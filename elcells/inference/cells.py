@@ -124,10 +124,9 @@ def with_severity(result, engine, pixels, lines):
     pixels: uint8 (S, S). lines: as `severity_of` takes them.
     """
     called = dict(zip(engine.classes, result.calls))
-    is_all_dark = result.dark_part == 1
     can_be_followed = min(result.size) >= LEAST_PIXELS
     lines = lines if can_be_followed else None
-    severity = severity_of(pixels, lines, called.get("crack"), called.get("inactive"), result.size, is_all_dark)
+    severity = severity_of(pixels, lines, called.get("crack"), called.get("inactive"), result.size)
     return replace(
         result,
         crack_length=severity.crack_length if engine.has_lines else None,

@@ -29,9 +29,12 @@ GRAY = 0.75  # likewise a part that a crack partly cut off
 COARSE = 20  # pixels of the cell from which that is worked out
 AROUND = 7  # of these: the surroundings of a place
 LIT = 80  # percentile of the surroundings that an active place would have
-LEAST_LIT = 0.7  # of the cell's 70th percentile: it would have at least as much
-LEAST_OF_BRIGHTEST = 0.5  # of its 97th percentile likewise, where most of the cell is dark
+LEAST_LIT = 0.85  # of the cell's 70th percentile: it would have at least as much
+LEAST_OF_BRIGHTEST = 0.7  # of its 97th percentile likewise, where most of the cell is dark
 SOFT = 1.0  # standard deviation of the blur, in pixels
+GAP = 16  # pixels from a cell's edge: what is dark no farther, and from end to end, is the gap between cells
+BUSBAR = 0.85  # rows whose median is darker than this show a busbar,
+BUSBAR_WIDTH = 20  # if there are no more of them side by side
 MARGIN = 3  # pixels at the cell's edge that do not count
 OPENING = 9  # pixels: what is narrower is a busbar, a finger or a crack
 LEAST_AREA = 60  # pixels of an inactive region
@@ -63,12 +66,12 @@ class Severity(NamedTuple):
     shape: bytes | None
 
 
-def severity_of(cell, lines, is_crack, is_inactive, size=(1, 1), is_all_dark=False):
+def severity_of(cell, lines, is_crack, is_inactive, size=(1, 1)):
     """The Severity of a cell with these verdicts.
 
     cell: uint8 (S, S), as the network gets it. lines: float (h, w), probability that a crack runs there, or None where
     that is not known. size: (height, width) of the cell in its image: what was mirrored to make it square does not
-    count. is_all_dark: whether the whole cell is dark beside the others of its module, which it does not show itself.
+    count.
     """
     if not is_crack and not is_inactive:
         return Severity(0.0, 0.0, "", (), None)
@@ -77,10 +80,12 @@ def severity_of(cell, lines, is_crack, is_inactive, size=(1, 1), is_all_dark=Fal
     nothing = np.zeros((SIDE, SIDE), bool)
     skeleton = crack_lines(lines) & inside if is_crack and lines is not None else nothing
     brightness = relative_brightness(cell) if is_inactive or skeleton.any() else None
-    gray = regions(brightness < GRAY, edges, LEAST_GRAY) if skeleton.any() else nothing
-    dark = nothing
-    if is_inactive:
-        dark = inside if is_all_dark else regions(brightness < DARK, edges, LEAST_AREA)
+    dark = regions(brightness < DARK, edges, LEAST_AREA) if is_inactive else nothing
+    gray = nothing
+    if skeleton.any():
+        is_gray = brightness < GRAY
+        is_gray[busbars(brightness)] = False
+        gray = regions(is_gray, edges, LEAST_GRAY)
     length = None if is_crack and lines is None else length_of(skeleton) / SIDE
     area = float(dark.sum() / inside.sum())
     below = []
@@ -160,7 +165,24 @@ def relative_brightness(cell):
     around = ndimage.percentile_filter(coarse, LIT, size=AROUND, mode="reflect")
     middle, brightest = np.percentile(coarse, (70, 97))
     usual = np.maximum(around, max(LEAST_LIT * middle, LEAST_OF_BRIGHTEST * brightest, 1))
-    return cv2.GaussianBlur(cell, (0, 0), SOFT) / cv2.resize(usual, (SIDE, SIDE))
+    brightness = cv2.GaussianBlur(cell, (0, 0), SOFT) / cv2.resize(usual, (SIDE, SIDE))
+    for lines in (brightness, brightness[:, ::-1], brightness.T, brightness.T[:, ::-1]):
+        lines[:, : gap_width(lines)] = 1
+    return brightness
+
+
+def gap_width(brightness):
+    """How many columns at the left edge are the gap between cells, which is dark from top to bottom."""
+    is_dark = np.median(brightness[:, : GAP + 1], axis=0) < DARK
+    width = int(np.argmin(is_dark))
+    return 0 if is_dark.all() else width  # a dark part of the cell, if it is wider
+
+
+def busbars(brightness):
+    """Which rows show a busbar, bool (SIDE,): narrow runs of rows that are darker over most of the cell's width."""
+    label, count = ndimage.label(np.median(brightness, axis=1) < BUSBAR)
+    is_narrow = np.bincount(label, minlength=count + 1) <= BUSBAR_WIDTH
+    return (label > 0) & is_narrow[label]
 
 
 def regions(below, edges, least):

@@ -45,7 +45,7 @@ class SeveritySums:
 
     def of_module(self):
         """Values of MODULE_SEVERITY; None for what is not known of any cell, or of any cell with a crack."""
-        area = None if self.mean_area is None else round(self.mean_area, 4)
+        area = None if self.mean_area is None else round(self.mean_area, 6)
         if not self.measured or (self.cracked and not self.measured_cracked):
             return [None, area, *(None for _ in MODES)]
         modes = [round(self.modes[mode] / self.cells, 4) for mode in MODES.values()]

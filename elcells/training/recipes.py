@@ -46,7 +46,9 @@ class Recipe:
         0.0, "weight of the auxiliary heads' losses, which need drawn defects", least=0, metavar="WEIGHT"
     )
     line_steps: int = setting(
-        0, "steps in which the decoder of crack lines is trained on at the end; 0: the network has none", least=0
+        0,
+        "steps in which the decoder of crack lines is trained on; 0: none is, and adapt keeps that of --weights",
+        least=0,
     )
     freeze_stages: int = setting(0, "freeze the first N of the network's four stages", least=0, most=3)
     normalise_brightness: bool = setting(False, "scale cells to the same brightness first, after training too")

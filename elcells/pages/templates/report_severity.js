@@ -12,17 +12,20 @@ const areaText = area => (area && area < 5e-4 ? "under 0.1 %" : `${(100 * area).
 
 // ---- in words
 
-// "1.23 cell widths · mode C" for the class crack, "4.2 %" for inactive; "" for others, and without such a call.
+// "1.23 cell widths · mode C" for the class crack, "4.2 %" for inactive; "" for others, and without such a call. What
+// is looked for and not found has the smallest number that can be measured, which sorts it.
 function severityOf(cell, k) {
   if (!isCalled(cell.calls, k)) return "";
   const [length, area, mode, bits] = cell.severity ?? [null, null, "", 0];
   if (k === CRACK && isLengthMeasured) {
     if (length === null) return "length not measured";
-    const words = `${bits & LENGTH_BELOW ? "under " : ""}${lengthText(length)} cell widths`;
+    if (bits & LENGTH_BELOW) return "no line found";
+    const words = `${lengthText(length)} cell widths`;
     return mode ? `${words} · mode\u00a0${mode}` : words;
   }
   if (k === INACTIVE && isAreaMeasured) {
-    return area === null ? "area not measured" : `${bits & AREA_BELOW ? "under " : ""}${areaText(area)}`;
+    if (bits & AREA_BELOW) return "no region found";
+    return area === null ? "area not measured" : areaText(area);
   }
   return "";
 }
@@ -42,14 +45,15 @@ function severitySentence() {
   const lost = measured - summed(numbers);
   if (lost) modes.push(`${said(lost)} where no line was found, counted as a short one`);
   const without =
-    `${counted(unmeasured, "cell")} whose length is not measured (under ${data.least_pixels} pixels a cell, or called ` +
-    "by a person alone)";
+    `${counted(unmeasured, "cell")} whose length is not measured (the shorter side under ${data.least_pixels} pixels, ` +
+    "or called by a person alone)";
   const kinds = modes.length ? ` (${modes.join(", ")})` : "";
   const lengths = `${lengthText(sums[SUM_LENGTH])} cell widths in all, in ${counted(measured, "cell")}${kinds}`;
   const lines = `Cracks: ${[(measured || !unmeasured) && lengths, unmeasured && without].filter(Boolean).join(", and ")}`;
   const hasArea = isAreaMeasured && sums[MEAN_AREA] !== null;
   const area = hasArea && `${areaText(sums[MEAN_AREA])} of all judged cells' area is inactive`;
-  const parts = [isLengthMeasured && lines, area].filter(Boolean);
+  const isUnknown = !isLengthMeasured && unmeasured && "This network does not tell where cracks run: no lengths";
+  const parts = [isLengthMeasured && lines, isUnknown, area].filter(Boolean);
   return parts.length ? `${parts.join("; ")}.` : "";
 }
 
