@@ -190,12 +190,12 @@ def test_cells_tell_how_bad_their_defects_are(tmp_path):
     "kinds, expected",
     [
         # A black cell has no area but counts as one of the module's cells
-        (["crack", "both", "sound", "black"], ["1.251", "0.0411", "0.25", "0.0", "0.25"]),
+        (["crack", "both", "sound", "black"], ["1.251", "0.04115", "0.25", "0.0", "0.25"]),
         (["crack", "small"], ["0.751", "0.0", "0.5", "0.0", "0.0"]),  # the sum covers what was measured
         (["small", "sound"], ["", "0.0", "", "", ""]),  # no length of a cell with a crack is known
         (["sound", "sound"], ["0.0", "0.0", "0.0", "0.0", "0.0"]),
         (["black"], ["", "", "", "", ""]),
-        (["tiny"], ["0.047", "0.0007", "0.0", "0.0", "0.0"]),
+        (["tiny"], ["0.047", "0.000667", "0.0", "0.0", "0.0"]),
     ],
 )
 def test_modules_sum_up_their_cells(tmp_path, kinds, expected):
@@ -205,17 +205,17 @@ def test_modules_sum_up_their_cells(tmp_path, kinds, expected):
 @pytest.mark.parametrize(
     "labels, expected",
     [
-        ([], ["1.251", "0.0411", "0.3333", "0.0", "0.3333"]),
-        ([(1, "crack", 0)], ["0.5", "0.0411", "0.0", "0.0", "0.3333"]),
-        ([(1, "crack", 1), (3, "crack", 0)], ["1.251", "0.0411", "0.3333", "0.0", "0.3333"]),  # they agree
-        ([(1, "crack", None)], ["1.251", "0.0411", "0.3333", "0.0", "0.3333"]),  # the person is unsure
+        ([], ["1.251", "0.04115", "0.3333", "0.0", "0.3333"]),
+        ([(1, "crack", 0)], ["0.5", "0.04115", "0.0", "0.0", "0.3333"]),
+        ([(1, "crack", 1), (3, "crack", 0)], ["1.251", "0.04115", "0.3333", "0.0", "0.3333"]),  # they agree
+        ([(1, "crack", None)], ["1.251", "0.04115", "0.3333", "0.0", "0.3333"]),  # the person is unsure
         # A part that is dark but not inactive is gray
         ([(2, "inactive", 0)], ["1.251", "0.0", "0.3333", "0.3333", "0.0"]),
         ([(2, "crack", 0), (2, "inactive", 0)], ["0.751", "0.0", "0.3333", "0.0", "0.0"]),
-        ([(3, "crack", 1)], ["1.251", "0.0411", "0.3333", "0.0", "0.3333"]),  # only a person saw it: not measured
-        ([(3, "inactive", 1)], ["1.251", "0.0617", "0.3333", "0.0", "0.3333"]),  # likewise: mean over two cells
-        ([(1, "crack", 0), (2, "crack", 0)], ["0.0", "0.0411", "0.0", "0.0", "0.0"]),
-        ([(1, "crack", 0), (2, "crack", 0), (3, "crack", 1)], ["", "0.0411", "", "", ""]),
+        ([(3, "crack", 1)], ["1.251", "0.04115", "0.3333", "0.0", "0.3333"]),  # only a person saw it: not measured
+        ([(3, "inactive", 1)], ["1.251", "0.061725", "0.3333", "0.0", "0.3333"]),  # likewise: mean over two cells
+        ([(1, "crack", 0), (2, "crack", 0)], ["0.0", "0.04115", "0.0", "0.0", "0.0"]),
+        ([(1, "crack", 0), (2, "crack", 0), (3, "crack", 1)], ["", "0.04115", "", "", ""]),
     ],
 )
 def test_people_correct_how_bad_a_module_is(tmp_path, labels, expected):
@@ -229,7 +229,7 @@ def test_modules_have_real_numbers_in_the_workbook_and_in_pandas(tmp_path):
     place = header.index("dark") + 1
     names = ["crack_length", "inactive_area", "mode_A", "mode_B", "mode_C"]
     assert header[place : place + 6] == [*names, "error"]
-    assert values[place : place + 5] == [1.251, 0.0411, 0.25, 0, 0.25]
+    assert values[place : place + 5] == [1.251, 0.04115, 0.25, 0, 0.25]
     modules = open_results(tmp_path).modules
     assert all(modules[name].dtype == float for name in names) and modules.loc[0, "mode_C"] == 0.25
 

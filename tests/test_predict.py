@@ -170,7 +170,7 @@ def test_a_run_says_how_bad_the_defects_are():
     _, line, *_ = tally_lines(True, cell_result(1.25, 0.0), cell_result(0.5, 0.1, (1, 1)), sound, sound, dead)
     assert line == "Cracks are 1.8 cell widths long in all; 2.5 % of the cells' area is inactive."
     said = "\n".join(tally_lines(False, cell_result(None, 0.0), cell_result(None, 0.5, (1, 1))))
-    assert "25.0 % of the cells' area is inactive." in said and "racks" not in said and "too few" not in said
+    assert "25.0 % of the cells' area is inactive." in said and "no lengths" in said and "too few" not in said
     said = "\n".join(tally_lines(True, sound))
     assert "cell widths" not in said and "area" not in said
 

@@ -589,7 +589,8 @@ def test_a_network_without_lines_still_has_areas(tmp_path, tab):
         write_report(record)
     open_report(tab, folder / "report.html")
     assert "cell widths" not in tab.inner_text("body") and "length not" not in tab.inner_text("body")
-    assert tab.inner_text("#severity") == "0.9 % of all judged cells' area is inactive."
+    no_lengths = "This network does not tell where cracks run: no lengths"
+    assert tab.inner_text("#severity") == f"{no_lengths}; 0.9 % of all judged cells' area is inactive."
     assert "inactive area" in tab.locator("#table th").all_inner_texts()
 
 
@@ -607,7 +608,7 @@ def test_each_cell_says_how_bad_it_is(severe, tab):
     assert texts["both.png"] == ["0.80 cell widths · mode\u00a0C", "20.0 %"]
     assert texts["back.png"] == ["0.60 cell widths · mode\u00a0B"] and texts["small.png"] == ["no region found"]
     assert texts["sound.png"] == ["length not measured"]
-    assert texts["string1/module3.png, row 1, column 2"] == ["under 0.05 cell widths"]
+    assert texts["string1/module3.png, row 1, column 2"] == ["no line found"]
     assert texts["string1/module5.png, row 1, column 1"] == ["length not measured"]
     assert texts["string0/module2.png, row 1, column 1"] == []
     sentence = tab.inner_text("#severity")

@@ -44,12 +44,12 @@ function severitySentence() {
   const modes = MODE_NAMES.flatMap((name, i) => (numbers[i] ? [`${said(numbers[i])} of mode ${name}`] : []));
   const lost = measured - summed(numbers);
   if (lost) modes.push(`${said(lost)} where no line was found, counted as a short one`);
-  const without =
-    `${counted(unmeasured, "cell")} whose length is not measured (the shorter side under ${data.least_pixels} pixels, ` +
-    "or called by a person alone)";
+  const why = `the shorter side under ${data.least_pixels} pixels, or called by a person alone`;
+  const without = `${counted(unmeasured, "cell")} whose length is not measured (${why})`;
   const kinds = modes.length ? ` (${modes.join(", ")})` : "";
   const lengths = `${lengthText(sums[SUM_LENGTH])} cell widths in all, in ${counted(measured, "cell")}${kinds}`;
-  const lines = `Cracks: ${[(measured || !unmeasured) && lengths, unmeasured && without].filter(Boolean).join(", and ")}`;
+  const kindsOfCells = [(measured || !unmeasured) && lengths, unmeasured && without].filter(Boolean);
+  const lines = `Cracks: ${kindsOfCells.join(", and ")}`;
   const hasArea = isAreaMeasured && sums[MEAN_AREA] !== null;
   const area = hasArea && `${areaText(sums[MEAN_AREA])} of all judged cells' area is inactive`;
   const isUnknown = !isLengthMeasured && unmeasured && "This network does not tell where cracks run: no lengths";

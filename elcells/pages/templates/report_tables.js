@@ -151,8 +151,9 @@ function showTable(changed) {
   const count = worstFirst.length;
   const explained =
     "Worst are the modules with the largest share of cells that have a defect or are dark, nearly black ones too. " +
-    "Numbers of cells, and their share of the module's cells; lengths are sums in cell widths, areas means. A click on " +
-    "a column's name sorts the table, and the images below it.";
+    "Numbers of cells, and their share of the module's cells" +
+    `${isLengthMeasured ? "; lengths are sums in cell widths" : ""}. ` +
+    "A click on a column's name sorts the table, and the images below it.";
   $("table").append(
     make("h2", { textContent: count === 1 ? "The module" : `All ${said(count)} modules, worst first` }),
     make("p", { className: "soft", textContent: explained }),
