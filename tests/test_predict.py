@@ -18,6 +18,7 @@ from PIL import Image
 
 import data
 import predict
+from elcells import Cells
 from elcells.data.images import read_image
 from elcells.files import InputError, atomic_path, reason
 from elcells.inference.cells import TOO_DARK, CellResult
@@ -33,6 +34,14 @@ PROBABILITIES = {  # of cells.onnx, taken with the version that exported it
     "cell0431": (0.99996, 0.99844),
     "cell0998": (0.25728, 0.00150),
     "cell2000": (0.02471, 0.00622),
+}
+
+MEASURED = {
+    "cell0440": (0.603, 0.0000, "A"),
+    "cell0410": (0.000, 0.0221, ""),
+    "cell0431": (1.810, 0.0144, "A"),
+    "cell0208": (1.340, 0.0000, "B"),
+    "cell0882": (1.823, 0.1634, "C"),
 }
 
 
@@ -348,6 +357,17 @@ def test_the_network_that_comes_along_predicts_as_ever(tmp_path):
     engine = open_model(predict.SHIPPED, "onnxruntime", device="cpu")
     images = np.stack([read_image(tmp_path / "images" / f"{c}.png") for c in PROBABILITIES])[:, None]
     assert engine(images) == pytest.approx(np.array(list(PROBABILITIES.values())), abs=5e-4)
+
+
+def test_the_network_that_comes_along_measures_as_ever(tmp_path):
+    """Lengths (in cell widths), areas and modes that it gave when it was exported."""
+    cells = data.read_table(ROOT / "data.csv", images=tmp_path)
+    cells = cells[cells["filename"].isin([f"images/{c}.png" for c in MEASURED])]
+    data.fill_images(cells)
+    judged = Cells(predict.SHIPPED)([str(tmp_path / "images" / f"{c}.png") for c in MEASURED])
+    measured = judged[["crack_length", "inactive_area"]].to_numpy()
+    assert measured == pytest.approx(np.array([values[:2] for values in MEASURED.values()]), rel=0.03, abs=0.001)
+    assert judged["crack_mode"].tolist() == [mode for _, _, mode in MEASURED.values()]
 
 
 def test_a_latin_1_terminal_prints_every_name(exported, folder):
