@@ -17,16 +17,26 @@ from model import NETWORKS, build_model, load_model, save_checkpoint
 SIDE = 64
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
-def checkpoint(request, tmp_path_factory):
-    """A checkpoint of a network with random weights and a decoder of crack lines."""
+def make_checkpoint(network, folder):
+    """A checkpoint of a network with random weights and a decoder of crack lines; its path."""
     torch.manual_seed(0)
-    model = build_model(request.param, width=16, image_size=SIDE, normalise_brightness=True).eval()
+    model = build_model(network, width=16, image_size=SIDE, normalise_brightness=True).eval()
     model.lines = folded(random_decoder(model))
     model.calibration_tta = model.calibration
-    path = tmp_path_factory.mktemp("lines") / "best.ckp"
-    save_checkpoint(path, model)
-    return path
+    save_checkpoint(folder / "best.ckp", model)
+    return folder / "best.ckp"
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def checkpoint(request, tmp_path_factory):
+    """That of each network."""
+    return make_checkpoint(request.param, tmp_path_factory.mktemp("lines"))
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint):
+    """Its ONNX file, which tests only read."""
+    return export(checkpoint, checkpoint.parent)
 
 
 def export(checkpoint, folder, *options):
@@ -44,22 +54,20 @@ def expected_lines(checkpoint, pixels):
         return model.crack_lines(torch.from_numpy(pixels))[:, 0].numpy()
 
 
-def test_the_file_has_a_second_output_and_the_first_is_made_last(checkpoint, tmp_path):
-    path = export(checkpoint, tmp_path)
-    proto = onnx.load(path)
+def test_the_file_has_a_second_output_and_the_first_is_made_last(checkpoint, exported):
+    proto = onnx.load(exported)
     assert [output.name for output in proto.graph.output] == ["output", LINES]
     assert "output" in proto.graph.node[-1].output  # OpenCV takes the last node's output for the network's
     pixels = images(3)
-    probabilities, lines = onnxruntime.InferenceSession(path).run(None, {"input": pixels})
+    probabilities, lines = onnxruntime.InferenceSession(exported).run(None, {"input": pixels})
     assert lines.shape == (3, 1, SIDE // 2, SIDE // 2)
     np.testing.assert_allclose(lines[:, 0], expected_lines(checkpoint, pixels), atol=1e-4)
     np.testing.assert_allclose(probabilities, open_network(Network(str(checkpoint), device="cpu"))(pixels), atol=1e-4)
 
 
-def test_only_images_with_a_crack_get_lines_and_these_are_pytorchs(checkpoint, tmp_path):
-    path = export(checkpoint, tmp_path)
+def test_only_images_with_a_crack_get_lines_and_these_are_pytorchs(checkpoint, exported):
     pixels = images(6)
-    for network in (path, checkpoint):
+    for network in (exported, checkpoint):
         engine = open_network(Network(str(network), device="cpu"))
         probabilities = engine(pixels)
         thresholds = np.array([np.median(probabilities[:, 0]), 1])
@@ -70,9 +78,8 @@ def test_only_images_with_a_crack_get_lines_and_these_are_pytorchs(checkpoint, t
             assert one.lines is None or np.abs(one.lines - expected).max() < 1e-4
 
 
-def test_network_and_decoder_apart_share_no_node(checkpoint, tmp_path):
-    proto = onnx.load(export(checkpoint, tmp_path))
-    network, decoder, inputs = apart(proto)
+def test_network_and_decoder_apart_share_no_node(exported):
+    network, decoder, inputs = apart(onnx.load(exported))
     made = [{name for node in part.graph.node for name in node.output} for part in (network, decoder)]
     assert not made[0] & made[1] and set(inputs) <= made[0]
     assert not any(tensor.name.startswith("lines.") for tensor in network.graph.initializer)
@@ -80,7 +87,8 @@ def test_network_and_decoder_apart_share_no_node(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--tta", "--raw-input"])
-def test_other_forms_of_the_file_have_the_same_lines(checkpoint, tmp_path, option):
+def test_other_forms_of_the_file_have_the_same_lines(tmp_path, option):
+    checkpoint = make_checkpoint("resnet", tmp_path)
     export(checkpoint, tmp_path, option)
     [path] = tmp_path.glob("*.onnx")
     pixels = images(2)
