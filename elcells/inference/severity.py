@@ -78,7 +78,8 @@ def severity_of(cell, lines, is_crack, is_inactive, size=(1, 1)):
     edges = distances_to_edges(size)
     inside = edges.min(0) >= 0
     nothing = np.zeros((SIDE, SIDE), bool)
-    skeleton = crack_lines(lines) & inside if is_crack and lines is not None else nothing
+    can_be_followed = is_crack and lines is not None
+    skeleton = crack_lines(lines) & inside if can_be_followed else nothing
     brightness = relative_brightness(cell) if is_inactive or skeleton.any() else None
     dark = regions(brightness < DARK, edges, LEAST_AREA) if is_inactive else nothing
     gray = nothing
@@ -89,7 +90,7 @@ def severity_of(cell, lines, is_crack, is_inactive, size=(1, 1)):
     length = None if is_crack and lines is None else length_of(skeleton) / SIDE
     area = float(dark.sum() / inside.sum())
     below = []
-    if is_crack and lines is not None and length < SHORTEST:
+    if can_be_followed and length < SHORTEST:
         below.append("crack_length")
         length = SHORTEST
     if is_inactive and not area:

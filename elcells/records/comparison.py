@@ -15,7 +15,7 @@ from elcells.records.runs import FIXED
 NEW, GONE, UNCHANGED, NONE, NOT_COMPARABLE = "new", "gone", "unchanged", "none", "not comparable"
 STATES = {(0, 1): NEW, (1, 0): GONE, (1, 1): UNCHANGED, (0, 0): NONE}
 CERTAIN, NEAR, ONE_RECORD = "", "near", "one record"  # why a change is uncertain; see Change
-SEVERITY = ("crack_length", "inactive_area")  # that are compared
+COMPARED = ("crack_length", "inactive_area")  # that are compared
 BLACK = "nearly_black"  # what may be new, gone or unchanged in a cell besides the classes
 WHEN = ("before", "now")
 OTHER_SIZE = 1.5  # ratio of two images' resolutions from which their calls are hard to compare
@@ -29,7 +29,7 @@ class Seen:
 
     calls: final ones, 1, 0 or None (not judged), for each class and for being nearly black. network: its own calls for
     each class. probabilities: for each class, or None. labels: of people, 1, 0 or None for each class. who: labelled
-    it, or "". file: relative to the record's folder, "" for an image of a cell. severity: values of SEVERITY as people
+    it, or "". file: relative to the record's folder, "" for an image of a cell. severity: values of COMPARED as people
     corrected the calls, None where they are not known.
     """
 
@@ -39,7 +39,7 @@ class Seen:
     labels: tuple
     who: str
     file: str
-    severity: tuple = (None,) * len(SEVERITY)
+    severity: tuple = (None,) * len(COMPARED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Side:
         self.thresholds = [self.info["thresholds"][record.classes.index(name)] for name in classes]
         self.people = record.people()
         self.modules = {row["image"]: dict(row) for row in record.modules() if row["image"] is not None}
-        columns = [name for c in record.classes for name in (c, f"p_{c}")] + [*SEVERITY, "crack_mode"]
+        columns = [name for c in record.classes for name in (c, f"p_{c}")] + [*COMPARED, "crack_mode"]
         self.query = (
             f'SELECT image, row, "column", brightness, error, file, {", ".join(map(quoted, columns))} FROM cells '
             "WHERE image = ?"
@@ -281,7 +281,7 @@ def comparison_fields(classes):
     """Columns of comparison.csv."""
     of_class = ("{}", "{}_uncertain", "{}_before", "{}_now", "p_{}_before", "p_{}_now")
     of_classes = [name.format(c) for c in classes for name in of_class]
-    severity = [f"{what}_{when}" for what in SEVERITY for when in WHEN]
+    severity = [f"{what}_{when}" for what in COMPARED for when in WHEN]
     of_images = [f"{what}_{when}" for what in ("image", "cell", "person") for when in WHEN]
     return ["module", "serial", "row", "column", *of_classes, *severity, BLACK, *of_images, "matched_by", "notes"]
 
@@ -298,5 +298,5 @@ def comparison_rows(comparison, compared):
         for k, _ in enumerate(comparison.classes):
             probabilities = [None if s.probabilities[k] is None else f"{s.probabilities[k]:.4f}" for s in seen]
             row += [cell.states[k], int(cell.uncertain[k] != CERTAIN), *(s.calls[k] for s in seen), *probabilities]
-        row += [shown(name, s.severity[k]) for k, name in enumerate(SEVERITY) for s in seen]
+        row += [shown(name, s.severity[k]) for k, name in enumerate(COMPARED) for s in seen]
         yield [*row, cell.states[-1], *images, *(s.file for s in seen), *(s.who for s in seen), *end]
