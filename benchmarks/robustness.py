@@ -37,7 +37,8 @@ def zoom(images, factor=1.0, shift=0, degrees=0):
 
 def resolution(images, side):
     """Images as from a camera with `side` pixels for a cell."""
-    return tv.resize(tv.resize(images, [side], antialias=True), [images.shape[-1]], antialias=True)
+    small = tv.resize(images, [side], antialias=True)
+    return tv.resize(small, [images.shape[-1]], tv.InterpolationMode.BICUBIC, antialias=True)
 
 
 def curve(images, gain=1.0, gamma=1.0):

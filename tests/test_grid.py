@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from elcells.modules.cutting import MOST_LINES_OF_CELLS, MOST_PIXELS, cut_cells, cut_image
+from elcells.modules.cutting import MOST_LINES_OF_CELLS, MOST_PIXELS, cut_cells, cut_image, shape_of_cells
 from elcells.modules.grid import Grid
 from elcells.modules.outline import outlines
 from elcells.modules.scoring import score
@@ -54,8 +54,27 @@ def test_a_cell_is_what_its_four_corners_enclose(image):
     y, x = (np.mgrid[:height, :width] + 0.5) / np.array([height, width])[:, None, None]
     corners = grid.cells()[0, 0] + np.array([[1, 1], [-1, 1], [-1, 0], [1, 0]])  # the border is cropped by one pixel
     points = Grid(corners, 1, 1, image.shape).to_pixels(np.stack([x, y], -1))
-    expected = ndimage.map_coordinates(image, [points[..., 1], points[..., 0]], order=1)
-    assert np.abs(cell - expected).max() < 2
+    expected = ndimage.map_coordinates(image, [points[..., 1], points[..., 0]], order=3)
+    assert np.abs(cell - expected).max() < 3
+
+
+def test_a_thin_line_between_two_pixels_stays_dark():
+    image = np.full((60, 60), 200, np.float32)
+    image[:, 20] = 100
+    darkest = []
+    for offset in np.linspace(0, 1, 11):
+        quad = np.array([[offset, 0], [40 + offset, 0], [40 + offset, 40], [offset, 40]])
+        [cell] = cut_cells(image, Grid(quad, 1, 1, image.shape))
+        darkest.append(cell[5:-5].min())
+    assert max(darkest) <= 142  # linear interpolation leaves 150
+
+
+@pytest.mark.parametrize(
+    "size, shape",
+    [((27, 34), (34, 34)), ((38, 33), (38, 38)), ((60, 32), (60, 30)), ((31, 60), (30, 60)), ((40, 24), (40, 24))],
+)
+def test_cells_become_squares_or_halves_where_they_are_near(size, shape):
+    assert shape_of_cells(np.array(size, float)) == shape
 
 
 @pytest.mark.parametrize("light", [0.0, 1.0])

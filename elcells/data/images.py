@@ -119,7 +119,7 @@ def examine(path, size=IMAGE_SIZE):
     """Read an image as gray, 8 bit, size x size, and tell what was assumed about it.
 
     An image that is not square is mirrored at its longer edges until it is, so that nothing is stretched. Other sizes
-    are resized with antialiasing (Pillow, bilinear).
+    are resized as in `to_square`.
     Returns (uint8 (size, size), list of str, its (height, width) as it was). Raises InputError as `as_gray` does,
     and for a very narrow image.
     """
@@ -141,14 +141,18 @@ def read_image(path, size=IMAGE_SIZE):
 
 
 def to_square(gray, size=IMAGE_SIZE):
-    """A gray PIL image (mode L or F) as uint8 (size, size), mirrored at its longer edges unless it is square."""
+    """A gray PIL image (mode L or F) as uint8 (size, size), mirrored at its longer edges unless it is square.
+
+    It is resized by Pillow: made smaller with antialiasing (bilinear), enlarged bicubic, which keeps thin cracks sharp.
+    """
     if not _is_square(gray):
         missing = abs(gray.width - gray.height)
         around = (missing // 2, missing - missing // 2)
         padding = [(0, 0), around] if gray.width < gray.height else [around, (0, 0)]
         gray = Image.fromarray(np.pad(np.asarray(gray), padding, "symmetric"))
     if gray.size != (size, size):
-        gray = gray.resize((size, size), Image.Resampling.BILINEAR)
+        enlarged = gray.width < size
+        gray = gray.resize((size, size), Image.Resampling.BICUBIC if enlarged else Image.Resampling.BILINEAR)
     pixels = np.array(gray)
     if pixels.dtype == np.uint8:
         return pixels

@@ -19,7 +19,8 @@ BLACK = 0.25  # of the module's median brightness: darker cells are black
 MANY_BLACK = 0.2  # of a module's cells
 BEYOND = 0.03  # of a cell, by which a module may leave the image
 MOST_PIXELS = 2**15 - 2  # along a side of an image; OpenCV takes no more
-NEAR_SHAPE = 0.2  # octaves by which cells are off the squares or halves that they become
+NEAR_SQUARE = 0.4  # octaves by which cells are off a square, narrowed by an oblique view, and become one
+NEAR_HALF = 0.2  # the same for half cells
 MOST_LINES_OF_CELLS = 40
 PORTRAIT = ((6, 10), (6, 12), (6, 20), (6, 24), (4, 9), (8, 16), (8, 12))  # columns, rows
 USUAL = (*PORTRAIT, *((columns, rows) for rows, columns in PORTRAIT))  # that are guessed
@@ -114,11 +115,11 @@ def shape_of_cells(size):
     width, height = np.round(size * min(1, IMAGE_SIZE / size.max())).astype(int)
     longer = max(width, height)
     octaves = np.log2(width / height)
-    if abs(octaves) < NEAR_SHAPE:
+    if abs(octaves) < NEAR_SQUARE:
         return longer, longer
-    if abs(octaves - 1) < NEAR_SHAPE:
+    if abs(octaves - 1) < NEAR_HALF:
         return longer, longer // 2
-    if abs(octaves + 1) < NEAR_SHAPE:
+    if abs(octaves + 1) < NEAR_HALF:
         return longer // 2, longer
     return width, height
 
@@ -146,8 +147,9 @@ def cut_cells(image, grid):
     target = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32) - 0.5
     cells = []
     for corners in quads.reshape(-1, 4, 2):
-        cell = cv2.warpPerspective(image, cv2.getPerspectiveTransform(corners, target), (width, height))
-        cells.append(np.rint(cell).astype(np.uint8))
+        transform = cv2.getPerspectiveTransform(corners, target)
+        cell = cv2.warpPerspective(image, transform, (width, height), flags=cv2.INTER_CUBIC)  # linear blurs thin cracks
+        cells.append(np.rint(cell).clip(0, 255).astype(np.uint8))
     return cells
 
 

@@ -9,7 +9,7 @@ from elcells.devices import send
 
 SIDES = (28, 33, 39, 46, 54, 64, 75, 88, 104, 122, 144)  # pixels of a cell
 LEAST_FOR_DEFECTS = 88  # with so many pixels real defects are expected to stay visible
-BLURS = (0.25, 0.5, 0.8)  # of the camera: standard deviations in its pixels
+BLURS = (0.25, 0.5, 0.8, 1.1)  # of the camera: standard deviations in its pixels; of field modules 0.75 to 1.05
 GAP = 0.05  # of the side: the most that the dark gap between cells covers of a cell
 BORDER_GAP = 0.1  # the same, added at one side of every second cell, as at the border of a module
 SOFTNESS = (0.002, 0.014)  # of the gap's edge, in sides
@@ -73,7 +73,7 @@ def matrix(size, side, blur):
     kernel = (kernel / kernel.sum())[None, None, :, None]
     blurred = F.conv2d(F.pad(doubled, (0, 0, reach, reach), mode="reflect"), kernel)
     small = F.avg_pool2d(blurred, (2, 1))
-    return F.interpolate(small, size=(size, size), mode="bilinear")[0, 0]
+    return F.interpolate(small, size=(size, size), mode="bicubic", antialias=True)[0, 0]  # as `to_square` does
 
 
 def light_inside_gaps(numbers, size):
