@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 import data
+from elcells import open_results
 from elcells.data.cache import load_images
 from elcells.data.images import IMAGE_SIZE
 from elcells.devices import keep_freed_memory, pick_device, send
@@ -39,6 +40,7 @@ from trainer import Run, Trainer
 ROOT = Path(__file__).resolve().parent.parent
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SAME_STEPS = 20  # whose losses are compared
+SOME_IMAGES = 40  # that are judged on the CPU, too
 LEAST_CALLS = 2  # of what is timed
 SECONDS = 0.7  # of a timing
 
@@ -114,9 +116,12 @@ class Bench:
         run = Run(self.folder / "trainer", device, precision, keep_checkpoints=0)
         return Trainer(usual_model(network, self.size), train_set, val_set, recipe, run, self.defects[device])
 
-    def run_command(self, *words):
-        """Run one of the project's commands on the device; returns its seconds. Raises RuntimeError where it fails."""
-        words = [sys.executable, *map(str, words), "--device", self.device.type]
+    def run_command(self, *words, device=None):
+        """Run one of the project's commands on the device (or another one); returns its seconds.
+
+        Raises RuntimeError where it fails.
+        """
+        words = [sys.executable, *map(str, words), "--device", device or self.device.type]
         started = time.perf_counter()
         done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, encoding="utf-8")
         if done.returncode:
@@ -237,6 +242,25 @@ def frozen_processes(bench):
     }
 
 
+def commands(bench):
+    """Seconds of the commands with the default run's checkpoint, and how predict.py differs from itself on the CPU."""
+    checkpoint = bench.folder / "default" / "checkpoints" / "best.ckp"
+    images = sorted((ROOT / "images").glob("*.png"))
+    images = images[:SOME_IMAGES] if bench.tiny else images
+    outs = [bench.folder / name for name in ("on_device", "on_cpu")]
+    predict = ("predict.py", "--model", checkpoint, "--out")
+    seconds = {"predict.py": bench.run_command(*predict, outs[0], *images)}
+    bench.run_command(*predict, outs[1], *images[:SOME_IMAGES], device="cpu")
+    for name in ("export_onnx.py", "visualize_activations.py"):
+        seconds[name] = bench.run_command(name, checkpoint, "--out", bench.folder / name)
+    on_device, on_cpu = (open_results(out).cells.set_index("image") for out in outs)
+    on_device = on_device.loc[on_cpu.index]
+    differences = {
+        name: float((on_device[name] - on_cpu[name]).abs().max()) for name in ("p_crack", "p_inactive", "crack_length")
+    }
+    return {"images": len(images), "compared": len(on_cpu), "seconds": seconds, "differences": differences}
+
+
 def step(bench):
     """Cells/s of a training step by network, precision and batch size, and without CUDA graphs."""
     has_graphs = bench.device.type == "cuda"
@@ -275,7 +299,7 @@ def step_rates(bench, network, precision, size, graphs):
     return {"cells_per_s": whole, "constant": constant, "share": whole / constant}
 
 
-PARTS = (card, default_run, evaluation, same_losses, resume, step, frozen_processes)
+PARTS = (card, default_run, evaluation, commands, same_losses, resume, step, frozen_processes)
 
 
 # ---------------------------------------------------------------- command
