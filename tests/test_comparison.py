@@ -399,6 +399,20 @@ def test_the_page_shows_every_change(browser, tmp_path):
     page.close()
 
 
+def test_the_page_shows_lengths_and_areas(browser, tmp_path):
+    make(tmp_path / "a", [severe("/a/c.png", 1.2, 0.042)])
+    now = make(tmp_path / "b", [severe("/b/c.png", None, 0.1)])
+    labelled(now, (0, 0, "inactive", 0, "Ann"))
+    compare(tmp_path / "a", now)
+    page = browser.new_page()
+    page.goto((now / "comparison.html").as_uri())
+    page.wait_for_selector("#cells .line")
+    text = page.locator("#cells li").inner_text()
+    page.close()
+    assert "unchanged crack: 0.990 before (1.20 cell widths), 0.990 now" in text
+    assert "gone inactive: 0.990 before (4.2 %), 0.990 now (labelled by Ann)" in text
+
+
 def test_what_people_said_and_missing_images_are_named(browser, tmp_path):
     before = with_images(tmp_path / "a", [module_result("/a/m.png", {(1, 1): CRACKED})])
     now = with_images(tmp_path / "b", [module_result("/b/m.png", {(1, 1): CRACKED, (1, 2): CRACKED})])

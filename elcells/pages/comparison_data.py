@@ -39,6 +39,7 @@ class PageData:
 
     def __init__(self, comparison, modules, cells, files):
         self.sides = comparison.sides
+        self.classes = comparison.classes
         self.modules = modules
         self.files = files
         self.folder = files.folder.parent
@@ -116,6 +117,7 @@ class PageData:
             "states": "".join(LETTERS[state] for state in cell.states),
             "uncertain": "".join(MARKS[why] for why in cell.uncertain),
             "p": [s.probabilities for s in seen],
+            "measured": [[measured(s, k, name) for k, name in enumerate(self.classes)] for s in seen],
             "people": [[said_by(s, k) for k, _ in enumerate(s.labels)] for s in seen],
             "src": [source for source, _ in self.images_of(compared, cell)],
         }
@@ -155,6 +157,19 @@ class PageData:
                     with contextlib.suppress(InputError):
                         small[address] = jpeg(PageImage(name).gray, SMALL_SIDE, 80)
         return small
+
+
+def measured(seen, k, name):
+    """How long the cracks of a Seen are, "1.23 cell widths", or how large its inactive area, "4.2 %"; "" for neither.
+
+    k, name: of the class.
+    """
+    length, area = seen.severity
+    if not seen.calls[k]:
+        return ""
+    if name == "crack" and length is not None:
+        return f"{length:.2f} cell widths"
+    return f"{area:.1%}".replace("%", " %") if name == "inactive" and area is not None else ""
 
 
 def said_by(seen, k):

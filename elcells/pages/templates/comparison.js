@@ -121,8 +121,8 @@ function statements(cell) {
   const all = [...cell.states].map((state, k) => {
     if (k === BLACK) return [k, isChange(state), BLACK_WORDS[state]];
     const figures = WHEN.map((when, side) => {
-      const p = cell.p[side][k], said = cell.people[side][k];
-      return `${p === null ? "not judged" : p.toFixed(3)} ${when}${said ? ` (${said})` : ""}`;
+      const p = cell.p[side][k], more = [cell.measured[side][k], cell.people[side][k]].filter(Boolean).join("; ");
+      return `${p === null ? "not judged" : p.toFixed(3)} ${when}${more ? ` (${more})` : ""}`;
     });
     const what = state === "?" ? `${classes[k]} not comparable` : STATES[state] ? words(k, state) : `no ${classes[k]}`;
     const reason = WHY[cell.uncertain[k]];
