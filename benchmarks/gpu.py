@@ -255,9 +255,11 @@ def commands(bench):
         seconds[name] = bench.run_command(name, checkpoint, "--out", bench.folder / name)
     on_device, on_cpu = (open_results(out).cells.set_index("image") for out in outs)
     on_device = on_device.loc[on_cpu.index]
-    differences = {
-        name: float((on_device[name] - on_cpu[name]).abs().max()) for name in ("p_crack", "p_inactive", "crack_length")
-    }
+    differences = {name: float((on_device[name] - on_cpu[name]).abs().max()) for name in ("p_crack", "p_inactive")}
+    differences["calls"] = int((on_device[["crack", "inactive"]] != on_cpu[["crack", "inactive"]]).any(axis=1).sum())
+    cracked = (on_device["crack"] == 1) & (on_cpu["crack"] == 1)
+    lengths = on_device["crack_length"][cracked] - on_cpu["crack_length"][cracked]
+    differences["crack_length"] = float(lengths.abs().max()) if len(lengths) else "no crack"
     return {"images": len(images), "compared": len(on_cpu), "seconds": seconds, "differences": differences}
 
 
@@ -299,7 +301,7 @@ def step_rates(bench, network, precision, size, graphs):
     return {"cells_per_s": whole, "constant": constant, "share": whole / constant}
 
 
-PARTS = (card, default_run, evaluation, commands, same_losses, resume, step, frozen_processes)
+PARTS = (card, default_run, evaluation, same_losses, resume, commands, step, frozen_processes)
 
 
 # ---------------------------------------------------------------- command

@@ -14,6 +14,8 @@ from elcells.inference.cells import TOO_DARK, CellResult, Place
 from elcells.modules.cutting import CutModule
 from elcells.modules.turning import turn_of
 from elcells.pages.comparison import write_comparison
+from elcells.pages.comparison_data import measured
+from elcells.records.comparison import Seen
 from elcells.records.labels import keep_label
 from elcells.records.matching import items, match
 from elcells.records.metadata import keep_metadata
@@ -397,6 +399,21 @@ def test_the_page_shows_every_change(browser, tmp_path):
     )
     page.wait_for_function("document.querySelectorAll('figure.module image[href^=\"data:\"]').length === 4")
     page.close()
+
+
+@pytest.mark.parametrize(
+    "severity, below, words",
+    [
+        ((1.234, 0.0421), (), ["1.23 cell widths", "4.2 %"]),
+        ((0.04, 0.001), ("crack_length", "inactive_area"), ["no line found", "no region found"]),
+        ((None, 0.0004), (), ["", "under 0.1 %"]),
+    ],
+)
+def test_what_was_not_found_is_no_size(severity, below, words):
+    seen = Seen((1, 1, 0), (1, 1), (0.9, 0.9), (None, None), "", "", severity, below)
+    assert [measured(seen, k, name) for k, name in enumerate(INFO.classes)] == words
+    other = replace(seen, calls=(0, 0, 0))
+    assert [measured(other, k, name) for k, name in enumerate(INFO.classes)] == ["", ""]
 
 
 def test_the_page_shows_lengths_and_areas(browser, tmp_path):

@@ -69,6 +69,20 @@ def test_a_thin_line_between_two_pixels_stays_dark():
     assert max(darkest) <= 142  # linear interpolation leaves 150
 
 
+def test_a_narrowed_large_cell_keeps_lines_along_its_longer_side():
+    image = np.full((380, 310), 200, np.float32)
+    image[:, 20::20] = 100
+    [cell] = cut_cells(image, Grid(np.array([[2, 2], [302, 2], [302, 367], [2, 367]], float), 1, 1, image.shape))
+    assert cell.shape == (300, 300) and cell[5:-5].min() <= 105
+
+
+def test_an_edge_between_black_and_white_rises_once():
+    image = np.zeros((60, 60), np.float32)
+    image[:, 30:] = 255
+    [cell] = cut_cells(image, Grid(np.array([[0.4, 0], [40.4, 0], [40.4, 40], [0.4, 40]]), 1, 1, image.shape))
+    assert (np.diff(cell[2:-2, 2:-2].astype(int)) >= 0).all()
+
+
 @pytest.mark.parametrize(
     "size, shape",
     [((27, 34), (34, 34)), ((38, 33), (38, 38)), ((60, 32), (60, 30)), ((31, 60), (30, 60)), ((40, 24), (40, 24))],

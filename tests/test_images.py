@@ -114,6 +114,14 @@ def test_a_dead_cell_of_many_bits_stays_black(tmp_path):
     assert read_image(tmp_path / "a.png").mean() / 255 < 0.13
 
 
+def test_small_images_are_enlarged_without_blurring_thin_lines(tmp_path):
+    small = np.full((40, 40), 200, np.uint8)
+    small[:, 20] = 100
+    Image.fromarray(small).save(tmp_path / "a.png")
+    profile = read_image(tmp_path / "a.png", 300)[150].astype(float)
+    assert profile.max() > 205 and profile.min() < 105  # bilinear enlarging never exceeds what is there
+
+
 @pytest.mark.parametrize("cut", [np.s_[:150], np.s_[:, 150:], np.s_[:60]])
 def test_a_half_cut_cell_is_mirrored_and_not_stretched(gray, tmp_path, cut):
     half = gray[cut]

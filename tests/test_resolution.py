@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from PIL import Image
 
+from elcells.data.images import to_square
 from elcells.training.augmentation import augment, draw_changes
-from elcells.training.resolution import LEAST_FOR_DEFECTS, NUMBERS, SIDES, LowResolution, matrix
+from elcells.training.resolution import LEAST_FOR_DEFECTS, NUMBERS, SIDES, LowResolution, enlarging, matrix
 
 SIZE = 120
 
@@ -38,6 +40,14 @@ def inner(images):
 @pytest.mark.parametrize("side", SIDES)
 def test_an_even_cell_stays_even(side):
     torch.testing.assert_close(matrix(SIZE, side, 0.5).sum(1), torch.ones(SIZE), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", SIDES[:3])
+def test_cells_are_enlarged_as_images_are_that_users_give(side):
+    image = (80 + 90 * torch.rand(side, side, generator=torch.Generator().manual_seed(0))).to(torch.uint8)
+    expected = torch.from_numpy(to_square(Image.fromarray(image.numpy()), SIZE)).float()
+    lines = enlarging(side, SIZE)
+    torch.testing.assert_close(lines @ image.float() @ lines.T, expected, atol=1.1, rtol=0)  # Pillow rounds twice
 
 
 def test_few_pixels_keep_what_is_coarse_and_lose_what_is_fine(low_resolution):

@@ -1,6 +1,7 @@
 """How bad a cell's defects are: lengths of drawn lines, areas of drawn regions, and what is drawn over the cell."""
 
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
@@ -236,6 +237,13 @@ def test_a_length_needs_a_network_with_lines_and_a_cell_of_enough_pixels(has_lin
     assert result.inactive_area == 0 and (result.crack_mode == "A") == (expected is not None)
 
 
+def test_a_cell_that_was_stretched_needs_enough_pixels_before():
+    lines = drawn([(0.2, 0.5), (0.8, 0.5)])
+    stretched = CellResult("", (1, 0), (0.9, 0.1), size=(LEAST_PIXELS + 9,) * 2, shorter_side=LEAST_PIXELS - 1)
+    assert with_severity(stretched, ENGINE, SOUND, lines).crack_length is None
+    assert with_severity(replace(stretched, shorter_side=LEAST_PIXELS), ENGINE, SOUND, lines).crack_length
+
+
 def test_a_result_names_what_is_below():
     result = with_severity(CellResult("", (1, 1), (0.9, 0.9)), ENGINE, SOUND, drawn())
     assert result.below == "crack_length inactive_area" and result.shape is None
@@ -278,12 +286,14 @@ def test_the_image_shows_what_was_measured():
 def test_a_cells_size_is_that_of_its_image_and_not_of_what_the_network_gets(tmp_path):
     small = np.full((50, 55), BRIGHT, np.uint8)
     Image.fromarray(small).save(tmp_path / "a.png")
-    module = SimpleNamespace(cells=[small], black=[False], columns=1)
+    grid = SimpleNamespace(cell_size=lambda: np.array([54.6, 50.2]))
+    module = SimpleNamespace(cells=[small], black=[False], columns=1, grid=grid)
     [(pixels, of_module)] = cells_of_module(module, "m", "cut", 100)
     of_file, of_array = (read(image, 100)[1] for image in (tmp_path / "a.png", small))
     [(_, of_request)] = prepared_cell(request_of(str(tmp_path / "a.png")), 100).cells
     assert pixels.shape == (100, 100)
     assert [cell.size for cell in (of_module, of_file, of_array, of_request)] == [(50, 55)] * 4
+    assert of_module.shorter_side == 50
 
 
 def test_what_was_mirrored_to_make_a_cell_square_does_not_count():

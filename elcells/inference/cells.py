@@ -40,7 +40,8 @@ class CellResult:
     map: bytes | None = None  # class maps, uint8 (C, h, w), of a cell with a defect or near a threshold
     dark_part: float | None = None  # share of the cell in 0..1, 0 where nothing is dark; None where it was not judged
     dark_ratio: float | None = None  # brightness of that part relative to the rest or the module's cells
-    size: tuple = (IMAGE_SIZE, IMAGE_SIZE)  # (height, width) of the cell in its image, in pixels; not in the table
+    size: tuple = (IMAGE_SIZE, IMAGE_SIZE)  # (height, width) in pixels before it was made square; not in the table
+    shorter_side: int | None = None  # in its image, in pixels, where it was stretched since then; not in the table
     # As in Severity; None where it was not judged, or the network has no class of that name
     crack_length: float | None = None
     inactive_area: float | None = None
@@ -124,7 +125,7 @@ def with_severity(result, engine, pixels, lines):
     pixels: uint8 (S, S). lines: as `severity_of` takes them.
     """
     called = dict(zip(engine.classes, result.calls))
-    can_be_followed = min(result.size) >= LEAST_PIXELS
+    can_be_followed = (result.shorter_side or min(result.size)) >= LEAST_PIXELS
     lines = lines if can_be_followed else None
     severity = severity_of(pixels, lines, called.get("crack"), called.get("inactive"), result.size)
     return replace(

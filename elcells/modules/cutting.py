@@ -19,7 +19,7 @@ BLACK = 0.25  # of the module's median brightness: darker cells are black
 MANY_BLACK = 0.2  # of a module's cells
 BEYOND = 0.03  # of a cell, by which a module may leave the image
 MOST_PIXELS = 2**15 - 2  # along a side of an image; OpenCV takes no more
-NEAR_SQUARE = 0.4  # octaves by which cells are off a square, narrowed by an oblique view, and become one
+NEAR_SQUARE = 0.4  # octaves, at most, by which cells are off a square, narrowed by an oblique view, and become one
 NEAR_HALF = 0.2  # the same for half cells
 MOST_LINES_OF_CELLS = 40
 PORTRAIT = ((6, 10), (6, 12), (6, 20), (6, 24), (4, 9), (8, 16), (8, 12))  # columns, rows
@@ -127,9 +127,10 @@ def shape_of_cells(size):
 def cut_cells(image, grid):
     """Upright images of a grid's cells, row by row: list of uint8 (h, w).
 
-    image: float32 (H, W) in 0..255. Cells keep the image's resolution, up to IMAGE_SIZE pixels along the longer side.
-    Each is taken by the perspective of its own four corners, which follows the lens. At the module's border, where the
-    light fades, cells are cropped by one pixel: a dark rim looks like an inactive region.
+    image: float32 (H, W) in 0..255. Cells keep the image's resolution, up to IMAGE_SIZE pixels along the longer side,
+    but those that an oblique view narrowed are stretched to squares. Each is taken by the perspective of its own four
+    corners, which follows the lens. At the module's border, where the light fades, cells are cropped by one pixel: a
+    dark rim looks like an inactive region.
     """
     quads = grid.cells()
     move_inwards(quads[:, 0], outer=[0, 3], inner=[1, 2])
@@ -138,9 +139,9 @@ def cut_cells(image, grid):
     move_inwards(quads[-1], outer=[3, 2], inner=[0, 1])
     size = grid.cell_size()
     width, height = map(int, shape_of_cells(size))
-    factor = size.max() / IMAGE_SIZE
-    if factor > 1.2:
-        pixels = [max(1, round(n / factor)) for n in image.shape[::-1]]
+    factors = np.maximum(1, size / (width, height))
+    if factors.max() > 1.2:
+        pixels = [max(1, round(n / factor)) for n, factor in zip(image.shape[::-1], factors)]
         quads = (quads + 0.5) * pixels / image.shape[::-1] - 0.5
         image = np.asarray(Image.fromarray(image).resize(pixels, Image.Resampling.BILINEAR))
     quads = quads.astype(np.float32)

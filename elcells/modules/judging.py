@@ -15,6 +15,7 @@ def cells_of_module(module, name, folder, size):
     """A CutModule's cells, whose files are in `folder`, as pairs that `judge` takes; black ones have no pixels."""
     cells = []
     usual = float(np.median([np.median(cell) for cell in module.cells])) if module.cells else None
+    shorter_side = round(module.grid.cell_size().min()) if module.cells else None
     for number, (cell, black) in enumerate(zip(module.cells, module.black)):
         row, column = divmod(number, module.columns)
         place = Place(name, row + 1, column + 1)
@@ -24,7 +25,8 @@ def cells_of_module(module, name, folder, size):
             continue
         share, ratio = dark_part(cell, usual)
         darkness = {"dark_part": share, "dark_ratio": ratio}
-        result = CellResult(path, brightness=cell.mean() / 255, place=place, size=cell.shape, **darkness)
+        sides = {"size": cell.shape, "shorter_side": shorter_side}
+        result = CellResult(path, brightness=cell.mean() / 255, place=place, **sides, **darkness)
         cells.append((to_square(Image.fromarray(cell), size), result))
     return cells
 

@@ -168,8 +168,15 @@ def measured(seen, k, name):
     if not seen.calls[k]:
         return ""
     if name == "crack" and length is not None:
-        return f"{length:.2f} cell widths"
-    return f"{area:.1%}".replace("%", " %") if name == "inactive" and area is not None else ""
+        return "no line found" if "crack_length" in seen.below else f"{length:.2f} cell widths"
+    if name == "inactive" and area is not None:
+        return "no region found" if "inactive_area" in seen.below else percent(area)
+    return ""
+
+
+def percent(area):
+    """An area in 0..1 as text, as report.html has it."""
+    return "under 0.1 %" if 0 < area < 5e-4 else f"{100 * area:.1f} %"
 
 
 def said_by(seen, k):

@@ -30,7 +30,8 @@ class Seen:
     calls: final ones, 1, 0 or None (not judged), for each class and for being nearly black. network: its own calls for
     each class. probabilities: for each class, or None. labels: of people, 1, 0 or None for each class. who: labelled
     it, or "". file: relative to the record's folder, "" for an image of a cell. severity: values of COMPARED as people
-    corrected the calls, None where they are not known.
+    corrected the calls, None where they are not known. below: those of COMPARED of which nothing
+    was found.
     """
 
     calls: tuple
@@ -40,6 +41,7 @@ class Seen:
     who: str
     file: str
     severity: tuple = (None,) * len(COMPARED)
+    below: tuple = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Side:
         self.thresholds = [self.info["thresholds"][record.classes.index(name)] for name in classes]
         self.people = record.people()
         self.modules = {row["image"]: dict(row) for row in record.modules() if row["image"] is not None}
-        columns = [name for c in record.classes for name in (c, f"p_{c}")] + [*COMPARED, "crack_mode"]
+        columns = [name for c in record.classes for name in (c, f"p_{c}")] + [*COMPARED, "crack_mode", "below"]
         self.query = (
             f'SELECT image, row, "column", brightness, error, file, {", ".join(map(quoted, columns))} FROM cells '
             "WHERE image = ?"
@@ -130,6 +132,7 @@ class Side:
             (given and given.who) or "",
             row["file"],
             tuple(corrected_severity(row, given, every)[:2]),
+            tuple(row["below"].split()),
         )
 
     def brightness(self, item):

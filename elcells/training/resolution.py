@@ -73,7 +73,12 @@ def matrix(size, side, blur):
     kernel = (kernel / kernel.sum())[None, None, :, None]
     blurred = F.conv2d(F.pad(doubled, (0, 0, reach, reach), mode="reflect"), kernel)
     small = F.avg_pool2d(blurred, (2, 1))
-    return F.interpolate(small, size=(size, size), mode="bicubic", antialias=True)[0, 0]  # as `to_square` does
+    return enlarging(side, size) @ small[0, 0]
+
+
+def enlarging(side, size):
+    """The matrix (size, side) that enlarges lines of pixels as `to_square` does."""
+    return F.interpolate(torch.eye(side)[None, None], size=(size, side), mode="bicubic", antialias=True)[0, 0]
 
 
 def light_inside_gaps(numbers, size):
