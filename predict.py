@@ -180,7 +180,6 @@ def network_of(args):
     options = {"engine": args.engine, "precision": args.engine_precision, "threads": args.threads}
     network = Network(
         str(path),
-        args.tta,
         args.device,
         batch_size=args.batch_size,
         operating_point=args.operating_point,
@@ -209,7 +208,6 @@ def info_of(network):
         classes=engine.classes,
         operating_point=network.operating_point,
         thresholds=tuple(round(float(t), 6) for t in engine.thresholds(network.operating_point)),
-        symmetries=network.tta,
         precision=network.precision or "float32",
         engine=engine.name,
     )
@@ -294,7 +292,6 @@ def options():
     group.add_argument("--model", type=Path, metavar="FILE", help=text)
     text = "thresholds: f1 (highest F1) or recall (misses 5 %% of each defect) (%(default)s)"
     group.add_argument("--operating-point", default="f1", metavar="NAME", help=text)
-    group.add_argument("--tta", action="store_true", help="mean over an image's eight symmetries (checkpoints)")
     group = parser.add_argument_group("speed")
     text = "processes of this machine that share the work (%(default)s)"
     group.add_argument("--workers", type=int, default=1, metavar="N", help=text)

@@ -1,7 +1,7 @@
 """Judge networks on labelled cells of other cameras, which no network of this project was trained on.
 
 $ python -m benchmarks.foreign foreign.csv                                    # cells.onnx
-$ python -m benchmarks.foreign foreign.csv a/best.ckp b/best.ckp --tta        # checkpoints, over the symmetries
+$ python -m benchmarks.foreign foreign.csv a/best.ckp b/best.ckp              # checkpoints
 $ python -m benchmarks.foreign foreign.csv --orientations                     # turned and mirrored, for less noise
 $ python -m benchmarks.foreign foreign.csv --errors plots/foreign_errors.png --json foreign.json
 
@@ -25,7 +25,7 @@ from elcells.evaluation.metrics import bootstrap_mean_f1, interval_groups, metri
 from elcells.evaluation.plots import plot_errors
 from elcells.evaluation.results import number
 from elcells.files import atomic_path, command
-from elcells.inference.cells import UNSURE, doubt
+from elcells.inference.doubt import UNSURE, doubt
 from elcells.inference.networks import SHIPPED, Network, open_network
 from elcells.training.weights import cells_in_training
 
@@ -99,16 +99,16 @@ def as_text(figures, classes):
 
 
 def in_orientations(engine, images, table, upright):
-    """Figures of single predictions in each of the eight orientations of all cells: {key of MEANS: [8 numbers]}.
+    """Figures of the cells judged in each of the eight orientations of all of them: {key of MEANS: [8 numbers]}.
 
     images: uint8 (N, 1, S, S), of the table's rows. upright: their probabilities (N, C), the first of the eight.
-    The mean tells networks apart better than one orientation, in which a network may be lucky by 0.02.
+    The mean tells networks apart better than one orientation, in which a network may be lucky by 0.01.
     """
     thresholds = engine.thresholds()
     labels = table[list(engine.classes)].to_numpy()
     predicted = [upright]
     for turned in islice(symmetries(images), 1, None):
-        predicted.append(engine(turned))
+        predicted.append(engine.judged(turned, thresholds))
     means = [metrics_table(labels, p, thresholds, engine.classes)["mean"] for p in predicted]
     figures = {name: [mean[name] for mean in means] for name in ("f1", "average_precision")}
     crosses = rows_by_part(table).get(CROSSES)
@@ -118,22 +118,22 @@ def in_orientations(engine, images, table, upright):
     return figures
 
 
-def report_network(path, cells_table, folder, tta, orientations, errors):
+def report_network(path, cells_table, folder, orientations, errors):
     """Judge one network on a table's cells, print its figures and return them as a dict that JSON can hold.
 
     folder: of the table's file names, or None. orientations: also `in_orientations`. errors: file for a plot of the
     surest errors, or None.
     """
-    engine = open_network(Network(str(path), tta))
+    engine = open_network(Network(str(path)))
     classes = engine.classes
     thresholds = engine.thresholds()
     table = data.read_table(cells_table, classes, folder)
     cached_images, index = load_images(table, engine.image_size, print)
     images = cached_images[index]
     labels = table[list(classes)].to_numpy()
-    probabilities = engine(images)
+    probabilities = engine.judged(images, thresholds)
     figures = figures_by_part(table, labels, probabilities, thresholds, classes)
-    print(f"\n{path}{' over the symmetries' if tta else ''}, {engine.name}")
+    print(f"\n{path}, {engine.name}")
     leak = contamination(with_hashes(table, cells_in_training(path, print)), path, "table's")
     if leak:
         print(f"CONTAMINATED  {leak}; the figures claim too much")
@@ -143,7 +143,7 @@ def report_network(path, cells_table, folder, tta, orientations, errors):
         f"{counts['wrong']} cells have a wrong call, {counts['both']} of them among the {counts['unsure']} "
         f"({counts['unsure'] / len(table):.0%}) that predict.py's report calls unsure"
     )
-    report = {"network": str(path), "tta": tta, "parts": figures, "doubtful": counts, "leak": leak}
+    report = {"network": str(path), "parts": figures, "doubtful": counts, "leak": leak}
     if orientations:
         report["orientations"] = in_orientations(engine, images, table, probabilities)
         parts = []
@@ -164,15 +164,13 @@ def main(argv=None):
     parser.add_argument("table", help="labelled cells, `;`-separated")
     parser.add_argument("networks", nargs="*", default=[SHIPPED], help="checkpoints or ONNX files (cells.onnx)")
     parser.add_argument("--images", metavar="DIR", help="folder of the table's file names (the table's folder)")
-    group = parser.add_mutually_exclusive_group()  # the mean over the symmetries is the same in all orientations
-    group.add_argument("--tta", action="store_true", help="mean over a cell's eight symmetries (checkpoints)")
-    group.add_argument("--orientations", action="store_true", help="also the mean of eight orientations of all cells")
+    parser.add_argument("--orientations", action="store_true", help="also the mean of eight orientations of all cells")
     parser.add_argument("--errors", metavar="FILE", help="plot of the last network's surest errors")
     parser.add_argument("--json", metavar="FILE", help="all figures")
     args = parser.parse_intermixed_args(argv)
     reports = []
     for path in args.networks:
-        reports.append(report_network(path, args.table, args.images, args.tta, args.orientations, args.errors))
+        reports.append(report_network(path, args.table, args.images, args.orientations, args.errors))
     if len(reports) > 1:
         f1 = np.mean([r["parts"]["all"]["mean"]["f1"] for r in reports])
         ap = np.mean([r["parts"]["all"]["mean"]["average_precision"] for r in reports])

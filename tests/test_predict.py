@@ -276,7 +276,6 @@ def test_an_engine_that_is_not_installed_is_named(exported, monkeypatch):
     [
         (["nowhere/"], "nowhere/: no such file or folder"),
         (["tests"], "tests: no images there"),
-        (["nowhere/", "--tta"], "can't be changed; export it with `python export_onnx.py --tta`"),
         (["data.csv", "--corners", "c.csv"], "--corners: needs --grid"),
         (["data.csv", "--grid", "10x6"], "--grid: needs --out"),
         (["data.csv", "--workers", "0"], "--workers 0: must be at least 1"),

@@ -346,7 +346,6 @@ def info(exported):
         ({"sha256": "0"}, "network"),
         ({"operating_point": "recall"}, "operating point"),
         ({"thresholds": (0.5, 0.4)}, "threshold"),
-        ({"symmetries": True}, "--tta"),
         ({"precision": "auto"}, "precision"),
     ],
 )

@@ -30,7 +30,7 @@ from elcells.records.opening import reading, writing
 from elcells.records.requests import ImageResult, Request, module_name
 from elcells.records.runs import RunInfo
 
-INFO = RunInfo("a.onnx", "00", "a.onnx: a network", ("crack", "inactive"), "f1", (0.5, 0.4), False, "float32", "torch")
+INFO = RunInfo("a.onnx", "00", "a.onnx: a network", ("crack", "inactive"), "f1", (0.5, 0.4), "float32", "torch")
 SOUND, CRACKED, INACTIVE, BOTH, NEAR = (0.01, 0.01), (0.99, 0.01), (0.01, 0.9), (0.8, 0.95), (0.45, 0.01)
 STRANGE = "<b>Zelle \"1\"; größe & 'x'#1%2.png"
 DARK_CELL = {"dark_part": 1.0, "dark_ratio": 0.31}
@@ -162,7 +162,7 @@ def chunk(path):
 
 def test_what_is_said_of_the_shipped_network_stands_in_the_documents():
     documents = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "doc/model_card.md"))
-    info = {"sha256": shipped_sha256(), "operating_point": "f1", "symmetries": 0, "precision": "float32"}
+    info = {"sha256": shipped_sha256(), "operating_point": "f1", "precision": "float32"}
     said, *others = quality_of(info, shipped_sha256())
     figures = re.findall(r"0\.\d{3}|\d+ of \d+ cracks|\d+ to \d+ pixels", said)
     assert len(figures) == 6 and all(figure in documents for figure in figures)

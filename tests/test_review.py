@@ -15,7 +15,8 @@ from PIL import Image
 import data
 import predict
 from elcells.data.images import read_image, symmetries
-from elcells.inference.cells import UNSURE, CellResult, Place, doubt
+from elcells.inference.cells import CellResult, Place
+from elcells.inference.doubt import UNSURE, doubt
 from elcells.inference.networks import Network, open_network
 from elcells.inference.severity import SIDE, shape_image
 from elcells.modules.cutting import CutModule
@@ -27,7 +28,7 @@ from elcells.records.requests import ImageResult, module_name, request_of
 from elcells.records.runs import RunInfo
 
 STRANGE = "<b>Zelle \"1\"; größe & 'x'.png"
-INFO = RunInfo("n.onnx", "00", "n.onnx", ("crack", "inactive"), "f1", (0.5, 0.4), False, "float32", "onnxruntime")
+INFO = RunInfo("n.onnx", "00", "n.onnx", ("crack", "inactive"), "f1", (0.5, 0.4), "float32", "onnxruntime")
 SHAPE = shape_image(np.eye(SIDE, dtype=bool), np.zeros((SIDE, SIDE), bool))
 NEXT = "filename;crack;inactive;unsure;who;when\n"
 

@@ -26,7 +26,7 @@ class Cells:
     """A network that judges images of cells.
 
     path: of an ONNX file, which needs no PyTorch, or of a checkpoint. options: those of `Network`, such as
-    device="cpu", tta=True (checkpoints), engine="onnxruntime", operating_point="recall", batch_size=64.
+    device="cpu", engine="onnxruntime", operating_point="recall", batch_size=64.
     Raises InputError for a file that is no network.
     """
 

@@ -4,12 +4,12 @@ from collections import namedtuple
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import logit
 
 from elcells.data.images import IMAGE_SIZE
 from elcells.data.levels import NEARLY_BLACK
 from elcells.inference.class_maps import as_bytes
 from elcells.inference.darkness import dark_part
+from elcells.inference.doubt import UNSURE, doubt
 from elcells.inference.severity import LEAST_PIXELS, severity_of
 
 NO_LIGHT = 0.025  # mean pixel in 0..1, as of the black cells of a module
@@ -19,7 +19,6 @@ TOO_DARK = "nearly black: not judged"  # the error of a dead cell of a module, o
 MEASURED = ("brightness", "dark_part", "dark_ratio")
 SEVERITY = ("crack_length", "inactive_area", "crack_mode", "below")
 DECIMALS = {**dict.fromkeys(MEASURED, 3), "crack_length": 3, "inactive_area": 4}  # of those that are numbers
-UNSURE = 1.0  # a probability nearer to its threshold, in logits, may fall on either side
 
 
 # Where a cell lies in its module, row and column counted from 1
@@ -136,13 +135,3 @@ def with_severity(result, engine, pixels, lines):
         below=" ".join(severity.below),
         shape=severity.shape,
     )
-
-
-def doubt(probabilities, thresholds):
-    """How far each cell is from another call, in logits (N,).
-
-    probabilities: (N, C). thresholds: (C,), or (N, C) where each cell has its own.
-    """
-    p = np.clip(np.asarray(probabilities, float), 1e-4, 1 - 1e-4)
-    t = np.clip(np.asarray(thresholds, float), 1e-4, 1 - 1e-4)
-    return np.abs(logit(p) - logit(t)).min(1)

@@ -17,6 +17,7 @@ import numpy as np
 from elcells.evaluation.calibration import choose_thresholds
 from elcells.files import InputError, reason
 from elcells.inference.class_maps import last_features, weighted
+from elcells.inference.doubt import TURN, doubt, mean_of_turns, turned
 
 # onnxruntime, openvino and onnx are imported by the functions that use them.
 
@@ -66,14 +67,30 @@ class Engine:
         return np.concatenate([self.run(np.ascontiguousarray(batch)) for batch in in_batches(images, self.batch_size)])
 
     def look_at(self, images, thresholds):
-        """Yield what is Seen in each image; crack lines only where the probability of a crack reaches its threshold."""
+        """Yield what is Seen in each image; crack lines only where the probability of a crack reaches its threshold.
+
+        Probabilities near a threshold are those of the mean over the four turns of the image.
+        """
         crack = self.classes.index("crack") if self.has_lines else None
         for batch in in_batches(images, self.batch_size):
             look = self.look(np.ascontiguousarray(batch))
-            for number, probabilities in enumerate(look.probabilities):
+            for number, upright in enumerate(look.probabilities):
+                probabilities = self.with_turns(batch[number], upright, thresholds)
                 has_crack = self.has_lines and probabilities[crack] >= thresholds[crack]
                 class_map = None if look.maps is None else look.maps[number]
                 yield Seen(probabilities, class_map, look.lines(number) if has_crack else None)
+
+    def judged(self, images, thresholds):
+        """Probabilities (N, C) of images, as `look_at` gives them."""
+        upright = self(images)
+        return np.stack([self.with_turns(image, p, thresholds) for image, p in zip(images, upright)])
+
+    def with_turns(self, image, upright, thresholds):
+        """The probabilities (C,) of an image (1, S, S), by the mean over its four turns where `upright` is near a
+        threshold."""
+        if self.metadata.get("tta") or doubt(upright[None], thresholds)[0] >= TURN:
+            return upright
+        return mean_of_turns(upright, self.run(turned(image)))
 
     def thresholds(self, point="f1"):
         """Probabilities, float32 (C,), from which a cell counts as positive; InputError for an unknown point."""

@@ -17,13 +17,12 @@ SHIPPED = Path(__file__).resolve().parents[2] / "cells.onnx"
 class Network:
     """Which network judges, and how; `open_network` opens it.
 
-    path: str of an ONNX file or checkpoint. tta: predict by the mean over an image's eight symmetries (checkpoints).
-    device: auto, cpu or cuda. engine, precision, threads: of an ONNX file, as `open_model` takes them. batch_size:
-    images at a time. operating_point: which thresholds are taken. maps: whether it makes class maps too.
+    path: str of an ONNX file or checkpoint. device: auto, cpu or cuda. engine, precision, threads: of an ONNX file, as
+    `open_model` takes them. batch_size: images at a time. operating_point: which thresholds are taken. maps: whether it
+    makes class maps too.
     """
 
     path: str
-    tta: bool = False
     device: str = "auto"
     engine: str | None = None
     precision: str | None = None
@@ -63,15 +62,13 @@ def open_network(network):
     if not is_onnx(path):
         if options:
             raise InputError(f"{path}: PyTorch runs a checkpoint; engine, its precision and threads are for ONNX files")
-        engine = open_checkpoint(path, network.tta, network.device, network.maps)
-    elif network.tta:
-        raise InputError(f"--tta: {path} can't be changed; export it with `python export_onnx.py --tta`")
+        engine = open_checkpoint(path, network.device, network.maps)
     else:
         engine = open_model(path, device=network.device, maps=network.maps, **options)
     return replace(engine, batch_size=network.batch_size)
 
 
-def open_checkpoint(path, tta, device, maps):
+def open_checkpoint(path, device, maps):
     """Open a checkpoint as an Engine; maps: whether it makes class maps too."""
     torch = needed("torch")
     from elcells.devices import keep_freed_memory, pick_device
@@ -81,21 +78,20 @@ def open_checkpoint(path, tta, device, maps):
     device = pick_device(device)
     model, checkpoint = load_model(path, device)
     model = model.to(memory_format=torch.channels_last)
-    operating_points = model.calibration_for(tta).operating_points
+    operating_points = model.calibration_for().operating_points
     map_layer = model.network.get_submodule(model.kind.map_layers[-1])
 
     @torch.inference_mode()
     def run(images):
-        logits = model(torch.from_numpy(images).to(device), tta=tta)
-        return model.probabilities(logits, tta=tta).cpu().numpy()
+        logits = model(torch.from_numpy(images).to(device))
+        return model.probabilities(logits).cpu().numpy()
 
     def look(images):
         features = []
         with map_layer.register_forward_hook(lambda layer, inputs, output: features.append(output)):
             probabilities = run(images)
-        upright = torch.cat([part[: len(part) // 8 if tta else None] for part in features])  # the first of each eight
         weight = model.network.fc.weight.detach()
-        class_maps = weighted(upright.float().cpu().numpy(), weight.float().cpu().numpy()) if maps else None
+        class_maps = weighted(features[0].float().cpu().numpy(), weight.float().cpu().numpy()) if maps else None
         return Look(probabilities, class_maps, lambda number: lines(images[number : number + 1]))
 
     @torch.inference_mode()

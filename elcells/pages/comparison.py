@@ -7,7 +7,7 @@ from scipy.special import expit, logit
 
 from elcells.colours import TOO_DARK_VERDICT
 from elcells.files import counted, printable
-from elcells.inference.cells import UNSURE
+from elcells.inference.doubt import UNSURE
 from elcells.pages.beside import Files, stamp_of
 from elcells.pages.comparison_data import MODULES_PER_CHUNK, PageData
 from elcells.pages.page import fill, json_of

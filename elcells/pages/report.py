@@ -187,7 +187,6 @@ def page_data(contents):
         "trained": printable(info["trained"]),
         "quality": quality_of(info, shipped_sha256()),
         "operating_point": info["operating_point"],
-        "symmetries": info["symmetries"],
         "judged": [(time or "")[:10] for time in judged],
         "images": record.count(),
         "kinds": contents.kinds,

@@ -14,7 +14,8 @@ import numpy as np
 from scipy.special import expit, logit
 
 from elcells.files import folder_of_all, printable
-from elcells.inference.cells import TOO_DARK, UNSURE
+from elcells.inference.cells import TOO_DARK
+from elcells.inference.doubt import UNSURE
 from elcells.pages.page import json_of
 from elcells.pages.severity_data import measured_columns, severity_and_shape
 from elcells.records.labels import agreement, corrections, judged_by_people_alone

@@ -15,7 +15,7 @@ import numpy as np
 
 from elcells.data.tables import CLASSES
 from elcells.files import CUT, MODULES, REPORT, InputError, folder_of_all, printable, relative
-from elcells.inference.cells import UNSURE, doubt
+from elcells.inference.doubt import UNSURE, doubt
 from elcells.pages.beside import Files, source_of, stamp_of
 from elcells.pages.page import PageImage, fill, json_of
 from elcells.records.rows import cell_name_of, darkness_of, image_name, place_of

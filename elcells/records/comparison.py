@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from elcells.files import InputError, printable
-from elcells.inference.cells import TOO_DARK, UNSURE, doubt, shown
+from elcells.inference.cells import TOO_DARK, shown
+from elcells.inference.doubt import UNSURE, doubt
 from elcells.modules.turning import turn_of
 from elcells.records.matching import Item, items, match, why_nothing
 from elcells.records.rows import corrected_severity, final_calls, place_of, quoted
@@ -267,8 +268,6 @@ class Comparison:
         """The value of a setting of a run for people. info: of a Record."""
         if column == "thresholds":
             return ", ".join(f"{name} {value:.3f}" for name, value in zip(info["classes"], info["thresholds"]))
-        if column == "symmetries":
-            return "with it" if info[column] else "without"
         return printable(info["network" if column == "sha256" else column])
 
 

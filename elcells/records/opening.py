@@ -10,14 +10,14 @@ from elcells.records.record import RESERVED, Record
 from elcells.records.rows import quoted
 
 LOCK = ".results.lock"
-VERSION = 7  # of the tables below, and of what lengths and probabilities in them mean
+VERSION = 8  # of the tables below, and of what lengths and probabilities in them mean
 APPLICATION = int.from_bytes(b"ELce", "big")  # SQLite's application_id, which tells a record from other databases
 
 
 TABLES = """
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY, started TEXT, finished TEXT, network TEXT, sha256 TEXT, trained TEXT, classes TEXT,
-    operating_point TEXT, thresholds TEXT, symmetries INTEGER, engine TEXT, precision TEXT,
+    operating_point TEXT, thresholds TEXT, engine TEXT, precision TEXT,
     version TEXT, key TEXT, derived INTEGER
 );
 CREATE TABLE images (

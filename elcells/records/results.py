@@ -16,7 +16,7 @@ from elcells.records.opening import reading
 
 TIMES = ("started", "finished", "judged")
 LISTS = ("classes", "thresholds", "notes", "corners", "metadata")  # columns that hold JSON
-INTEGERS = "columns rows row column sure cell_pixels nearly_black dark id page bytes modified run symmetries".split()
+INTEGERS = "columns rows row column sure cell_pixels nearly_black dark id page bytes modified run".split()
 REALS = ["score", "lead", "bend", *DECIMALS, *MODES, *CORNERS]
 
 

@@ -20,21 +20,19 @@ class RunInfo:
     classes: tuple
     operating_point: str
     thresholds: tuple
-    symmetries: bool
     precision: str
     engine: str
 
     def row(self):
         """The same as SQLite takes it: {column: value}."""
         lists = {"classes": json.dumps(self.classes), "thresholds": json.dumps(self.thresholds)}
-        return vars(self) | lists | {"symmetries": int(self.symmetries)}
+        return vars(self) | lists
 
 
 FIXED = {  # columns of runs that can't change: what the user would call them
     "sha256": "network",
     "operating_point": "operating point",
     "thresholds": "threshold",
-    "symmetries": "--tta",
     "precision": "precision",
 }
 
@@ -47,4 +45,4 @@ def info_of_row(row):
     """The RunInfo of a run, from its columns (a dict, as Record.info)."""
     values = {name: row[name] for name in RunInfo.__dataclass_fields__}
     lists = {"classes": tuple(values["classes"]), "thresholds": tuple(values["thresholds"])}
-    return RunInfo(**values | lists | {"symmetries": bool(values["symmetries"])})
+    return RunInfo(**values | lists)

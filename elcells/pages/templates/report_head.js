@@ -6,7 +6,6 @@ function showHead() {
   const [begun, ended] = data.judged;
   const when = !begun ? "" : begun === ended ? ` on ${begun}` : ` from ${begun} to ${ended}`;
   const from = classes.map((name, k) => `as ${name} from a probability of ${thresholds[k].toFixed(3)} on`);
-  const mean = data.symmetries ? " Each probability is the mean over the cell's eight orientations." : "";
   const made = new Date(data.made).toLocaleString("sv", { dateStyle: "short", timeStyle: "short" }); // 2026-11-28 14:30
   const later = data.reviewed ? "; labels that people give later are not in it" : "";
   $("about").append(
@@ -14,7 +13,8 @@ function showHead() {
     make("ul", {}, ...data.quality.map(textContent => make("li", { textContent }))),
     ...paragraphs(
       `Thresholds: a cell counts ${listed(from)} (operating point ${data.operating_point}). With lower thresholds ` +
-        `more defects are found, and more sound cells are called defective.${mean}`,
+        "more defects are found, and more sound cells are called defective. A probability near a threshold is the mean " +
+        "over the four turns of the cell.",
     ),
   );
 }

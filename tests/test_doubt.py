@@ -1,0 +1,76 @@
+"""Cells near a threshold are judged in all four turns, the same however they lie."""
+
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+
+import data
+from elcells.data.images import read_image
+from elcells.inference.doubt import TURN, doubt, mean_of_turns, turned
+from elcells.inference.engines import Engine, Look
+from elcells.inference.networks import SHIPPED, Network, open_network
+
+THRESHOLDS = np.array([0.5, 0.4])
+
+
+def engine_of(run, **metadata):
+    """An Engine of a function from images to probabilities."""
+    return Engine(
+        run, ("crack", "inactive"), 4, "test", {}, lambda images: Look(run(images), None, None), 2, **metadata
+    )
+
+
+def by_top_left(images):
+    """Probability of a crack that depends on how a cell lies: that of its pixel at the top left."""
+    return np.stack([images[:, 0, 0, 0] / 255, np.full(len(images), 0.01)], 1).astype(np.float32)
+
+
+def test_doubt_is_the_distance_to_the_nearest_threshold_in_logits():
+    far = doubt(np.array([[0.5, 0.4], [expit(1.5), 0.01], [0.999, 1.0]]), THRESHOLDS)
+    assert far == pytest.approx([0, 1.5, logit(0.999)])
+
+
+def test_a_cell_near_a_threshold_has_the_mean_of_the_logits_over_its_turns():
+    image = np.zeros((1, 4, 4), np.uint8)
+    image[0, [0, 0, -1, -1], [0, -1, 0, -1]] = corners = np.array([120, 30, 40, 240])
+    images = np.stack([image, np.full_like(image, 250), np.full_like(image, 2)])
+    engine = engine_of(by_top_left)
+    expected = [expit(logit(corners / 255).mean()), 250 / 255, 2 / 255]
+    seen = [s.probabilities for s in engine.look_at(images, THRESHOLDS)]
+    assert np.array(seen)[:, 0] == pytest.approx(expected, rel=1e-5)
+    assert np.array_equal(engine.judged(images, THRESHOLDS), seen)
+    assert engine(images)[:, 0] == pytest.approx([120 / 255, 250 / 255, 2 / 255])
+
+
+def test_a_file_with_the_symmetries_in_it_is_asked_once():
+    image = np.full((1, 1, 4, 4), 128, np.uint8)
+    asked = []
+
+    def run(images):
+        asked.append(len(images))
+        return by_top_left(images)
+
+    engine_of(run, metadata={"tta": True}).judged(image, THRESHOLDS)
+    assert asked == [1]
+    engine_of(run).judged(image, THRESHOLDS)
+    assert asked == [1, 1, 3]
+
+
+def test_the_other_turns_are_the_three_that_the_image_is_not():
+    image = np.arange(9, dtype=np.uint8).reshape(1, 3, 3)
+    tops = [one[0, 0].tolist() for one in turned(image)]
+    assert tops == [[2, 5, 8], [8, 7, 6], [6, 3, 0]]
+
+
+def test_cells_in_doubt_are_judged_the_same_however_they_lie(elpv):
+    engine = open_network(Network(str(SHIPPED)))
+    images = np.stack([read_image(path) for path in data.originals(data.read_table(elpv))["path"]])[:, None]
+    alone = np.stack([engine(np.rot90(images, k, (-2, -1))) for k in range(4)])
+    thresholds = np.median(alone, (0, 1))  # near which there are cells
+    judged = np.stack([engine.judged(np.rot90(images, k, (-2, -1)), thresholds) for k in range(4)])
+    always = np.stack([doubt(p, thresholds) < TURN for p in alone]).all(0)
+    assert always.any() and not always.all()
+    mean = np.stack([mean_of_turns(p[0], p[1:]) for p in alone.swapaxes(0, 1)])
+    assert np.abs(judged[:, always] - mean[always]).max() < 1e-4
+    never = ~np.stack([doubt(p, thresholds) < TURN for p in alone]).any(0)
+    assert np.abs(judged[:, never] - alone[:, never]).max() < 1e-4
