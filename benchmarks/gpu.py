@@ -2,6 +2,7 @@
 
 $ python -m benchmarks.gpu                       # at most 6 minutes; prints tables, writes gpu.json
 $ python -m benchmarks.gpu --only card step      # single parts (default_run makes the network that some others use)
+$ python -m benchmarks.gpu --only larger_batches --foreign foreign.csv    # judged on cells of other cameras
 $ python -m benchmarks.gpu --device cpu --tiny   # try the script in minutes without a GPU; its figures mean nothing
 
 Each part stands by itself: one that fails is reported, and the others go on.
@@ -18,17 +19,21 @@ import tempfile
 import time
 import traceback
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 import data
+from benchmarks.composed_modules import ElpvCells, compose
+from benchmarks.foreign import report_network
 from elcells import open_results
 from elcells.data.cache import load_images
 from elcells.data.images import IMAGE_SIZE
-from elcells.devices import keep_freed_memory, pick_device, send
+from elcells.devices import autocast, channels_last, keep_freed_memory, pick_device, send
 from elcells.evaluation.evaluate import evaluate
 from elcells.files import atomic_path, command, reason
 from elcells.training.recipes import FAST, FINETUNE
@@ -42,6 +47,9 @@ PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SAME_STEPS = 20  # whose losses are compared
 SOME_IMAGES = 40  # that are judged on the CPU, too
 LEAST_CALLS = 2  # of what is timed
+MODULES = 16  # that are cut and judged
+LARGER_BATCHES = (128, 256)  # of cells
+SEEDS = 3
 SECONDS = 0.7  # of a timing
 
 
@@ -81,14 +89,15 @@ class Bench:
     """What the parts share.
 
     device: its name. tiny: whether the script is only tried. minutes: after which nothing begins. folder: for all
-    files.
+    files. foreign: table of cells of other cameras, or None.
     """
 
-    def __init__(self, device, tiny, minutes, folder):
+    def __init__(self, device, tiny, minutes, folder, foreign=None):
         self.device = pick_device(device)
         self.tiny = tiny
         self.deadline = time.monotonic() + 60 * minutes
         self.folder = Path(folder)
+        self.foreign = foreign
         self.size = 64 if tiny else IMAGE_SIZE  # of images
         self.batches = (4, 8) if tiny else (32, 128, 512)  # cells in each
         table = data.read_table(ROOT / "data.csv")
@@ -141,9 +150,14 @@ def card(bench):
 
 def default_run(bench):
     """`python train.py` whole, as a process of its own: wall time, seconds in steps, and scores."""
-    out = bench.folder / "default"
+    return whole_run(bench, "default")
+
+
+def whole_run(bench, name, *options):
+    """The same with options of train.py, into a folder of that name."""
+    out = bench.folder / name
     short = ["--limit", 48, "--image-size", 64, "--epochs", 2, "--line-steps", 4] if bench.tiny else []
-    seconds = bench.run_command("train.py", "--out", out, *short)
+    seconds = bench.run_command("train.py", "--out", out, *options, *short)
     report = json.loads((out / "checkpoints" / "report.json").read_text(encoding="utf-8"))
     return {
         "seconds": seconds,
@@ -301,7 +315,83 @@ def step_rates(bench, network, precision, size, graphs):
     return {"cells_per_s": whole, "constant": constant, "share": whole / constant}
 
 
-PARTS = (card, default_run, evaluation, same_losses, resume, commands, step, frozen_processes)
+def inference(bench):
+    """Cells/s of the default network by precision and batch size, and seconds of predict.py for whole modules."""
+    model = usual_model(DEFAULT, bench.size).to(bench.device, memory_format=torch.channels_last).eval()
+    test_set = bench.sets[str(bench.device)][2]
+    figures = {}
+    for (name, precision), size in itertools.product(PRECISIONS.items(), (1, *bench.batches)):
+        images = channels_last(test_set.batch(np.resize(np.arange(len(test_set)), size))[0].to(bench.device))
+        with torch.inference_mode(), autocast(bench.device, precision):
+            figures[f"{name} {size}"] = size * calls_per_second(partial(model, images), SECONDS)
+    folder = bench.folder / "modules"
+    folder.mkdir()
+    cells = ElpvCells()
+    rows = ["filename;grid"]
+    for seed in range(2 if bench.tiny else MODULES):
+        image, truth = compose(cells, seed, "easy")
+        Image.fromarray(image).save(folder / f"{seed}.png")
+        rows.append(f"{seed}.png;{'x'.join(map(str, truth.grid))}")
+    (folder / "grids.csv").write_text("\n".join(rows), encoding="utf-8")
+    checkpoint = bench.folder / "default" / "checkpoints" / "best.ckp"
+    options = ["--metadata", folder / "grids.csv", "--out", bench.folder / "judged", "--model", checkpoint]
+    seconds = bench.run_command("predict.py", *options, *sorted(folder.glob("*.png")))
+    return figures | {"modules": len(rows) - 1, "seconds": seconds}
+
+
+def larger_batches(bench):
+    """The default run with larger batches, its rate scaled by the root of the size (Malladi et al. 2022)."""
+    figures = {}
+    for size, seed in itertools.product(LARGER_BATCHES, range(SEEDS)):
+        if bench.is_late():
+            break
+        name = f"{size} seed {seed}"
+        rate = FAST.lr * (size / FAST.batch_size) ** 0.5
+        figures[name] = whole_run(bench, name, "--batch-size", size, "--lr", rate, "--seed", seed)
+        if bench.foreign:
+            checkpoint = bench.folder / name / "checkpoints" / "best.ckp"
+            judged = report_network(checkpoint, bench.foreign, folder=None, orientations=False, errors=None)
+            mean = judged["parts"]["all"]["mean"]
+            figures[name] |= {"foreign_f1": mean["f1"], "foreign_ap": mean["average_precision"]}
+    return figures
+
+
+def classic(bench):
+    """The classic recipe with ResNet-34 from random weights, whole."""
+    return whole_run(bench, "classic", "--model", "resnet34", "--recipe", "classic", "--weights", "none")
+
+
+def compiled(bench):
+    """Cells/s of the default network's training step on a constant batch, as it is and by torch.compile."""
+    figures = {}
+    for name, size in itertools.product(("as it is", "compiled"), bench.batches):
+        if bench.is_late():
+            break
+        trainer = bench.trainer(replace(usual_recipe(DEFAULT), batch_size=size), precision=torch.bfloat16)
+        if name == "compiled":
+            trainer.parallel = torch.compile(trainer.parallel)
+        trainer.training_mode()
+        rows = np.resize(np.arange(len(trainer.train_set)), size)
+        batch = trainer.batches.of_step(rows, epoch=0, step=0)
+        batch = replace(batch, **{key: send(value, bench.device) for key, value in batch.tensors().items()})
+        figures[f"{name} {size}"] = size * calls_per_second(partial(trainer.next_step, batch), SECONDS)
+    return figures
+
+
+PARTS = (
+    card,
+    default_run,
+    evaluation,
+    same_losses,
+    resume,
+    commands,
+    step,
+    frozen_processes,
+    inference,
+    larger_batches,
+    compiled,
+    classic,
+)
 
 
 # ---------------------------------------------------------------- command
@@ -341,12 +431,13 @@ def main(argv=None):
     parser.add_argument("--tiny", action="store_true", help="48 cells at 64 pixels: try the script, not the device")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="PART", help="parts (all)")
     parser.add_argument("--minutes", type=float, default=6, help="nothing begins after that (%(default)s)")
+    parser.add_argument("--foreign", metavar="CSV", help="cells of other cameras that judge larger batches")
     parser.add_argument("--out", default="gpu.json", metavar="FILE", help="figures (%(default)s)")
     args = parser.parse_args(argv)
     keep_freed_memory()
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(args.device, args.tiny, args.minutes, folder)
+        bench = Bench(args.device, args.tiny, args.minutes, folder, args.foreign)
         for part in PARTS:
             if part.__name__ not in args.only:
                 continue

