@@ -30,7 +30,7 @@ COLUMNS = "own cells draw judged n seconds f1_crack f1_inactive f1 ap_crack ap_i
 
 
 def judge_network(path, table):
-    """F1 at the thresholds and average precision of a network's file on a table's cells, a dict of COLUMNS."""
+    """F1 at the thresholds and average precision of a network's file, which looks at each of a table's cells once."""
     engine = open_network(Network(str(path)))
     images = np.stack([read_image(p, engine.image_size) for p in table["path"]])[:, None]
     labels = table[list(CLASSES)].to_numpy()

@@ -1,10 +1,13 @@
 """The output crack_lines of ONNX files: what is in them, and how it is computed for cells with a crack alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from scipy.special import expit, logit
 from test_line_training import random_decoder
 
 import export_onnx
@@ -69,13 +72,31 @@ def test_only_images_with_a_crack_get_lines_and_these_are_pytorchs(checkpoint, e
     pixels = images(6)
     for network in (exported, checkpoint):
         engine = open_network(Network(str(network), device="cpu"))
-        thresholds = np.array([np.median(engine(pixels)[:, 0]), 1])
-        has_crack = engine.judged(pixels, thresholds)[:, 0] >= thresholds[0]
+        engine = replace(engine, metadata={"tta": True})  # one look at each
+        probabilities = engine(pixels)
+        thresholds = np.array([np.median(probabilities[:, 0]), 1])
         seen = list(engine.look_at(pixels, thresholds))
         assert engine.has_lines
-        assert [one.lines is not None for one in seen] == has_crack.tolist()
+        assert [one.lines is not None for one in seen] == (probabilities[:, 0] >= thresholds[0]).tolist()
         for one, expected in zip(seen, expected_lines(checkpoint, pixels)):
             assert one.lines is None or np.abs(one.lines - expected).max() < 1e-4
+
+
+def test_images_near_a_threshold_get_the_lines_of_the_turn_in_which_a_crack_is_surest(checkpoint, exported):
+    pixels = images(6)
+    turns = [np.rot90(pixels, quarters, (-2, -1)).copy() for quarters in range(4)]
+    lines = np.stack([np.rot90(expected_lines(checkpoint, p), -k, (-2, -1)) for k, p in enumerate(turns)])
+    for network in (exported, checkpoint):
+        engine = open_network(Network(str(network), device="cpu", maps=True))
+        thresholds = np.array([0.0, engine(pixels)[0, 1]])
+        probabilities = np.stack([engine(p) for p in turns])
+        maps = [np.rot90(engine.look(p).maps, -k, (-2, -1)) for k, p in enumerate(turns)]
+        for number, one in enumerate(engine.look_at(pixels, thresholds)):
+            assert engine.is_near(probabilities[0, number], thresholds)
+            assert one.probabilities == pytest.approx(expit(logit(probabilities[:, number]).mean(0)), abs=1e-4)
+            assert np.abs(one.map - np.mean(maps, 0)[number]).max() < 1e-3 * max(1, np.abs(maps).max())
+            near = probabilities[:, number, 0] > probabilities[:, number, 0].max() - 1e-6
+            assert min(np.abs(one.lines - lines[k, number]).max() for k in np.flatnonzero(near)) < 1e-4
 
 
 def test_network_and_decoder_apart_share_no_node(exported):

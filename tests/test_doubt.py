@@ -6,7 +6,7 @@ from scipy.special import expit, logit
 
 import data
 from elcells.data.images import read_image
-from elcells.inference.doubt import TURN, doubt, mean_of_turns, turned
+from elcells.inference.doubt import NEAR, doubt, mean_of_turns, other_turns
 from elcells.inference.engines import Engine, Look
 from elcells.inference.networks import SHIPPED, Network, open_network
 
@@ -58,7 +58,7 @@ def test_a_file_with_the_symmetries_in_it_is_asked_once():
 
 def test_the_other_turns_are_the_three_that_the_image_is_not():
     image = np.arange(9, dtype=np.uint8).reshape(1, 3, 3)
-    tops = [one[0, 0].tolist() for one in turned(image)]
+    tops = [one[0, 0].tolist() for one in other_turns(image)]
     assert tops == [[2, 5, 8], [8, 7, 6], [6, 3, 0]]
 
 
@@ -68,9 +68,9 @@ def test_cells_in_doubt_are_judged_the_same_however_they_lie(elpv):
     alone = np.stack([engine(np.rot90(images, k, (-2, -1))) for k in range(4)])
     thresholds = np.median(alone, (0, 1))  # near which there are cells
     judged = np.stack([engine.judged(np.rot90(images, k, (-2, -1)), thresholds) for k in range(4)])
-    always = np.stack([doubt(p, thresholds) < TURN for p in alone]).all(0)
+    always = np.stack([doubt(p, thresholds) < NEAR for p in alone]).all(0)
     assert always.any() and not always.all()
-    mean = np.stack([mean_of_turns(p[0], p[1:]) for p in alone.swapaxes(0, 1)])
-    assert np.abs(judged[:, always] - mean[always]).max() < 1e-4
-    never = ~np.stack([doubt(p, thresholds) < TURN for p in alone]).any(0)
+    means = np.stack([mean_of_turns(p) for p in alone.swapaxes(0, 1)])
+    assert np.abs(judged[:, always] - means[always]).max() < 1e-4
+    never = ~np.stack([doubt(p, thresholds) < NEAR for p in alone]).any(0)
     assert np.abs(judged[:, never] - alone[:, never]).max() < 1e-4

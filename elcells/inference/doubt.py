@@ -4,11 +4,11 @@ import numpy as np
 from scipy.special import expit, logit
 
 UNSURE = 1.0  # a probability nearer to its threshold, in logits, may fall on either side
-TURN = 2.0  # a cell with a probability nearer to its threshold is judged in all four turns
+NEAR = 2.0  # a cell with a probability nearer to its threshold is judged in all four turns
 
 
 def logits_of(probabilities):
-    """Logits of probabilities, which are kept off 0 and 1."""
+    """Logits of probabilities, which are kept within 0.0001 and 0.9999."""
     return logit(np.clip(np.asarray(probabilities, float), 1e-4, 1 - 1e-4))
 
 
@@ -20,15 +20,19 @@ def doubt(probabilities, thresholds):
     return np.abs(logits_of(probabilities) - logits_of(thresholds)).min(1)
 
 
-def turned(image):
-    """The other three turns by quarters of an image (1, S, S): (3, 1, S, S)."""
+def other_turns(image):
+    """The other three turns of an image (1, S, S), by one to three quarters to the left: (3, 1, S, S)."""
     return np.stack([np.rot90(image, quarters, (-2, -1)) for quarters in (1, 2, 3)])
 
 
-def mean_of_turns(upright, others):
-    """Probabilities, float32 (C,), by the mean of a cell's logits in all four turns.
+def turned_back(values, quarters):
+    """Values (..., h, w) of an image that was turned by so many quarters to the left, as they lie upright."""
+    return np.rot90(values, -quarters, (-2, -1))
+
+
+def mean_of_turns(probabilities):
+    """Probabilities, float32 (C,), by the mean of a cell's logits in all four turns; probabilities: (4, C).
 
     A network sees a faint crack in one turn and not in another; the mean depends less on how the cell lies.
-    upright: probabilities (C,). others: probabilities (3, C) of the other turns.
     """
-    return expit(logits_of([upright, *others]).mean(0)).astype(np.float32)
+    return expit(logits_of(probabilities).mean(0)).astype(np.float32)

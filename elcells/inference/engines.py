@@ -1,7 +1,8 @@
 """An ONNX file as a function from images to probabilities, for programs that may run without PyTorch.
 
 >>> engine = open_model("onnx/best.onnx")
->>> probabilities = engine(images)  # uint8 (N, 1, S, S) -> float32 (N, C)
+>>> probabilities = engine(images)  # uint8 (N, 1, S, S) -> float32 (N, C), one look at each image
+>>> probabilities = engine.judged(images, engine.thresholds())  # as predict.py judges
 """
 
 import importlib
@@ -17,7 +18,7 @@ import numpy as np
 from elcells.evaluation.calibration import choose_thresholds
 from elcells.files import InputError, reason
 from elcells.inference.class_maps import last_features, weighted
-from elcells.inference.doubt import TURN, doubt, mean_of_turns, turned
+from elcells.inference.doubt import NEAR, doubt, mean_of_turns, other_turns, turned_back
 
 # onnxruntime, openvino and onnx are imported by the functions that use them.
 
@@ -47,6 +48,10 @@ class Seen(NamedTuple):
 class Engine:
     """A network as a function: takes uint8 gray images (N, 1, S, S), returns float32 probabilities (N, C).
 
+    Called, it looks at each image once, as any program does that runs the file. `look_at` and `judged` look at images
+    near a threshold in all four turns, as predict.py does.
+
+
     run: the same for a batch. classes: names, in the order of the probabilities. image_size: S in pixels. name: what
     runs the network. operating_points: {name: one threshold a class}. look: function of a batch that gives a Look.
     batch_size: images that the network gets at a time. has_lines: whether the network tells where cracks run.
@@ -69,28 +74,53 @@ class Engine:
     def look_at(self, images, thresholds):
         """Yield what is Seen in each image; crack lines only where the probability of a crack reaches its threshold.
 
-        Probabilities near a threshold are those of the mean over the four turns of the image.
+        An image with a probability near a threshold is looked at in all four turns (`seen_in_turns`).
         """
-        crack = self.classes.index("crack") if self.has_lines else None
         for batch in in_batches(images, self.batch_size):
             look = self.look(np.ascontiguousarray(batch))
-            for number, upright in enumerate(look.probabilities):
-                probabilities = self.with_turns(batch[number], upright, thresholds)
-                has_crack = self.has_lines and probabilities[crack] >= thresholds[crack]
+            for number, probabilities in enumerate(look.probabilities):
+                if self.is_near(probabilities, thresholds):
+                    yield self.seen_in_turns(batch[number], look, number, thresholds)
+                    continue
                 class_map = None if look.maps is None else look.maps[number]
-                yield Seen(probabilities, class_map, look.lines(number) if has_crack else None)
+                lines = look.lines(number) if self.has_crack(probabilities, thresholds) else None
+                yield Seen(probabilities, class_map, lines)
 
     def judged(self, images, thresholds):
-        """Probabilities (N, C) of images, as `look_at` gives them."""
-        upright = self(images)
-        return np.stack([self.with_turns(image, p, thresholds) for image, p in zip(images, upright)])
+        """Probabilities (N, C) of images as `look_at` gives them, without maps and lines."""
+        probabilities = self(images)
+        for number, upright in enumerate(probabilities):
+            if self.is_near(upright, thresholds):
+                others = self.run(other_turns(images[number]))
+                probabilities[number] = mean_of_turns([upright, *others])
+        return probabilities
 
-    def with_turns(self, image, upright, thresholds):
-        """The probabilities (C,) of an image (1, S, S), by the mean over its four turns where `upright` is near a
-        threshold."""
-        if self.metadata.get("tta") or doubt(upright[None], thresholds)[0] >= TURN:
-            return upright
-        return mean_of_turns(upright, self.run(turned(image)))
+    def is_near(self, probabilities, thresholds):
+        """Whether one of an image's probabilities (C,) is near its threshold; a file that looks at all eight symmetries
+        by itself has none to look at."""
+        return not self.metadata.get("tta") and doubt(probabilities[None], thresholds)[0] < NEAR
+
+    def has_crack(self, probabilities, thresholds):
+        """Whether an image with these probabilities (C,) is to get crack lines."""
+        crack = self.classes.index("crack") if self.has_lines else None
+        return self.has_lines and probabilities[crack] >= thresholds[crack]
+
+    def seen_in_turns(self, image, upright, number, thresholds):
+        """What is Seen in an image (1, S, S) by the mean of its four turns; upright: the Look of its batch.
+
+        Logits and class maps are means. Crack lines are those of the turn in which a crack is most probable.
+        """
+        others = self.look(other_turns(image))
+        probabilities = np.stack([upright.probabilities[number], *others.probabilities])
+        mean = mean_of_turns(probabilities)
+        class_map = lines = None
+        if upright.maps is not None:
+            back = [turned_back(class_map, quarters) for quarters, class_map in enumerate(others.maps, 1)]
+            class_map = np.mean([upright.maps[number], *back], axis=0)
+        if self.has_crack(mean, thresholds):
+            quarters = int(probabilities[:, self.classes.index("crack")].argmax())
+            lines = turned_back(others.lines(quarters - 1), quarters) if quarters else upright.lines(number)
+        return Seen(mean, class_map, lines)
 
     def thresholds(self, point="f1"):
         """Probabilities, float32 (C,), from which a cell counts as positive; InputError for an unknown point."""

@@ -38,6 +38,8 @@ def describe_network(name, metadata):
         "epochs not recorded" if epochs is None else counted(epochs, "epoch"),
         f"validation F1 {'not recorded' if f1 is None else format(f1, '.2f')}",
     ]
+    if metadata.get("tta"):
+        parts.append("the mean over eight symmetries")
     return f"{name}: {', '.join(parts)}"
 
 

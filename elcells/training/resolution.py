@@ -25,16 +25,16 @@ class LowResolution:
     """
 
     def __init__(self, size, device="cpu"):
-        matrices = [matrix(size, side, blur) for side in SIDES for blur in BLURS]
-        self.sides = torch.tensor(SIDES).repeat_interleave(len(BLURS)).to(device)
+        sides = [min(side, size) for side in SIDES]
+        matrices = [matrix(size, side, blur) for side in sides for blur in BLURS]
+        self.sides = torch.tensor(sides).repeat_interleave(len(BLURS)).to(device)
         self.matrices = torch.stack(matrices).to(device)
 
     def show(self, images, contrast, numbers, share):
         """Show a share of the cells in a low resolution, with the dark gap between cells along their edges.
 
         Cells stay as they are where a drawn crack would no longer be seen.
-        images: uint8 (B, 1, S, S). contrast: float (B, 1, S, S), of drawn cracks (of `Drawn`).
-            Both on the device.
+        images: uint8 (B, 1, S, S), and contrast: float (B, 1, S, S), of drawn cracks (of `Drawn`), on the device.
         numbers: float (NUMBERS, B) in 0..1, random, on the CPU. Returns uint8 (B, 1, S, S), a new tensor.
         """
         whether, which_side, which_blur, *gap_numbers = numbers
