@@ -26,8 +26,8 @@ class Cells:
     """A network that judges images of cells.
 
     path: of an ONNX file, which needs no PyTorch, or of a checkpoint. options: those of `Network`, such as
-    device="cpu", engine="onnxruntime", operating_point="recall", batch_size=64. Cells near a threshold are judged in all
-    four turns.
+    device="cpu", engine="onnxruntime", operating_point="recall", batch_size=64. Cells near a threshold are judged in
+    all four turns.
     Raises InputError for a file that is no network.
     """
 
