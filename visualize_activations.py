@@ -247,7 +247,7 @@ def surest_cells(test, model):
 
 
 def show_cell(model, image, name, layers, channels, out):
-    """Write all plots of an image, uint8 (S, S), to the folder `out`, and print its probabilities.
+    """Write all plots of an image, uint8 (S, S), to the folder `out`, and print its probabilities as it lies.
 
     layers: names for the feature maps. channels: the layer whose channels are shown too, or None.
     """

@@ -121,6 +121,8 @@ def in_orientations(engine, images, table, upright):
 def report_network(path, cells_table, folder, orientations, errors):
     """Judge one network on a table's cells, print its figures and return them as a dict that JSON can hold.
 
+    Cells near a threshold are looked at in all four turns, as predict.py does; `one_look` has the mean figures without.
+
     folder: of the table's file names, or None. orientations: also `in_orientations`. errors: file for a plot of the
     surest errors, or None.
     """
@@ -143,7 +145,9 @@ def report_network(path, cells_table, folder, orientations, errors):
         f"{counts['wrong']} cells have a wrong call, {counts['both']} of them among the {counts['unsure']} "
         f"({counts['unsure'] / len(table):.0%}) that predict.py's report calls unsure"
     )
-    report = {"network": str(path), "parts": figures, "doubtful": counts, "leak": leak}
+    once = metrics_table(labels, engine(images), thresholds, classes)["mean"]
+    print(f"one look at each cell: mean F1 {once['f1']:.3f}, AP {once['average_precision']:.3f}")
+    report = {"network": str(path), "parts": figures, "one_look": once, "doubtful": counts, "leak": leak}
     if orientations:
         report["orientations"] = in_orientations(engine, images, table, probabilities)
         parts = []

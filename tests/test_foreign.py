@@ -7,6 +7,10 @@ from sklearn.metrics import average_precision_score, f1_score
 
 import data
 from benchmarks import adapt, foreign
+from elcells.data.images import read_image
+from elcells.evaluation.metrics import metrics_table
+from elcells.inference import engines
+from elcells.inference.networks import SHIPPED, Network, open_network
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,21 @@ def test_networks_are_judged_in_all_eight_orientations(table, tmp_path, capsys):
     assert len(turned) == 8 and max(turned) > min(turned)
     assert len(report["orientations"]["crosses"]) == 8
     assert f"AP {np.mean(turned):.3f} ({min(turned):.3f} to" in capsys.readouterr().out
+
+
+def test_cells_near_a_threshold_are_judged_as_predict_judges_them(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "NEAR", 100)  # all of them
+    out = tmp_path / "figures.json"
+    assert foreign.main([str(table), "--json", str(out)]) == 0
+    [report] = json.loads(out.read_text(encoding="utf-8"))
+    cells, engine = data.read_table(table), open_network(Network(str(SHIPPED)))
+    images = np.stack([read_image(path) for path in cells["path"]])[:, None]
+    labels, thresholds = cells[["crack", "inactive"]].to_numpy(), engine.thresholds()
+    seen = np.stack([one.probabilities for one in engine.look_at(images, thresholds)])
+    for found, probabilities in ((report["parts"]["all"]["mean"], seen), (report["one_look"], engine(images))):
+        expected = metrics_table(labels, probabilities, thresholds, engine.classes)["mean"]["calibration_error"]
+        assert found["calibration_error"] == pytest.approx(expected, abs=1e-4)
+    assert abs(report["one_look"]["calibration_error"] - report["parts"]["all"]["mean"]["calibration_error"]) > 1e-3
 
 
 def test_the_figures_are_scikit_learns():
