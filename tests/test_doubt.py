@@ -64,7 +64,7 @@ def test_the_other_turns_are_the_three_that_the_image_is_not():
 
 def test_cells_in_doubt_are_judged_the_same_however_they_lie(elpv):
     engine = open_network(Network(str(SHIPPED)))
-    images = np.stack([read_image(path) for path in data.originals(data.read_table(elpv))["path"]])[:, None]
+    images = np.stack([read_image(path) for path in data.originals(data.read_table(elpv))["path"][::3]])[:, None]
     alone = np.stack([engine(np.rot90(images, k, (-2, -1))) for k in range(4)])
     thresholds = np.median(alone, (0, 1))  # near which there are cells
     judged = np.stack([engine.judged(np.rot90(images, k, (-2, -1)), thresholds) for k in range(4)])

@@ -60,10 +60,11 @@ def test_networks_are_judged_in_all_eight_orientations(table, tmp_path, capsys):
 
 def test_cells_near_a_threshold_are_judged_as_predict_judges_them(table, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "NEAR", 100)  # all of them
-    out = tmp_path / "figures.json"
-    assert foreign.main([str(table), "--json", str(out)]) == 0
+    few, out = tmp_path / "few.csv", tmp_path / "figures.json"
+    data.pd.read_csv(table, sep=";").groupby(["crack", "inactive"]).head(4).to_csv(few, sep=";", index=False)
+    assert foreign.main([str(few), "--json", str(out)]) == 0
     [report] = json.loads(out.read_text(encoding="utf-8"))
-    cells, engine = data.read_table(table), open_network(Network(str(SHIPPED)))
+    cells, engine = data.read_table(few), open_network(Network(str(SHIPPED)))
     images = np.stack([read_image(path) for path in cells["path"]])[:, None]
     labels, thresholds = cells[["crack", "inactive"]].to_numpy(), engine.thresholds()
     seen = np.stack([one.probabilities for one in engine.look_at(images, thresholds)])
