@@ -119,6 +119,13 @@ class Bench:
         """Whether the deadline has passed."""
         return time.monotonic() > self.deadline
 
+    def checkpoint(self):
+        """The default run's; RuntimeError where that part did not run."""
+        path = self.folder / "default" / "checkpoints" / "best.ckp"
+        if not path.exists():
+            raise RuntimeError("needs the checkpoint of the part default_run")
+        return path
+
     def trainer(self, recipe, network=DEFAULT, device=None, precision=torch.float32):
         """A Trainer of a network on the device (or another one) with its usual initial weights."""
         device = str(device or self.device)
@@ -170,7 +177,7 @@ def whole_run(bench, name, *options):
 
 def evaluation(bench):
     """Probabilities, and crack lines, of test cells by the default run's checkpoint: the CPU's against the device's."""
-    model, _ = load_model(bench.folder / "default" / "checkpoints" / "best.ckp")
+    model, _ = load_model(bench.checkpoint())
     _, _, expected = evaluate(model, bench.sets["cpu"][2])
     images, _ = bench.sets["cpu"][2].batch(np.arange(len(expected))[:16])
     with torch.no_grad():
@@ -259,7 +266,7 @@ def frozen_processes(bench):
 
 def commands(bench):
     """Seconds of the commands with the default run's checkpoint, and how predict.py differs from itself on the CPU."""
-    checkpoint = bench.folder / "default" / "checkpoints" / "best.ckp"
+    checkpoint = bench.checkpoint()
     images = sorted((ROOT / "images").glob("*.png"))
     images = images[:SOME_IMAGES] if bench.tiny else images
     outs = [bench.folder / name for name in ("on_device", "on_cpu")]
@@ -331,7 +338,8 @@ def inference(bench):
 
 
 def modules(bench):
-    """Seconds of predict.py for composed modules, cut and judged."""
+    """Seconds of predict.py for composed modules, cut and judged by the default run's checkpoint."""
+    checkpoint = bench.checkpoint()
     folder = bench.folder / "modules"
     folder.mkdir()
     cells = ElpvCells()
@@ -341,7 +349,6 @@ def modules(bench):
         Image.fromarray(image).save(folder / f"{seed}.png")
         rows.append(f"{seed}.png;{'x'.join(map(str, truth.grid))}")
     (folder / "grids.csv").write_text("\n".join(rows), encoding="utf-8")
-    checkpoint = bench.folder / "default" / "checkpoints" / "best.ckp"
     options = ["--metadata", folder / "grids.csv", "--out", bench.folder / "judged", "--model", checkpoint]
     seconds = bench.run_command("predict.py", *options, *sorted(folder.glob("*.png")), accepted=(0, NOT_SURE))
     return {"modules": len(rows) - 1, "seconds": seconds}

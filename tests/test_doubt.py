@@ -1,4 +1,4 @@
-"""Cells near a threshold are judged in all four turns, the same however they lie."""
+"""Cells near a threshold are judged in all four turns."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_the_other_turns_are_the_three_that_the_image_is_not():
     assert tops == [[2, 5, 8], [8, 7, 6], [6, 3, 0]]
 
 
-def test_cells_in_doubt_are_judged_the_same_however_they_lie(elpv):
+def test_cells_that_are_near_in_every_turn_are_judged_the_same_however_they_lie(elpv):
     engine = open_network(Network(str(SHIPPED)))
     images = np.stack([read_image(path) for path in data.originals(data.read_table(elpv))["path"][::3]])[:, None]
     alone = np.stack([engine(np.rot90(images, k, (-2, -1))) for k in range(4)])

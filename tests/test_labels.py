@@ -17,7 +17,7 @@ from elcells.inference.severity import shape_image
 from elcells.modules.cutting import CutModule
 from elcells.records.exports import write_tables
 from elcells.records.labels import agreement, lines_about_people, take_labels
-from elcells.records.opening import changing, reading, writing
+from elcells.records.opening import APPLICATION, VERSION, changing, reading, writing
 from elcells.records.requests import ImageResult, module_name, request_of
 from elcells.records.rows import final_calls
 from elcells.records.runs import RunInfo
@@ -401,14 +401,16 @@ def test_results_of_two_networks_are_not_one(out, tmp_path, capsys):
         (["out", "--out", "out"], "is one of the folders"),
         (["out", "--before", "out"], "is the folder itself"),
         (["nothing"], "no results.sqlite there"),
-        (["old"], "no record of this version"),
+        (["foreign"], "is no record; judge the images again"),
+        (["old"], f"is a record of version 1, and this program writes version {VERSION}; judge the images again"),
         (["out", "--before", "nothing"], "no results.sqlite there"),
     ],
 )
 def test_folders_that_make_no_sense_are_one_sentence(out, tmp_path, monkeypatch, capsys, given, words):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "old").mkdir()
-    sqlite3.connect("old/results.sqlite").execute("CREATE TABLE runs (id)").connection.close()
+    for folder, marks in (("foreign", ""), ("old", f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = 1;")):
+        (tmp_path / folder).mkdir()
+        sqlite3.connect(f"{folder}/results.sqlite").executescript(f"CREATE TABLE runs (id); {marks}").close()
     assert report.main(given) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1 and not (tmp_path / "nothing").exists()

@@ -85,13 +85,21 @@ def open_file(folder, classes):
             if marks_of(connection) == (0, 0) and not connection.execute("SELECT * FROM sqlite_master").fetchone():
                 make_tables(connection, classes)
             elif marks_of(connection) != (APPLICATION, VERSION):
-                raise InputError(f"{path}: is no record of this version; give another --out")
+                raise InputError(f"{path}: {what_else(connection)}; give another --out")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA foreign_keys = ON")
         except sqlite3.DatabaseError as error:
             raise InputError(f"{path}: can't be used as a record ({error}); give another --out") from None
         stack.pop_all()  # nothing is wrong with it
         return connection
+
+
+def what_else(connection):
+    """What a database is that is no record of this version."""
+    application, version = marks_of(connection)
+    if application != APPLICATION:
+        return "is no record"
+    return f"is a record of version {version}, and this program writes version {VERSION}"
 
 
 def marks_of(connection):
@@ -145,7 +153,7 @@ def reading(folder):
         with contextlib.closing(connect(path, timeout=1)) as connection:
             connection.execute("PRAGMA query_only = ON")
             if marks_of(connection) != (APPLICATION, VERSION):
-                raise InputError(f"{path}: is no record of this version; judge the images again into another folder")
+                raise InputError(f"{path}: {what_else(connection)}; judge the images again into another folder")
             record = Record(folder, connection)
             if not connection.execute("SELECT count(*) FROM runs").fetchone()[0]:  # a run was killed as it began
                 raise InputError(f"{folder}: no results there yet; run `python predict.py IMAGES --out {folder}` again")
