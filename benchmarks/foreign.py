@@ -133,7 +133,8 @@ def report_network(path, cells_table, folder, orientations, errors):
     cached_images, index = load_images(table, engine.image_size, print)
     images = cached_images[index]
     labels = table[list(classes)].to_numpy()
-    probabilities = engine.judged(images, thresholds)
+    once = engine(images)
+    probabilities = engine.judged_again(images, once, thresholds)
     figures = figures_by_part(table, labels, probabilities, thresholds, classes)
     print(f"\n{path}, {engine.name}")
     leak = contamination(with_hashes(table, cells_in_training(path, print)), path, "table's")
@@ -145,9 +146,9 @@ def report_network(path, cells_table, folder, orientations, errors):
         f"{counts['wrong']} cells have a wrong call, {counts['both']} of them among the {counts['unsure']} "
         f"({counts['unsure'] / len(table):.0%}) that predict.py's report calls unsure"
     )
-    once = metrics_table(labels, engine(images), thresholds, classes)["mean"]
-    print(f"one look at each cell: mean F1 {once['f1']:.3f}, AP {once['average_precision']:.3f}")
-    report = {"network": str(path), "parts": figures, "one_look": once, "doubtful": counts, "leak": leak}
+    one_look = metrics_table(labels, once, thresholds, classes)["mean"]
+    print(f"one look at each cell: mean F1 {one_look['f1']:.3f}, AP {one_look['average_precision']:.3f}")
+    report = {"network": str(path), "parts": figures, "one_look": one_look, "doubtful": counts, "leak": leak}
     if orientations:
         report["orientations"] = in_orientations(engine, images, table, probabilities)
         parts = []

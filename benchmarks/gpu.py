@@ -119,11 +119,11 @@ class Bench:
         """Whether the deadline has passed."""
         return time.monotonic() > self.deadline
 
-    def checkpoint(self):
-        """The default run's; RuntimeError where that part did not run."""
-        path = self.folder / "default" / "checkpoints" / "best.ckp"
+    def checkpoint(self, run="default"):
+        """That of a run; RuntimeError where it was not run."""
+        path = self.folder / run / "checkpoints" / "best.ckp"
         if not path.exists():
-            raise RuntimeError("needs the checkpoint of the part default_run")
+            raise RuntimeError(f"needs the checkpoint of the part {run}_run")
         return path
 
     def trainer(self, recipe, network=DEFAULT, device=None, precision=torch.float32):
@@ -367,8 +367,7 @@ def larger_batches(bench):
         rate = FAST.lr * (size / FAST.batch_size) ** 0.5
         figures[name] = whole_run(bench, name, "--batch-size", size, "--lr", rate, "--seed", seed)
         if bench.foreign:
-            checkpoint = bench.folder / name / "checkpoints" / "best.ckp"
-            judged = report_network(checkpoint, bench.foreign, folder=None, orientations=False, errors=None)
+            judged = report_network(bench.checkpoint(name), bench.foreign, None, orientations=False, errors=None)
             mean = judged["parts"]["all"]["mean"]
             figures[name] |= {"foreign_f1": mean["f1"], "foreign_ap": mean["average_precision"]}
     return figures

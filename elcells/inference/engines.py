@@ -51,7 +51,6 @@ class Engine:
     Called, it looks at each image once, as any program does that runs the file. `look_at` and `judged` look at images
     near a threshold in all four turns, as predict.py does.
 
-
     run: the same for a batch. classes: names, in the order of the probabilities. image_size: S in pixels. name: what
     runs the network. operating_points: {name: one threshold a class}. look: function of a batch that gives a Look.
     batch_size: images that the network gets at a time. has_lines: whether the network tells where cracks run.
@@ -81,18 +80,21 @@ class Engine:
             for number, probabilities in enumerate(look.probabilities):
                 if self.is_near(probabilities, thresholds):
                     yield self.seen_in_turns(batch[number], look, number, thresholds)
-                    continue
-                class_map = None if look.maps is None else look.maps[number]
-                lines = look.lines(number) if self.has_crack(probabilities, thresholds) else None
-                yield Seen(probabilities, class_map, lines)
+                else:
+                    class_map = None if look.maps is None else look.maps[number]
+                    lines = look.lines(number) if self.has_crack(probabilities, thresholds) else None
+                    yield Seen(probabilities, class_map, lines)
 
     def judged(self, images, thresholds):
         """Probabilities (N, C) of images as `look_at` gives them, without maps and lines."""
-        probabilities = self(images)
-        for number, upright in enumerate(probabilities):
-            if self.is_near(upright, thresholds):
-                others = self.run(other_turns(images[number]))
-                probabilities[number] = mean_of_turns([upright, *others])
+        return self.judged_again(images, self(images), thresholds)
+
+    def judged_again(self, images, upright, thresholds):
+        """The same where the probabilities `upright` (N, C) of one look at each are known already."""
+        probabilities = upright.copy()
+        for number, once in enumerate(upright):
+            if self.is_near(once, thresholds):
+                probabilities[number] = mean_of_turns([once, *self.run(other_turns(images[number]))])
         return probabilities
 
     def is_near(self, probabilities, thresholds):
@@ -102,8 +104,10 @@ class Engine:
 
     def has_crack(self, probabilities, thresholds):
         """Whether an image with these probabilities (C,) is to get crack lines."""
-        crack = self.classes.index("crack") if self.has_lines else None
-        return self.has_lines and probabilities[crack] >= thresholds[crack]
+        if not self.has_lines:
+            return False
+        crack = self.classes.index("crack")
+        return probabilities[crack] >= thresholds[crack]
 
     def seen_in_turns(self, image, upright, number, thresholds):
         """What is Seen in an image (1, S, S) by the mean of its four turns; upright: the Look of its batch.
