@@ -36,6 +36,7 @@ from elcells.files import InputError, atomic_path, command, reason
 from elcells.inference.engines import in_batches, open_model
 from elcells.inference.line_decoder import LINES, ancestors
 from elcells.inference.quantize import quantise, round_weights
+from elcells.inference.small import lowered, with_side
 from elcells.settings import add_option, given_options, setting
 from elcells.training.checkpoints import find_checkpoint
 from model import load_model, logits_over_symmetries
@@ -174,6 +175,7 @@ def metadata_of(model, checkpoint, export):
     calibration = model.calibration_for(export.tta)
     return {
         **asdict(model.metadata),
+        "small_size": None if export.tta else model.metadata.small_size,  # turning is of one size in the file
         "thresholds": calibration.thresholds(),  # for users' own code; ours reads the operating points
         "operating_points": calibration.operating_points,
         "tta": export.tta,
@@ -213,22 +215,24 @@ def check_onnx(path, name):
 class Check:
     """Images on which a file is compared with PyTorch.
 
-    images: uint8 (N, 1, S, S). description: what they are, in words. expected: PyTorch's probabilities, float32 (N, C).
-    lines: PyTorch's crack lines of the first LINE_CHECKS images, float32 (n, S / 2, S / 2), or None.
+    looks: list of images, uint8 (N, 1, S, S), with PyTorch's probabilities, float32 (N, C): first at their full size.
+    description: what they are, in words. lines: PyTorch's crack lines of the first LINE_CHECKS images, float32 (n,
+    S / 2, S / 2), or None.
     """
 
-    images: np.ndarray
+    looks: list
     description: str
-    expected: np.ndarray
     lines: np.ndarray | None = None
 
     def largest_difference(self, path):
         """Largest difference of ONNX Runtime's probabilities, for all images, seven and one, and of its crack lines."""
         engine = open_model(path, "onnxruntime", device="cpu")
-        counts = (len(self.images), 7, 1)
-        differences = [np.abs(engine(self.images[:n]) - self.expected[:n]).max() for n in counts]
+        differences = []
+        for images, expected in self.looks:
+            expected = lowered(expected, images, engine.small_size)
+            differences += [np.abs(engine(images[:n]) - expected[:n]).max() for n in (len(images), 7, 1)]
         if self.lines is not None:
-            look = engine.look(self.images[: len(self.lines)])
+            look = engine.look(self.looks[0][0][: len(self.lines)])
             differences += [np.abs(look.lines(n) - lines).max() for n, lines in enumerate(self.lines)]
         return float(max(differences))
 
@@ -377,8 +381,11 @@ def write_files(export):
     smaller = [option for option in SMALLER if getattr(export, option)]
     cells = read_cells(export, model.metadata, checkpoint) if smaller else None
     images, description = images_to_check(export, model.metadata.image_size)
-    lines = torch_lines(model, images[:LINE_CHECKS]) if model.lines else None
-    check = Check(images, description, torch_probabilities(model, images, export.tta), lines)
+    sizes = [images]
+    if metadata["small_size"]:
+        sizes.append(np.stack([with_side(image, metadata["small_size"])[None] for [image] in images]))
+    looks = [(images, torch_probabilities(model, images, export.tta)) for images in sizes]
+    check = Check(looks, description, torch_lines(model, images[:LINE_CHECKS]) if model.lines else None)
     write_float(export, model.cpu(), metadata, check)
     if not cells:
         return

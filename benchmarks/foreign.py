@@ -12,6 +12,7 @@ say what people outlined, cells with crack lines and cells with nothing but cros
 
 import argparse
 import json
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 
 import data
 from elcells.data.cache import load_images
-from elcells.data.images import symmetries
+from elcells.data.images import size_of, symmetries
 from elcells.data.leaks import contamination, with_hashes
 from elcells.evaluation.metrics import bootstrap_mean_f1, interval_groups, metrics_table
 from elcells.evaluation.plots import plot_errors
@@ -27,6 +28,7 @@ from elcells.evaluation.results import number
 from elcells.files import atomic_path, command
 from elcells.inference.doubt import UNSURE, doubt
 from elcells.inference.networks import SHIPPED, Network, open_network
+from elcells.inference.small import square_side, with_side
 from elcells.training.weights import cells_in_training
 
 LINES = "crack lines"  # this and the next are parts in which every cell has a crack
@@ -98,17 +100,31 @@ def as_text(figures, classes):
     return lines
 
 
-def in_orientations(engine, images, table, upright):
+def at_sides(judge, sides, images, *more):
+    """What judge(images, *more) gives (N, C), each image (1, S, S) made as large as predict.py shows its cell.
+
+    sides: int (N,), of `Engine.side_for`. more: arrays (N, ...) that judge gets the same rows of.
+    """
+    results = {}
+    for side in np.unique(sides):
+        rows = np.flatnonzero(sides == side)
+        shown = np.stack([with_side(images[row, 0], side) for row in rows])[:, None]
+        results.update(zip(rows, judge(shown, *(values[rows] for values in more))))
+    return np.stack([results[row] for row in range(len(images))])
+
+
+def in_orientations(engine, images, sides, table, upright):
     """Figures of the cells judged in each of the eight orientations of all of them: {key of MEANS: [8 numbers]}.
 
-    images: uint8 (N, 1, S, S), of the table's rows. upright: their probabilities (N, C), the first of the eight.
+    images: uint8 (N, 1, S, S), of the table's rows. sides: of `at_sides`. upright: their probabilities (N, C), the
+    first of the eight.
     The mean tells networks apart better than one orientation, in which a network may be lucky by 0.01.
     """
     thresholds = engine.thresholds()
     labels = table[list(engine.classes)].to_numpy()
     predicted = [upright]
     for turned in islice(symmetries(images), 1, None):
-        predicted.append(engine.judged(turned, thresholds))
+        predicted.append(at_sides(partial(engine.judged, thresholds=thresholds), sides, turned))
     means = [metrics_table(labels, p, thresholds, engine.classes)["mean"] for p in predicted]
     figures = {name: [mean[name] for mean in means] for name in ("f1", "average_precision")}
     crosses = rows_by_part(table).get(CROSSES)
@@ -121,7 +137,8 @@ def in_orientations(engine, images, table, upright):
 def report_network(path, cells_table, folder, orientations, errors):
     """Judge one network on a table's cells, print its figures and return them as a dict that JSON can hold.
 
-    Cells near a threshold are looked at in all four turns, as predict.py does; `one_look` has the mean figures without.
+    Cells near a threshold are looked at in all four turns, and cells of few pixels as smaller images, as predict.py
+    does; `one_look` has the mean figures without turns.
 
     folder: of the table's file names, or None. orientations: also `in_orientations`. errors: file for a plot of the
     surest errors, or None.
@@ -133,8 +150,9 @@ def report_network(path, cells_table, folder, orientations, errors):
     cached_images, index = load_images(table, engine.image_size, print)
     images = cached_images[index]
     labels = table[list(classes)].to_numpy()
-    once = engine(images)
-    probabilities = engine.judged_again(images, once, thresholds)
+    sides = np.array([engine.side_for(square_side(size_of(name))) for name in table["path"]])
+    once = at_sides(engine, sides, images)
+    probabilities = at_sides(partial(engine.judged_again, thresholds=thresholds), sides, images, once)
     figures = figures_by_part(table, labels, probabilities, thresholds, classes)
     print(f"\n{path}, {engine.name}")
     leak = contamination(with_hashes(table, cells_in_training(path, print)), path, "table's")
@@ -150,7 +168,7 @@ def report_network(path, cells_table, folder, orientations, errors):
     print(f"one look at each cell: mean F1 {one_look['f1']:.3f}, AP {one_look['average_precision']:.3f}")
     report = {"network": str(path), "parts": figures, "one_look": one_look, "doubtful": counts, "leak": leak}
     if orientations:
-        report["orientations"] = in_orientations(engine, images, table, probabilities)
+        report["orientations"] = in_orientations(engine, images, sides, table, probabilities)
         parts = []
         for key, values in report["orientations"].items():
             name, form = MEANS[key]

@@ -308,7 +308,8 @@ def step_rates(bench, network, precision, size, graphs, compiled=False):
     """Cells/s of the whole step (batch, drawn defects, augmentation, network) and of the step on a constant batch."""
     gc.collect()  # the previous Trainer refers to itself, so only this frees its memory
     torch.cuda.empty_cache()
-    trainer = bench.trainer(replace(usual_recipe(network), batch_size=size), network, precision=precision)
+    recipe = replace(usual_recipe(network), batch_size=size, smaller_images=0.0)
+    trainer = bench.trainer(recipe, network, precision=precision)
     if not graphs:
         trainer.run_step = trainer.seeded_step
     if compiled:

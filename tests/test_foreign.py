@@ -74,6 +74,17 @@ def test_cells_near_a_threshold_are_judged_as_predict_judges_them(table, tmp_pat
     assert abs(report["one_look"]["calibration_error"] - report["parts"]["all"]["mean"]["calibration_error"]) > 1e-3
 
 
+def test_images_are_judged_at_the_side_of_their_cells_in_their_order():
+    images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1).repeat(6, 2).repeat(6, 3)
+    sides, known = np.array([6, 4, 6, 6, 4]), np.arange(10).reshape(5, 2)
+
+    def judge(shown, more):
+        return more + [[shown.shape[-1], 0]] + shown[:, 0, 0, :1]
+
+    seen = foreign.at_sides(judge, sides, images, known)
+    assert np.array_equal(seen, known + np.stack([sides, 0 * sides], 1) + np.arange(5)[:, None])
+
+
 def test_the_figures_are_scikit_learns():
     rng = np.random.default_rng(0)
     labels, p = rng.integers(0, 2, (80, 2)), rng.random((80, 2))

@@ -127,10 +127,10 @@ def examine(path, size=IMAGE_SIZE):
     if max(gray.size) > NARROWEST * min(gray.size):
         raise InputError(f"{path}: {gray.width}x{gray.height} pixels are too narrow for a cell")
     with read_errors(path):
-        may_be_module = not _is_square(gray) or min(gray.size) > CELL_SIDE
+        may_be_module = not is_square(gray.size) or min(gray.size) > CELL_SIDE
         if may_be_module and looks_like_module(gray):
             notes.append(LIKE_MODULE)
-        if not _is_square(gray):
+        if not is_square(gray.size):
             notes.append("are not square and were mirrored to a square")
         return to_square(gray, size), notes, gray.size[::-1]
 
@@ -145,7 +145,7 @@ def to_square(gray, size=IMAGE_SIZE):
 
     It is resized by Pillow: made smaller with antialiasing (bilinear), enlarged bicubic, which keeps thin cracks sharp.
     """
-    if not _is_square(gray):
+    if not is_square(gray.size):
         missing = abs(gray.width - gray.height)
         around = (missing // 2, missing - missing // 2)
         padding = [(0, 0), around] if gray.width < gray.height else [around, (0, 0)]
@@ -159,8 +159,9 @@ def to_square(gray, size=IMAGE_SIZE):
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
-def _is_square(gray):
-    return max(gray.size) <= SQUARE * min(gray.size)
+def is_square(size):
+    """Whether an image of this size is stretched to a square; any other is mirrored until it is one."""
+    return max(size) <= SQUARE * min(size)
 
 
 def as_lines(notes):

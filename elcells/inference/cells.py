@@ -11,6 +11,7 @@ from elcells.inference.class_maps import as_bytes
 from elcells.inference.darkness import dark_part
 from elcells.inference.doubt import UNSURE, doubt
 from elcells.inference.severity import LEAST_PIXELS, severity_of
+from elcells.inference.small import square_side, with_side
 
 NO_LIGHT = 0.025  # mean pixel in 0..1, as of the black cells of a module
 DIM_NOTE = f"are dim (mean pixel under {NEARLY_BLACK}): what is only noise there looks sound"
@@ -99,13 +100,21 @@ def judge(engine, thresholds, cells):
     Those without pixels (None) stay as they are.
     """
     results = [cell for _, cell in cells]
-    live = [place for place, (pixels, _) in enumerate(cells) if pixels is not None]
-    if not live:
-        return results
+    places_by_side = {}
+    for place, (pixels, cell) in enumerate(cells):
+        if pixels is not None:
+            places_by_side.setdefault(engine.side_for(square_side(cell.size, cell.shorter_side)), []).append(place)
+    for side, places in places_by_side.items():
+        judge_places(engine, thresholds, cells, side, places, results)
+    return results
+
+
+def judge_places(engine, thresholds, cells, side, places, results):
+    """`judge` the cells of some places, as images of `side` pixels; puts them into the list of results."""
     # Full batches, because a result may depend on the size of its batch in the last digit
-    count = -(-len(live) // engine.batch_size) * engine.batch_size
-    images = np.stack([cells[live[k % len(live)]][0] for k in range(count)])[:, None]
-    for place, seen in zip(live, engine.look_at(images, thresholds)):
+    count = -(-len(places) // engine.batch_size) * engine.batch_size
+    images = np.stack([with_side(cells[places[k % len(places)]][0], side) for k in range(count)])[:, None]
+    for place, seen in zip(places, engine.look_at(images, thresholds)):
         calls = (seen.probabilities >= thresholds).astype(int)
         has_map = seen.map is not None and (calls.any() or doubt(seen.probabilities[None], thresholds)[0] < UNSURE)
         judged = replace(
@@ -115,7 +124,6 @@ def judge(engine, thresholds, cells):
             map=as_bytes(seen.map) if has_map else None,
         )
         results[place] = with_severity(judged, engine, cells[place][0], seen.lines)
-    return results
 
 
 def with_severity(result, engine, pixels, lines):

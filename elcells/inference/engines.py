@@ -2,9 +2,10 @@
 
 >>> engine = open_model("onnx/best.onnx")
 >>> probabilities = engine(images)  # uint8 (N, 1, S, S) -> float32 (N, C), one look at each image
->>> probabilities = engine.judged(images, engine.thresholds())  # as predict.py judges
+>>> probabilities = engine.judged(images, engine.thresholds())  # as predict.py judges, but for small cells
 """
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -19,12 +20,13 @@ from elcells.evaluation.calibration import choose_thresholds
 from elcells.files import InputError, reason
 from elcells.inference.class_maps import last_features, weighted
 from elcells.inference.doubt import NEAR, doubt, mean_of_turns, other_turns, turned_back
+from elcells.inference.small import FEW, for_side, lowered
 
 # onnxruntime, openvino and onnx are imported by the functions that use them.
 
 ENGINES = ("auto", "onnxruntime", "openvino")
 PRECISIONS = ("float32", "auto")
-NEEDED_METADATA = {"classes", "operating_points", "image_size", "mean", "std", "input"}
+NEEDED_METADATA = {"classes", "operating_points", "image_size", "small_size", "mean", "std", "input"}
 
 
 class Look(NamedTuple):
@@ -49,11 +51,13 @@ class Engine:
     """A network as a function: takes uint8 gray images (N, 1, S, S), returns float32 probabilities (N, C).
 
     Called, it looks at each image once, as any program does that runs the file. `look_at` and `judged` look at images
-    near a threshold in all four turns, as predict.py does.
+    near a threshold in all four turns, as predict.py does. Small cells (`side_for`) are to be given with S = small_size
+    (`small.with_side`); they get no crack lines.
 
     run: the same for a batch. classes: names, in the order of the probabilities. image_size: S in pixels. name: what
     runs the network. operating_points: {name: one threshold a class}. look: function of a batch that gives a Look.
     batch_size: images that the network gets at a time. has_lines: whether the network tells where cracks run.
+    small_size: S for cells of few pixels, or None where the network was not trained for it.
     metadata: what the file says about the network and its training.
     """
 
@@ -65,6 +69,7 @@ class Engine:
     look: Callable
     batch_size: int = 16
     has_lines: bool = False
+    small_size: int | None = None
     metadata: dict = field(default_factory=dict)
 
     def __call__(self, images):
@@ -82,7 +87,7 @@ class Engine:
                     yield self.seen_in_turns(batch[number], look, number, thresholds)
                 else:
                     class_map = None if look.maps is None else look.maps[number]
-                    lines = look.lines(number) if self.has_crack(probabilities, thresholds) else None
+                    lines = look.lines(number) if look.lines and self.has_crack(probabilities, thresholds) else None
                     yield Seen(probabilities, class_map, lines)
 
     def judged(self, images, thresholds):
@@ -96,6 +101,10 @@ class Engine:
             if self.is_near(once, thresholds):
                 probabilities[number] = mean_of_turns([once, *self.run(other_turns(images[number]))])
         return probabilities
+
+    def side_for(self, pixels):
+        """S for a cell whose square has so many pixels a side in its image (`small.square_side`)."""
+        return self.small_size if self.small_size and pixels < FEW * self.image_size else self.image_size
 
     def is_near(self, probabilities, thresholds):
         """Whether one of an image's probabilities (C,) is near its threshold; a file that looks at all eight symmetries
@@ -121,7 +130,7 @@ class Engine:
         if upright.maps is not None:
             back = [turned_back(class_map, quarters) for quarters, class_map in enumerate(others.maps, 1)]
             class_map = np.mean([upright.maps[number], *back], axis=0)
-        if self.has_crack(mean, thresholds):
+        if upright.lines and self.has_crack(mean, thresholds):
             quarters = int(probabilities[:, self.classes.index("crack")].argmax())
             lines = turned_back(others.lines(quarters - 1), quarters) if quarters else upright.lines(number)
         return Seen(mean, class_map, lines)
@@ -247,42 +256,54 @@ def open_model(path, engine="auto", threads=0, device="auto", precision="float32
     features, weight = (last_features(proto, metadata) if maps else None) or (None, None)
     has_lines = any(output.name == LINES for output in proto.graph.output)
     network, decoder, decoder_inputs = apart(proto) if has_lines else (proto, None, [])
-    outputs = ["output", *decoder_inputs]
+    outputs = ["output"]
     if features:
         network.graph.output.add().name = features
         outputs.append(features)
+
+    @functools.cache  # small cells are rare: what they take is made when the first one comes
+    def opened(side):
+        if side not in (metadata["image_size"], metadata["small_size"]):
+            raise InputError(f"{path}: images of {side}x{side} pixels, it takes {metadata['image_size']}")
+        of_side = network if side == metadata["image_size"] else for_side(network, side)
+        return opener(of_side.SerializeToString(), threads, device, precision)
+
     try:
-        run_network, name = opener(network.SerializeToString(), threads, device, precision)
+        _, name = opened(metadata["image_size"])
         if has_lines:
             run_decoder, _ = opener(decoder.SerializeToString(), threads, device, precision)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
-    def inputs(images):
+    def run_network(names, images):
+        run, _ = opened(images.shape[-1])
         if metadata["input"] == "uint8":
-            return {"input": images}
+            return run(names, {"input": images})
         mean, std = np.float32(metadata["mean"]), np.float32(metadata["std"])
-        return {"input": np.repeat((images.astype(np.float32) / 255 - mean) / std, 3, axis=1)}
+        return run(names, {"input": np.repeat((images.astype(np.float32) / 255 - mean) / std, 3, axis=1)})
 
     def look(images):
-        probabilities, *values = run_network(outputs, inputs(images))
+        can_be_followed = images.shape[-1] == metadata["image_size"]  # the lines in these images
+        values = run_network([*outputs, *decoder_inputs] if can_be_followed else outputs, images)
         # Of eight symmetries the first is the image
-        class_maps = weighted(values.pop()[: len(images)], weight) if features else None
+        class_maps = weighted(values[1][: len(images)], weight) if features else None
 
         def lines(number):  # one image at a time, as a result may depend on the size of its batch in the last digit
-            of_image = {name: value[number : number + 1] for name, value in zip(decoder_inputs, values)}
-            [[[seen]]] = run_decoder([LINES], of_image)
-            return seen
+            seen = zip(decoder_inputs, values[len(outputs) :])
+            [[[probabilities]]] = run_decoder([LINES], {name: value[number : number + 1] for name, value in seen})
+            return probabilities
 
-        return Look(probabilities, class_maps, lines)
+        probabilities = lowered(values[0], images, metadata["small_size"])
+        return Look(probabilities, class_maps, lines if has_lines and can_be_followed else None)
 
     return Engine(
-        lambda images: run_network(["output"], inputs(images))[0],
+        lambda images: lowered(run_network(["output"], images)[0], images, metadata["small_size"]),
         tuple(metadata["classes"]),
         metadata["image_size"],
         name,
         metadata["operating_points"],
         look,
         has_lines=has_lines,
+        small_size=metadata["small_size"],
         metadata=metadata,
     )

@@ -9,6 +9,7 @@ from elcells.files import InputError
 from elcells.inference.class_maps import weighted
 from elcells.inference.engines import Engine, Look, is_onnx, needed, open_model
 from elcells.inference.origin import TRAINING
+from elcells.inference.small import lowered
 
 SHIPPED = Path(__file__).resolve().parents[2] / "cells.onnx"
 
@@ -84,7 +85,7 @@ def open_checkpoint(path, device, maps):
     @torch.inference_mode()
     def run(images):
         logits = model(torch.from_numpy(images).to(device))
-        return model.probabilities(logits).cpu().numpy()
+        return lowered(model.probabilities(logits).cpu().numpy(), images, model.metadata.small_size)
 
     def look(images):
         features = []
@@ -92,11 +93,12 @@ def open_checkpoint(path, device, maps):
             probabilities = run(images)
         weight = model.network.fc.weight.detach()
         class_maps = weighted(features[0].float().cpu().numpy(), weight.float().cpu().numpy()) if maps else None
-        return Look(probabilities, class_maps, lambda number: lines(images[number : number + 1]))
+        can_be_followed = model.lines is not None and images.shape[-1] == model.metadata.image_size
+        return Look(probabilities, class_maps, (lambda number: lines(images[number])) if can_be_followed else None)
 
     @torch.inference_mode()
     def lines(image):
-        [[seen]] = model.crack_lines(torch.from_numpy(image).to(device)).cpu().numpy()
+        [[seen]] = model.crack_lines(torch.from_numpy(image[None]).to(device)).cpu().numpy()
         return seen
 
     metadata = asdict(model.metadata) | {k: v for k, v in checkpoint.items() if k in TRAINING}
@@ -109,5 +111,6 @@ def open_checkpoint(path, device, maps):
         operating_points,
         look,
         has_lines=model.lines is not None,
+        small_size=model.metadata.small_size,
         metadata=metadata,
     )

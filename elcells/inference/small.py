@@ -1,0 +1,56 @@
+"""Cells of few pixels, which a network sees as smaller images: enlarged to its full size they are mere blur."""
+
+import copy
+
+import cv2
+import numpy as np
+from scipy.special import expit
+
+from elcells.data.images import is_square
+from elcells.inference.doubt import logits_of
+
+SMALL = 0.75  # side of their images, of a network's full size
+FEW = 0.2  # a cell with fewer pixels along the side of its square, of that size, is small: 60 of 300
+OVERRATED = 1.0  # logits by which a network makes too much of what it sees in small images
+
+
+def square_side(size, shorter_side=None):
+    """Pixels along the side of the square that a cell of this (height, width) becomes: a half cell is mirrored.
+
+    shorter_side: of a cell that was stretched to a square, as it was.
+    """
+    return shorter_side or min(size) if is_square(size) else max(size)
+
+
+def with_side(pixels, side):
+    """A gray image, uint8 (S, S), with `side` pixels instead."""
+    if len(pixels) == side:
+        return pixels
+    return cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
+
+
+def lowered(probabilities, images, small_size):
+    """Probabilities (B, C) that a network gave for images (B, 1, S, S), by OVERRATED lower where S is small_size."""
+    if images.shape[-1] != small_size:
+        return probabilities
+    return expit(logits_of(probabilities) - OVERRATED).astype(np.float32)
+
+
+def for_side(proto, side):
+    """A network, an onnx.ModelProto without its decoder of crack lines, that takes images of `side` pixels instead.
+
+    Its layers take any size. Only the shapes that are written down and the means of the image's rows are of one size.
+    """
+    proto = copy.deepcopy(proto)
+    dims = proto.graph.input[0].type.tensor_type.shape.dim
+    full_side = dims[3].dim_value
+    for dim in dims[2:]:
+        dim.dim_value = side
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if attribute.name in ("kernel_shape", "strides") and list(attribute.ints) == [1, full_side]:
+                attribute.ints[:] = [1, side]
+    del proto.graph.value_info[:]
+    for value in proto.graph.output:
+        value.ClearField("type")  # runtimes work out its shape
+    return proto
