@@ -36,7 +36,7 @@ from elcells.files import InputError, atomic_path, command, reason
 from elcells.inference.engines import in_batches, open_model
 from elcells.inference.line_decoder import LINES, ancestors
 from elcells.inference.quantize import quantise, round_weights
-from elcells.inference.small import lowered, with_side
+from elcells.inference.small import lowered, small_side, with_side
 from elcells.settings import add_option, given_options, setting
 from elcells.training.checkpoints import find_checkpoint
 from model import load_model, logits_over_symmetries
@@ -175,7 +175,6 @@ def metadata_of(model, checkpoint, export):
     calibration = model.calibration_for(export.tta)
     return {
         **asdict(model.metadata),
-        "small_size": None if export.tta else model.metadata.small_size,  # turning is of one size in the file
         "thresholds": calibration.thresholds(),  # for users' own code; ours reads the operating points
         "operating_points": calibration.operating_points,
         "tta": export.tta,
@@ -382,8 +381,9 @@ def write_files(export):
     cells = read_cells(export, model.metadata, checkpoint) if smaller else None
     images, description = images_to_check(export, model.metadata.image_size)
     sizes = [images]
-    if metadata["small_size"]:
-        sizes.append(np.stack([with_side(image, metadata["small_size"])[None] for [image] in images]))
+    small_size = small_side(model.metadata.image_size)
+    if small_size and not export.tta:
+        sizes.append(np.stack([with_side(image, small_size)[None] for [image] in images]))
     looks = [(images, torch_probabilities(model, images, export.tta)) for images in sizes]
     check = Check(looks, description, torch_lines(model, images[:LINE_CHECKS]) if model.lines else None)
     write_float(export, model.cpu(), metadata, check)

@@ -267,16 +267,14 @@ class Metadata:
     """What a network is, and what it wants to be fed.
 
     network: a key of NETWORKS. width: maps of our own network. classes: names, in the order of the logits. image_size:
-    side in pixels. small_size: the same for cells of few pixels (elcells/inference/small.py), None where all are shown
-    alike. mean, std: of pixels in 0..1. normalise_brightness: whether images are scaled to the same brightness before
-    mean and std. initial_weights: what load_initial_weights reports.
+    side in pixels. mean, std: of pixels in 0..1. normalise_brightness: whether images are scaled to the same brightness
+    before mean and std. initial_weights: what load_initial_weights reports.
     """
 
     network: str
     width: int
     classes: tuple
     image_size: int
-    small_size: int | None = None
     mean: float = MEAN
     std: float = STD
     normalise_brightness: bool = False

@@ -8,7 +8,7 @@
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,7 +24,6 @@ from elcells.evaluation.calibration import Calibration
 from elcells.evaluation.evaluate import calibrate, evaluate, uncalibrated
 from elcells.evaluation.metrics import f1_scores, metrics_table
 from elcells.files import InputError, atomic_path, reason
-from elcells.inference.small import SMALL
 from elcells.training.auxiliary import LINE_RATE, WithAuxiliaryHeads, line_loss, region_loss
 from elcells.training.batches import Batches
 from elcells.training.bfloat16 import fast_layers
@@ -83,8 +82,6 @@ class Trainer:
         if recipe.keep_initial:
             self.initial = {k: v.detach().cpu().clone() for k, v in model.network.state_dict().items()}
 
-        small_size = round(SMALL * model.metadata.image_size) if recipe.smaller_images else None
-        model.metadata = replace(model.metadata, small_size=small_size)
         has_heads = recipe.aux_loss > 0 and recipe.synthetic > 0
         self.trains_lines = has_heads and recipe.line_steps > 0
         if self.trains_lines or not recipe.keep_initial:

@@ -308,8 +308,7 @@ def step_rates(bench, network, precision, size, graphs, compiled=False):
     """Cells/s of the whole step (batch, drawn defects, augmentation, network) and of the step on a constant batch."""
     gc.collect()  # the previous Trainer refers to itself, so only this frees its memory
     torch.cuda.empty_cache()
-    recipe = replace(usual_recipe(network), batch_size=size, smaller_images=0.0)
-    trainer = bench.trainer(recipe, network, precision=precision)
+    trainer = bench.trainer(replace(usual_recipe(network), batch_size=size), network, precision=precision)
     if not graphs:
         trainer.run_step = trainer.seeded_step
     if compiled:

@@ -11,7 +11,6 @@ import argparse
 import json
 import platform
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,8 +98,7 @@ def our_way(name, table, folder, precision, defects):
     """The same of one of our networks. precision: torch.dtype. defects: SyntheticDefects."""
     images, index = load_images(table)
     cells = data.CellDataset(table.assign(image=index), images)
-    recipe = replace(usual_recipe(name), smaller_images=0.0)
-    trainer = Trainer(usual_model(name), cells, cells, recipe, Run(folder, precision=precision), defects)
+    trainer = Trainer(usual_model(name), cells, cells, usual_recipe(name), Run(folder, precision=precision), defects)
     rows = np.random.default_rng(0).permutation(CELLS)
     batch_size = trainer.recipe.batch_size
 

@@ -1,27 +1,19 @@
-"""Cells of few pixels are shown to the network as smaller images, in training and by predict.py."""
-
-from dataclasses import replace
+"""Cells of few pixels are shown to the network as smaller images."""
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import expit, logit
 
-import data
-from elcells.data.cache import load_images
 from elcells.inference.cells import cell_of_image, judge
 from elcells.inference.engines import Engine, Look, open_model
 from elcells.inference.networks import open_checkpoint
-from elcells.inference.small import FEW, OVERRATED, square_side, with_side
-from elcells.training.batches import SIDES, Batches
-from elcells.training.recipes import RECIPES
-from elcells.training.synthetic import SyntheticDefects
+from elcells.inference.small import FEW, OVERRATED, small_side, square_side, with_side
 from export_onnx import main as export
 from model import build_model, save_checkpoint
 
 THRESHOLDS = np.array([0.5, 0.5])
-SIDE, SMALL_SIDE = 64, 49  # odd, as 225 is
-FEW_MASKS = {"distractor": 9, "crack": 9, "inactive": 9, "broken": 9, "strip": 9}
+SIDE, SMALL_SIDE = 150, 118
 
 
 def counting_engine(asked, **options):
@@ -74,7 +66,11 @@ def test_a_half_cell_has_the_pixels_of_its_longer_side_and_a_stretched_one_those
     assert square_side(size, shorter_side) == expected
 
 
-def test_a_network_that_was_not_trained_on_smaller_images_sees_all_cells_alike():
+def test_images_of_small_cells_are_smaller_by_whole_strides():
+    assert [small_side(size) for size in (300, SIDE, 64)] == [236, SMALL_SIDE, None]
+
+
+def test_an_engine_without_a_smaller_size_sees_all_cells_alike():
     asked = []
     judge(counting_engine(asked), THRESHOLDS, [cell(255, 9), cell(255, 300)])
     assert asked == [(SIDE, 2)]
@@ -84,7 +80,6 @@ def test_the_file_judges_small_images_as_pytorch_does(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     model = build_model(image_size=SIDE, normalise_brightness=True).eval()
-    model.metadata = replace(model.metadata, small_size=SMALL_SIDE)
     save_checkpoint(tmp_path / "small.ckp", model)
     assert not export(["small.ckp", "--out", "."])
     from_file = open_model("small.onnx", "onnxruntime", maps=True)
@@ -106,24 +101,3 @@ def test_smaller_images_are_the_same_cells():
     small = with_side(image, 225)
     assert small.shape == (225, 225) and np.abs(with_side(small, 300).astype(int) - image).max() <= 2
     assert with_side(image, 300) is image
-
-
-def test_a_share_of_the_steps_has_smaller_images_with_their_masks_and_lines(elpv):
-    table = data.originals(data.read_table(elpv))
-    pixels, table["image"] = load_images(table, SIDE)
-    cells = data.CellDataset(table, pixels)
-    recipe = replace(RECIPES["fast"], batch_size=8, smaller_images=0.5)
-    batches = Batches(cells, recipe, SyntheticDefects(size=SIDE, counts=FEW_MASKS))
-    sides = []
-    for step in range(60):
-        batch = batches.of_step(np.arange(4), 0, step)
-        images = batch.augmented_images("cpu")
-        lines = batch.augmented_lines("cpu")
-        assert lines.shape[-1] == -(-images.shape[-1] // 2)
-        sides.append(images.shape[-1])
-    assert set(sides) == {SIDE, *(round(share * SIDE) for share in SIDES)}
-    assert 15 <= sides.count(SIDE) <= 45
-    whole = Batches(cells, replace(recipe, smaller_images=0.0), batches.defects)
-    whole = whole.of_step(np.arange(4), 0, sides.index(SIDE))
-    again = batches.of_step(np.arange(4), 0, sides.index(SIDE))
-    assert torch.equal(whole.augmented_images("cpu"), again.augmented_images("cpu"))

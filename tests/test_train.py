@@ -18,7 +18,6 @@ from elcells.data.cache import load_images
 from elcells.data.images import read_image
 from elcells.evaluation.calibration import Calibration
 from elcells.evaluation.evaluate import evaluate
-from elcells.training.batches import SIDES
 from elcells.training.checkpoints import read_checkpoint
 from elcells.training.recipes import CLASSIC
 from elcells.training.time_limit import recipe_within
@@ -265,25 +264,24 @@ def test_a_resumed_cross_validation_refuses_other_options(folds, capsys):
     assert "--epochs can't change on --resume (it was 1)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("seconds, smaller_images", [(0.1, 0.0), (4.1, 0.0), (40.3, 0.0), (40.3, 0.5)])
-def test_max_time_takes_as_many_epochs_as_fit(small, tmp_path, monkeypatch, seconds, smaller_images):
-    """On a clock by which a step takes 0.1 s, or less where its images are smaller."""
+@pytest.mark.parametrize("seconds", [0.1, 4.1, 40.3])
+def test_max_time_takes_as_many_epochs_as_fit(small, tmp_path, monkeypatch, seconds):
+    """On a clock by which a step takes 0.1 s."""
     rows = data.CellDataset(*small)
-    recipe = replace(CLASSIC, smaller_images=smaller_images)
-    trainer = Trainer(build_model("resnet", width=16, image_size=64), rows, rows, recipe, Run(tmp_path))
+    trainer = Trainer(build_model("resnet", width=16, image_size=64), rows, rows, CLASSIC, Run(tmp_path))
     clock, step = [0.0], trainer.run_step
 
     def timed_step(batch, seed):
-        clock[0] += 0.1 * ((batch.side or 64) / 64) ** 2
+        clock[0] += 0.1
         return step(batch, seed)
 
     monkeypatch.setattr(trainer, "run_step", timed_step)
     with monkeypatch.context() as patch:
         patch.setattr("time.monotonic", lambda: clock[0])
         epochs = recipe_within(trainer, seconds).epochs
-    epoch = trainer.batches.steps * 0.1 * (1 - smaller_images * (1 - sum(side**2 for side in SIDES) / len(SIDES)))
-    assert epochs == 1 or epochs * epoch <= 0.9 * seconds
-    assert (epochs + 1) * epoch > 0.9 * seconds
+    steps = trainer.batches.steps
+    assert epochs == 1 or epochs * steps * 0.1 <= 0.9 * seconds
+    assert (epochs + 1) * steps * 0.1 > 0.9 * seconds
 
 
 def test_the_epochs_of_max_time_are_recorded(elpv, tmp_path, monkeypatch):

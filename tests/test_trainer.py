@@ -73,12 +73,6 @@ def test_a_share_of_a_batch_is_shown_in_low_resolution_and_half_of_it_with_black
     assert light[1] < 0.99 * light[0]  # gaps are dark; images of 64 pixels lose little more
 
 
-def test_a_network_that_was_trained_on_smaller_images_says_so(small, tmp_path):
-    fast = make_trainer(small, tmp_path / "fast", recipe=FAST, rows=32, defects=few_defects())
-    classic = make_trainer(small, tmp_path / "classic", recipe=CLASSIC, rows=32)
-    assert fast.model.metadata.small_size == 48 and classic.model.metadata.small_size is None
-
-
 def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 

@@ -20,13 +20,13 @@ from elcells.evaluation.calibration import choose_thresholds
 from elcells.files import InputError, reason
 from elcells.inference.class_maps import last_features, weighted
 from elcells.inference.doubt import NEAR, doubt, mean_of_turns, other_turns, turned_back
-from elcells.inference.small import FEW, for_side, lowered
+from elcells.inference.small import FEW, for_side, lowered, small_side
 
 # onnxruntime, openvino and onnx are imported by the functions that use them.
 
 ENGINES = ("auto", "onnxruntime", "openvino")
 PRECISIONS = ("float32", "auto")
-NEEDED_METADATA = {"classes", "operating_points", "image_size", "small_size", "mean", "std", "input"}
+NEEDED_METADATA = {"classes", "operating_points", "image_size", "mean", "std", "input"}
 
 
 class Look(NamedTuple):
@@ -57,7 +57,7 @@ class Engine:
     run: the same for a batch. classes: names, in the order of the probabilities. image_size: S in pixels. name: what
     runs the network. operating_points: {name: one threshold a class}. look: function of a batch that gives a Look.
     batch_size: images that the network gets at a time. has_lines: whether the network tells where cracks run.
-    small_size: S for cells of few pixels, or None where the network was not trained for it.
+    small_size: S for small cells, or None where they are shown as all others.
     metadata: what the file says about the network and its training.
     """
 
@@ -256,6 +256,7 @@ def open_model(path, engine="auto", threads=0, device="auto", precision="float32
     features, weight = (last_features(proto, metadata) if maps else None) or (None, None)
     has_lines = any(output.name == LINES for output in proto.graph.output)
     network, decoder, decoder_inputs = apart(proto) if has_lines else (proto, None, [])
+    small_size = None if metadata.get("tta") else small_side(metadata["image_size"])  # turning in the file has one size
     outputs = ["output"]
     if features:
         network.graph.output.add().name = features
@@ -263,8 +264,8 @@ def open_model(path, engine="auto", threads=0, device="auto", precision="float32
 
     @functools.cache  # small cells are rare: what they take is made when the first one comes
     def opened(side):
-        if side not in (metadata["image_size"], metadata["small_size"]):
-            raise InputError(f"{path}: images of {side}x{side} pixels, it takes {metadata['image_size']}")
+        if side not in (metadata["image_size"], small_size):
+            raise InputError(f"images of {side}x{side} pixels, it takes {metadata['image_size']}")
         of_side = network if side == metadata["image_size"] else for_side(network, side)
         return opener(of_side.SerializeToString(), threads, device, precision)
 
@@ -293,17 +294,17 @@ def open_model(path, engine="auto", threads=0, device="auto", precision="float32
             [[[probabilities]]] = run_decoder([LINES], {name: value[number : number + 1] for name, value in seen})
             return probabilities
 
-        probabilities = lowered(values[0], images, metadata["small_size"])
+        probabilities = lowered(values[0], images, small_size)
         return Look(probabilities, class_maps, lines if has_lines and can_be_followed else None)
 
     return Engine(
-        lambda images: lowered(run_network(["output"], images)[0], images, metadata["small_size"]),
+        lambda images: lowered(run_network(["output"], images)[0], images, small_size),
         tuple(metadata["classes"]),
         metadata["image_size"],
         name,
         metadata["operating_points"],
         look,
         has_lines=has_lines,
-        small_size=metadata["small_size"],
+        small_size=small_size,
         metadata=metadata,
     )

@@ -9,7 +9,7 @@ from elcells.files import InputError
 from elcells.inference.class_maps import weighted
 from elcells.inference.engines import Engine, Look, is_onnx, needed, open_model
 from elcells.inference.origin import TRAINING
-from elcells.inference.small import lowered
+from elcells.inference.small import lowered, small_side
 
 SHIPPED = Path(__file__).resolve().parents[2] / "cells.onnx"
 
@@ -79,13 +79,14 @@ def open_checkpoint(path, device, maps):
     device = pick_device(device)
     model, checkpoint = load_model(path, device)
     model = model.to(memory_format=torch.channels_last)
+    small_size = small_side(model.metadata.image_size)
     operating_points = model.calibration_for().operating_points
     map_layer = model.network.get_submodule(model.kind.map_layers[-1])
 
     @torch.inference_mode()
     def run(images):
         logits = model(torch.from_numpy(images).to(device))
-        return lowered(model.probabilities(logits).cpu().numpy(), images, model.metadata.small_size)
+        return lowered(model.probabilities(logits).cpu().numpy(), images, small_size)
 
     def look(images):
         features = []
@@ -111,6 +112,6 @@ def open_checkpoint(path, device, maps):
         operating_points,
         look,
         has_lines=model.lines is not None,
-        small_size=model.metadata.small_size,
+        small_size=small_size,
         metadata=metadata,
     )

@@ -4,22 +4,18 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from elcells.distributed import rank, world
-from elcells.inference.small import SMALL
 from elcells.training import resolution
 from elcells.training.augmentation import augment, draw_changes, draw_light, draw_noise, uneven_light
 from elcells.training.resolution import LowResolution
 from elcells.training.streams import Stream, stream_generator, stream_seed
 from elcells.training.synthetic import LAST_SHARE, NUMBERS, SHARE
 
-SIDES = (0.64, SMALL, 0.85)  # of smaller images, as shares of the full side
-
 
 @dataclass
 class Batch:
-    """This process's part of a training step. B: cells here, C: classes, S: pixels of the cells' side.
+    """This process's part of a training step. B: cells here, C: classes, S: pixels.
 
     images: uint8 (B, 1, S, S). labels: float (B, C). changes: float (B, 2, 3), of `augment`.
     aux_weight: float (B,), how much each cell counts in the auxiliary loss: 0 for one with real defects; its mean over
@@ -28,8 +24,7 @@ class Batch:
     lines: uint8 (B, 1, S / 2, S / 2), where drawn cracks run, or None. lines_known: float (B,), 0 for cells with a
         real crack, since nobody marked where it runs.
     light: float (B, 3), of `uneven_light`, or None. noise: float (B, 1, S, S), added to images in 0..1, or None.
-    black: bool (B,), of `augment`, or None. share: B over its mean over all processes. side: of the images as the
-    network gets them, in pixels, or None for S.
+    black: bool (B,), of `augment`, or None. share: B over its mean over all processes.
     """
 
     images: torch.Tensor
@@ -43,7 +38,6 @@ class Batch:
     noise: torch.Tensor | None = None
     black: torch.Tensor | None = None
     share: float = 1.0
-    side: int | None = None
 
     def __len__(self):
         return len(self.images)
@@ -54,28 +48,21 @@ class Batch:
         return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
     def augmented_images(self, device):
-        """The images as the network sees them: float (B, 1, side, side) in 0..1, on the device."""
+        """The images as the network sees them: float (B, 1, S, S) in 0..1, on the device."""
         images = augment(self.images.to(device), self.changes, self.black)
         if self.light is not None:
             images = uneven_light(images, self.light)
         if self.noise is not None:
             images = (images + self.noise).clamp(0, 1)
-        return resized(images, self.side) if self.side else images
+        return images
 
     def augmented_masks(self, device):
         """Where defects were drawn, moved as the images are: float (B, C, S, S) in 0..1, on the device."""
         return augment(self.aux_masks.to(device), self.changes, self.black)
 
     def augmented_lines(self, device):
-        """Where drawn cracks run, moved and resized as the images are: float (B, 1, side / 2, side / 2) in 0..1, on the
-        device; side / 2 is rounded up."""
-        lines = augment(self.lines.to(device), self.changes, self.black)
-        return resized(lines, (self.side + 1) // 2) if self.side else lines
-
-
-def resized(images, side):
-    """Images (B, C, S, S) made smaller, to `side` pixels, with antialiasing."""
-    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+        """Where drawn cracks run, moved as the images are: float (B, 1, S / 2, S / 2) in 0..1, on the device."""
+        return augment(self.lines.to(device), self.changes, self.black)
 
 
 class Batches:
@@ -129,10 +116,6 @@ class Batches:
         defect_free = torch.from_numpy((self.dataset.labels[rows] == 0).all(1)).float()
         aux_weight = defect_free / defect_free.mean().clamp(min=1e-6)
         batch = Batch(images, labels, changes[rows_here], aux_weight[rows_here], share=len(images) * world() / count)
-        if recipe.smaller_images:
-            is_smaller, which_side = torch.rand(2, generator=generator(Stream.SIDE))
-            if is_smaller < recipe.smaller_images:
-                batch.side = round(SIDES[int(len(SIDES) * which_side)] * images.shape[-1])
         if recipe.synthetic:
             numbers = torch.rand(NUMBERS, count, generator=generator(Stream.DRAWN_DEFECTS))
             share = SHARE if epoch < recipe.synthetic * recipe.epochs else LAST_SHARE

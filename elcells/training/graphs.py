@@ -37,8 +37,7 @@ def set_learning_rate(optimizer, rate):
 
 
 class GraphedSteps:
-    """A training step as CUDA graphs, one for each number and side of images: the host starts one graph instead of 600
-    kernels.
+    """A training step as CUDA graphs, one for each size of batch: the host starts one graph instead of 600 kernels.
 
     step: function of a Batch that returns a tensor on the GPU, without ever waiting for the GPU. network, optimizer:
     what it changes. device: the GPU.
@@ -50,7 +49,7 @@ class GraphedSteps:
         self.network = network
         self.optimizer = optimizer
         self.device = device
-        self.recorded = {}  # (cells of a batch, their side) -> (graph, its batch, its result)
+        self.recorded = {}  # size of a batch -> (graph, its batch, its result)
         self.move_learning_rate()
 
     def move_learning_rate(self):
@@ -60,10 +59,9 @@ class GraphedSteps:
             group["capturable"] = True
 
     def __call__(self, batch, seed):
-        size = len(batch), batch.side
-        if size not in self.recorded:
-            self.recorded[size] = self.record(batch)
-        graph, recorded_batch, result = self.recorded[size]
+        if len(batch) not in self.recorded:
+            self.recorded[len(batch)] = self.record(batch)
+        graph, recorded_batch, result = self.recorded[len(batch)]
         torch.manual_seed(seed)  # after a recording, which draws numbers too
         for name, value in batch.tensors().items():
             getattr(recorded_batch, name).copy_(value, non_blocking=True)

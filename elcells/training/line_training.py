@@ -63,7 +63,7 @@ class LineTraining:
         self.first_epoch = recipe.epochs  # so that no batch is one of the network's training
         batch = max(BATCH, 2 * world())
         recipe = replace(recipe, batch_size=batch, oversample=REAL_CRACKS, epoch_cells=batch * self.steps)
-        recipe = replace(recipe, noise_std=NOISE, smaller_images=0.0)
+        recipe = replace(recipe, noise_std=NOISE)
         recipe = replace(recipe, epochs=MANY_EPOCHS)  # many defects are drawn in all but the last ones
         self.batches = Batches(dataset, recipe, defects, run.seed, self.device)
         self.crack = defects.column["crack"]

@@ -60,13 +60,6 @@ class Recipe:
         below=1,
         metavar="SHARE",
     )
-    smaller_images: float = setting(
-        0.0,
-        "share of the steps whose images have 64, 75 or 85 % of the side; predict.py shows small cells so",
-        least=0,
-        below=1,
-        metavar="SHARE",
-    )
     handling: bool = setting(False, "turn by up to 6 degrees instead of 3, half of the cells with black around")
     epoch_cells: int = setting(0, "cells per epoch; 0: as many as there are", least=0)
     keep_initial: float = setting(
@@ -95,7 +88,6 @@ FAST = Recipe(
     normalise_brightness=True,
     noise_std=15.0,
     low_resolution=0.25,
-    smaller_images=0.5,
     handling=True,
 )
 FINETUNE = replace(FAST, lr=0.0006, freeze_stages=2)

@@ -23,7 +23,6 @@ class Stream(IntEnum):
     HANDLING = 7
     MORE_CRACKS = 8
     BLUR = 9
-    SIDE = 10
 
 
 def stream_seed(seed, stream, epoch, step=0, *process):

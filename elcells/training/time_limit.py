@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 from elcells.distributed import sum_over_processes, world
-from elcells.training.batches import SIDES
 from elcells.training.graphs import undone
 from elcells.training.line_training import BATCH as LINE_BATCH
 
@@ -28,17 +27,16 @@ def recipe_within(trainer, seconds):
     with trainer.fast_layers(), undone(trainer.trained, trainer.optimizer):
         for _ in range(1 + TIMED_STEPS):
             started = time.monotonic()
-            loss = trainer.run_step(replace(trainer.batches.of_step(rows, epoch=0, step=0), side=None), seed=0)
+            loss = trainer.run_step(trainer.batches.of_step(rows, epoch=0, step=0), seed=0)
             float(loss)  # waits for a GPU
             times.append(time.monotonic() - started)
     median = torch.tensor(float(np.median(times[1:])), device=trainer.device)
-    seconds_per_step = sum_over_processes(median).item() / world()  # of images in their full size
+    seconds_per_step = sum_over_processes(median).item() / world()
     recipe = trainer.recipe
     seconds *= TRAINING_SHARE
     seconds_per_line_step = LINE_COST * seconds_per_step * LINE_BATCH / recipe.batch_size
     wanted = recipe.line_steps if trainer.trains_lines else 0
     line_steps = min(wanted, int(LINE_SHARE * seconds / seconds_per_line_step))
     seconds -= line_steps * seconds_per_line_step
-    saved = recipe.smaller_images * (1 - np.square(SIDES).mean())
-    epochs = max(1, int(seconds / (trainer.batches.steps * seconds_per_step * (1 - saved))))
+    epochs = max(1, int(seconds / (trainer.batches.steps * seconds_per_step)))
     return replace(recipe, epochs=epochs, line_steps=line_steps)
