@@ -1,7 +1,7 @@
 """Make the images in doc/.
 
 $ python -m benchmarks.figures                        # labels.png: cells of each label; severity.jpg
-$ python -m benchmarks.figures lite0.ckp own.ckp      # also class_maps.png of both, feature_maps.png of the first
+$ python -m benchmarks.figures lite0.ckp own.ckp      # also class_maps.png of both
 """
 
 import argparse
@@ -18,7 +18,7 @@ from elcells.inference.calls import Cells, read
 from elcells.inference.cells import judge
 from elcells.inference.networks import SHIPPED
 from model import load_model
-from visualize_activations import convolutions, image_probabilities, layer_cam, overlay, plot_feature_maps
+from visualize_activations import image_probabilities, layer_cam, overlay
 
 DOC = Path(__file__).resolve().parent.parent / "doc"
 
@@ -107,9 +107,6 @@ def main(argv=None):
     figure_of_severity(table)
     if models:
         figure_of_class_maps(table, models)
-        image = read_image(table.loc["cell0467", "path"])
-        layers = convolutions(models[0].network)
-        plot_feature_maps(models[0], image, "cell0467", layers, DOC / "feature_maps.png", dpi=60)
 
 
 if __name__ == "__main__":
