@@ -139,7 +139,7 @@ def maximum(maps):
 # ---------------------------------------------------------------- plots
 
 
-def plot_panels(image, maps, title, path, columns=7, dpi=100):
+def plot_panels(image, maps, title, path, columns=7):
     """Plot an image, uint8 (S, S), and maps {name: float (h, w)} as equal squares of one figure."""
     rows = math.ceil((1 + len(maps)) / columns)
     columns = min(columns, 1 + len(maps))
@@ -153,17 +153,17 @@ def plot_panels(image, maps, title, path, columns=7, dpi=100):
         axes.imshow(values, cmap="viridis")
         axes.set_title(name, fontsize=9)
     figure.suptitle(title, parse_math=False)
-    save(figure, path, dpi)
+    save(figure, path, dpi=100)
 
 
-def plot_feature_maps(model, image, name, layers, path, dpi=100):
+def plot_feature_maps(model, image, name, layers, path):
     """Plot the image, then each layer's output averaged over its channels, in order of depth. image: uint8 (S, S)."""
     maps = {}
     for layer, output in activations(model, image, layers).items():
         channels, height, width = output.shape
         maps[f"{layer}\n{channels} x {height}x{width}"] = output.mean(0).numpy()
     title = f"{name}: mean of each layer's channels (channels x height x width), dark to bright"
-    plot_panels(image, maps, title, path, dpi=dpi)
+    plot_panels(image, maps, title, path)
 
 
 def plot_channels(model, image, name, layer, path):
