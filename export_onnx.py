@@ -214,7 +214,8 @@ def check_onnx(path, name):
 class Check:
     """Images on which a file is compared with PyTorch.
 
-    looks: list of images, uint8 (N, 1, S, S), with PyTorch's probabilities, float32 (N, C): first at their full size.
+    looks: list of pairs of images, uint8 (N, 1, S, S), and PyTorch's probabilities, float32 (N, C); the first pair has
+    the full size.
     description: what they are, in words. lines: PyTorch's crack lines of the first LINE_CHECKS images, float32 (n,
     S / 2, S / 2), or None.
     """
@@ -380,11 +381,11 @@ def write_files(export):
     smaller = [option for option in SMALLER if getattr(export, option)]
     cells = read_cells(export, model.metadata, checkpoint) if smaller else None
     images, description = images_to_check(export, model.metadata.image_size)
-    sizes = [images]
+    shown = [images]
     small_size = small_side(model.metadata.image_size)
     if small_size and not export.tta:
-        sizes.append(np.stack([with_side(image, small_size)[None] for [image] in images]))
-    looks = [(images, torch_probabilities(model, images, export.tta)) for images in sizes]
+        shown.append(np.stack([with_side(image, small_size)[None] for [image] in images]))
+    looks = [(images, torch_probabilities(model, images, export.tta)) for images in shown]
     check = Check(looks, description, torch_lines(model, images[:LINE_CHECKS]) if model.lines else None)
     write_float(export, model.cpu(), metadata, check)
     if not cells:

@@ -108,7 +108,7 @@ def at_sides(judge, sides, images, *more):
     results = {}
     for side in np.unique(sides):
         rows = np.flatnonzero(sides == side)
-        shown = np.stack([with_side(images[row, 0], side) for row in rows])[:, None]
+        shown = np.stack([with_side(image, side) for image in images[rows, 0]])[:, None]
         results.update(zip(rows, judge(shown, *(values[rows] for values in more))))
     return np.stack([results[row] for row in range(len(images))])
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.special import expit, logit
 
+from elcells.files import InputError
 from elcells.inference.cells import cell_of_image, judge
 from elcells.inference.engines import Engine, Look, open_model
 from elcells.inference.networks import open_checkpoint
@@ -36,13 +37,13 @@ def cell(level, pixels):
 
 def test_cells_of_few_pixels_are_judged_as_smaller_images_and_all_keep_their_places():
     levels = [255, 10, 254, 20, 253]
-    sides = [round(FEW * SIDE + 1), round(FEW * SIDE - 1), 300, 9, 100]
+    sides = [FEW, FEW - 1, 300, 9, 100]
     asked = []
     results = judge(counting_engine(asked, small_size=SMALL_SIDE), THRESHOLDS, list(map(cell, levels, sides)))
     assert sorted(asked) == [(SMALL_SIDE, 2), (SIDE, 2), (SIDE, 2)]
     assert [result.filename for result in results] == [str(level) for level in levels]
     assert [result.probabilities[0] for result in results] == pytest.approx([level / 255 for level in levels])
-    assert [result.crack_length is None for result in results] == [True, False, False, False, False]  # 14 pixels
+    assert [result.crack_length is None for result in results] == [True, False, False, False, False]  # 60 pixels
 
 
 def test_a_small_cell_near_a_threshold_is_judged_by_its_turns_and_has_no_lines():
@@ -67,7 +68,7 @@ def test_a_half_cell_has_the_pixels_of_its_longer_side_and_a_stretched_one_those
 
 
 def test_images_of_small_cells_are_smaller_by_whole_strides():
-    assert [small_side(size) for size in (300, SIDE, 64)] == [236, SMALL_SIDE, None]
+    assert [small_side(size) for size in (300, SIDE, 81, 64)] == [236, SMALL_SIDE, None, None]
 
 
 def test_an_engine_without_a_smaller_size_sees_all_cells_alike():
@@ -91,6 +92,8 @@ def test_the_file_judges_small_images_as_pytorch_does(tmp_path, monkeypatch):
     assert np.abs(of_file.probabilities - of_checkpoint.probabilities).max() < 1e-4
     assert np.abs(of_file.maps - of_checkpoint.maps).max() < 1e-3
     assert of_file.lines is None and of_checkpoint.lines is None
+    with pytest.raises(InputError, match="takes images of 150 or 118 pixels a side, not 100"):
+        from_file(images[:, :, :100, :100])
     with torch.inference_mode():
         alone = model.probabilities(model(torch.from_numpy(images))).numpy()
     assert logit(alone) - logit(of_file.probabilities) == pytest.approx(np.full((3, 2), OVERRATED), abs=1e-3)
@@ -98,6 +101,6 @@ def test_the_file_judges_small_images_as_pytorch_does(tmp_path, monkeypatch):
 
 def test_smaller_images_are_the_same_cells():
     image = (255 * expit(np.linspace(-4, 4, 300))).astype(np.uint8)[None].repeat(300, 0)
-    small = with_side(image, 225)
-    assert small.shape == (225, 225) and np.abs(with_side(small, 300).astype(int) - image).max() <= 2
+    small = with_side(image, 236)
+    assert small.shape == (236, 236) and np.abs(with_side(small, 300).astype(int) - image).max() <= 2
     assert with_side(image, 300) is image

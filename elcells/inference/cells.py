@@ -105,25 +105,29 @@ def judge(engine, thresholds, cells):
         if pixels is not None:
             places_by_side.setdefault(engine.side_for(square_side(cell.size, cell.shorter_side)), []).append(place)
     for side, places in places_by_side.items():
-        judge_places(engine, thresholds, cells, side, places, results)
+        judged = judge_at_side(engine, thresholds, [cells[place] for place in places], side)
+        for place, result in zip(places, judged):
+            results[place] = result
     return results
 
 
-def judge_places(engine, thresholds, cells, side, places, results):
-    """`judge` the cells of some places, as images of `side` pixels; puts them into the list of results."""
+def judge_at_side(engine, thresholds, cells, side):
+    """`judge` cells that have pixels, all as images of `side` pixels."""
     # Full batches, because a result may depend on the size of its batch in the last digit
-    count = -(-len(places) // engine.batch_size) * engine.batch_size
-    images = np.stack([with_side(cells[places[k % len(places)]][0], side) for k in range(count)])[:, None]
-    for place, seen in zip(places, engine.look_at(images, thresholds)):
+    count = -(-len(cells) // engine.batch_size) * engine.batch_size
+    images = np.stack([with_side(cells[k % len(cells)][0], side) for k in range(count)])[:, None]
+    results = []
+    for (pixels, cell), seen in zip(cells, engine.look_at(images, thresholds)):
         calls = (seen.probabilities >= thresholds).astype(int)
         has_map = seen.map is not None and (calls.any() or doubt(seen.probabilities[None], thresholds)[0] < UNSURE)
         judged = replace(
-            results[place],
+            cell,
             probabilities=tuple(seen.probabilities),
             calls=tuple(calls),
             map=as_bytes(seen.map) if has_map else None,
         )
-        results[place] = with_severity(judged, engine, cells[place][0], seen.lines)
+        results.append(with_severity(judged, engine, pixels, seen.lines))
+    return results
 
 
 def with_severity(result, engine, pixels, lines):

@@ -1,7 +1,7 @@
 """Where a network sees each class, without PyTorch and gradients: class activation maps beside the probabilities.
 
 Zhou et al. 2016, "Learning Deep Features for Discriminative Localization": the last feature maps, weighted as the last
-layer weights them. They are coarse (a tenth of the image's side); `visualize_activations.py` has finer ones.
+layer weights them. They are coarse (10 x 10, in small cells 8 x 8); `visualize_activations.py` has finer ones.
 """
 
 import numpy as np

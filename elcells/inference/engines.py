@@ -2,10 +2,9 @@
 
 >>> engine = open_model("onnx/best.onnx")
 >>> probabilities = engine(images)  # uint8 (N, 1, S, S) -> float32 (N, C), one look at each image
->>> probabilities = engine.judged(images, engine.thresholds())  # as predict.py judges, but for small cells
+>>> probabilities = engine.judged(images, engine.thresholds())  # as predict.py judges cells that are not small
 """
 
-import functools
 import importlib
 import importlib.util
 import json
@@ -51,8 +50,8 @@ class Engine:
     """A network as a function: takes uint8 gray images (N, 1, S, S), returns float32 probabilities (N, C).
 
     Called, it looks at each image once, as any program does that runs the file. `look_at` and `judged` look at images
-    near a threshold in all four turns, as predict.py does. Small cells (`side_for`) are to be given with S = small_size
-    (`small.with_side`); they get no crack lines.
+    near a threshold in all four turns, as predict.py does. Give small cells (`side_for`) as images of `small_size`
+    pixels (`small.with_side`); they get no crack lines.
 
     run: the same for a batch. classes: names, in the order of the probabilities. image_size: S in pixels. name: what
     runs the network. operating_points: {name: one threshold a class}. look: function of a batch that gives a Look.
@@ -104,7 +103,7 @@ class Engine:
 
     def side_for(self, pixels):
         """S for a cell whose square has so many pixels a side in its image (`small.square_side`)."""
-        return self.small_size if self.small_size and pixels < FEW * self.image_size else self.image_size
+        return self.small_size if self.small_size and pixels < FEW else self.image_size
 
     def is_near(self, probabilities, thresholds):
         """Whether one of an image's probabilities (C,) is near its threshold; a file that looks at all eight symmetries
@@ -262,22 +261,22 @@ def open_model(path, engine="auto", threads=0, device="auto", precision="float32
         network.graph.output.add().name = features
         outputs.append(features)
 
-    @functools.cache  # small cells are rare: what they take is made when the first one comes
-    def opened(side):
-        if side not in (metadata["image_size"], small_size):
-            raise InputError(f"images of {side}x{side} pixels, it takes {metadata['image_size']}")
-        of_side = network if side == metadata["image_size"] else for_side(network, side)
-        return opener(of_side.SerializeToString(), threads, device, precision)
-
     try:
-        _, name = opened(metadata["image_size"])
+        run_full_size, name = opener(network.SerializeToString(), threads, device, precision)
+        runs = {metadata["image_size"]: run_full_size}
+        if small_size:
+            of_small_size = for_side(network, small_size)
+            runs[small_size], _ = opener(of_small_size.SerializeToString(), threads, device, precision)
         if has_lines:
             run_decoder, _ = opener(decoder.SerializeToString(), threads, device, precision)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
     def run_network(names, images):
-        run, _ = opened(images.shape[-1])
+        side = images.shape[-1]
+        if side not in runs:
+            raise InputError(f"{path}: takes images of {' or '.join(map(str, runs))} pixels a side, not {side}")
+        run = runs[side]
         if metadata["input"] == "uint8":
             return run(names, {"input": images})
         mean, std = np.float32(metadata["mean"]), np.float32(metadata["std"])

@@ -10,20 +10,20 @@ from elcells.data.images import is_square
 from elcells.inference.doubt import logits_of
 
 # Chosen with the default network on six field modules and on ELPV's validation cells with few pixels
-FEW = 0.2  # a cell with fewer pixels along the side of its square, as a share of the network's, is small: 60 of 300
-SMALLER = 0.2  # share of the full side by which its image is smaller, about
+FEW = 60  # a cell with fewer pixels along the side of its square is small
+SMALLER = 0.2  # its image is smaller by about this share of the full side
 STRIDE = 32  # of a network's last layer
 OVERRATED = 1.0  # logits by which probabilities are too high in smaller images
 
 
 def small_side(size):
-    """Side of the images of small cells for a network of images with `size` pixels; None where that is too few.
+    """Side of the images of small cells for a network of images with `size` pixels; None for a network of few pixels.
 
     It differs by a multiple of STRIDE, so that each layer pads an image as it does in the full size. With 225 pixels
     instead of 236 of 300, dark rims looked inactive.
     """
-    steps = round(SMALLER * size / STRIDE)
-    return size - STRIDE * steps if steps else None
+    side = size - STRIDE * round(SMALLER * size / STRIDE)
+    return side if FEW < side < size else None
 
 
 def square_side(size, shorter_side=None):
