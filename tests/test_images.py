@@ -15,6 +15,7 @@ import predict
 from elcells.data.cache import load_images
 from elcells.data.finding import find_images
 from elcells.data.images import as_lines, examine, open_image, read_image
+from elcells.data.suspicions import is_saturated
 from elcells.data.tiff import pages_of
 from elcells.files import InputError
 
@@ -421,6 +422,12 @@ def test_suspicious_images_are_counted(cells, exported, tmp_path, capsys):
             assert not any(word in line for word in words.values() for line in lines)
         else:
             assert any(line.startswith(f"{len(bright)} images {words[kind]}") for line in lines)
+
+
+def test_one_brightest_pixel_of_a_tiny_image_is_no_saturation():
+    tiny = np.random.default_rng(0).integers(60, 200, (5, 5), np.uint8)
+    assert not is_saturated(tiny, tiny)
+    assert is_saturated(np.full((5, 5), 255, np.uint8), np.full((5, 5), 255, np.uint8))
 
 
 @pytest.mark.parametrize("size", [(300, 300), (50, 51), (40, 90), (700, 640)])

@@ -20,6 +20,7 @@ COLOURED = "have colours, perhaps a colour map: their brightness may be wrong; s
 COLOUR = 0.06  # mean distance of the channels, in 0..1; JPEG alone makes 0.01
 SATURATED = "are saturated (over 1 % of their pixels at the top value): what is too bright can't be judged"
 SATURATED_SHARE = 0.01  # 15 of the 2,624 ELPV cells have more
+SATURATED_PIXELS = 10  # fewer say nothing: one pixel of a tiny image is over 1 %
 INVERTED = "look inverted (bright lines on dark cells): invert them, else the result means nothing"
 # All ELPV cells but one have dark lines that are stronger than their bright ones, most by a factor of eight.
 INVERTED_FACTOR = 1.4  # by which bright lines are stronger than dark ones
@@ -56,8 +57,8 @@ def is_saturated(values, gray):
     """True if many stored values (H, W) are the same and the brightest ones; gray: the same in 0..255."""
     top = np.quantile(values, 0.999, method="higher")
     at_top = values >= top
-    share = at_top.mean()
-    return bool(share > SATURATED_SHARE and gray[at_top].min() > 127)
+    is_large = at_top.mean() > SATURATED_SHARE and at_top.sum() >= SATURATED_PIXELS
+    return bool(is_large and gray[at_top].min() > 127)
 
 
 def looks_inverted(gray):
