@@ -256,11 +256,9 @@ def open_model(path, engine="auto", threads=0, device="auto", precision="float32
     has_lines = any(output.name == LINES for output in proto.graph.output)
     network, decoder, decoder_inputs = apart(proto) if has_lines else (proto, None, [])
     small_size = None if metadata.get("tta") else small_side(metadata["image_size"])  # turning in the file has one size
-    outputs = ["output"]
+    for_maps = [features] if features else []
     if features:
         network.graph.output.add().name = features
-        outputs.append(features)
-
     try:
         run_full_size, name = opener(network.SerializeToString(), threads, device, precision)
         runs = {metadata["image_size"]: run_full_size}
@@ -272,32 +270,33 @@ def open_model(path, engine="auto", threads=0, device="auto", precision="float32
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
-    def run_network(names, images):
+    def run_network(images, more=()):  # the probabilities, then what more is asked for by name
         side = images.shape[-1]
         if side not in runs:
             raise InputError(f"{path}: takes images of {' or '.join(map(str, runs))} pixels a side, not {side}")
-        run = runs[side]
-        if metadata["input"] == "uint8":
-            return run(names, {"input": images})
-        mean, std = np.float32(metadata["mean"]), np.float32(metadata["std"])
-        return run(names, {"input": np.repeat((images.astype(np.float32) / 255 - mean) / std, 3, axis=1)})
+        given = images
+        if metadata["input"] != "uint8":
+            mean, std = np.float32(metadata["mean"]), np.float32(metadata["std"])
+            given = np.repeat((images.astype(np.float32) / 255 - mean) / std, 3, axis=1)
+        probabilities, *others = runs[side](["output", *more], {"input": given})
+        return [lowered(probabilities, images, small_size), *others]
 
     def look(images):
-        can_be_followed = images.shape[-1] == metadata["image_size"]  # the lines in these images
-        values = run_network([*outputs, *decoder_inputs] if can_be_followed else outputs, images)
+        can_be_followed = has_lines and images.shape[-1] == metadata["image_size"]  # the lines in these images
+        for_lines = decoder_inputs if can_be_followed else []
+        probabilities, *values = run_network(images, [*for_lines, *for_maps])
         # Of eight symmetries the first is the image
-        class_maps = weighted(values[1][: len(images)], weight) if features else None
+        class_maps = weighted(values.pop()[: len(images)], weight) if features else None
 
         def lines(number):  # one image at a time, as a result may depend on the size of its batch in the last digit
-            seen = zip(decoder_inputs, values[len(outputs) :])
-            [[[probabilities]]] = run_decoder([LINES], {name: value[number : number + 1] for name, value in seen})
-            return probabilities
+            of_image = {name: value[number : number + 1] for name, value in zip(for_lines, values)}
+            [[[seen]]] = run_decoder([LINES], of_image)
+            return seen
 
-        probabilities = lowered(values[0], images, small_size)
-        return Look(probabilities, class_maps, lines if has_lines and can_be_followed else None)
+        return Look(probabilities, class_maps, lines if can_be_followed else None)
 
     return Engine(
-        lambda images: lowered(run_network(["output"], images)[0], images, small_size),
+        lambda images: run_network(images)[0],
         tuple(metadata["classes"]),
         metadata["image_size"],
         name,

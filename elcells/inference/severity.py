@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.morphology import skeletonize
 
-from elcells.data.images import SQUARE
+from elcells.data.images import is_square
 
 SIDE = 300  # pixels of the cell in which lines and regions are measured
 
@@ -107,7 +107,7 @@ def distances_to_edges(size):
     size: (height, width) of a cell that was mirrored at its longer edges until it was square.
     """
     distances = []
-    if max(size) <= SQUARE * min(size):
+    if is_square(size):
         size = (1, 1)  # it was stretched
     for pixels in size:
         outside = (SIDE - round(SIDE * pixels / max(size))) // 2

@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from elcells.colours import DARK_VERDICT, NO_DEFECT, OTHER_COLOUR, VERDICT_COLOURS
-from elcells.data.images import SQUARE
+from elcells.data.images import is_square
 from elcells.files import atomic_path
 from elcells.inference.severity import (
     SHAPE_COLOURS,
@@ -112,9 +112,7 @@ def seen_of_cell(numbers, size):
     size: (height, width) of the cell. The network sees a cell that is not square mirrored at its longer edges.
     """
     side = len(numbers)
-    longer = max(size)
-    is_square = longer <= SQUARE * min(size)
-    high, wide = (side, side) if is_square else (side * pixels / longer for pixels in size)
+    high, wide = (side, side) if is_square(size) else (side * pixels / max(size) for pixels in size)
     kept = np.zeros_like(numbers)
     place = tuple(slice(round((side - pixels) / 2), round((side + pixels) / 2)) for pixels in (high, wide))
     kept[place] = numbers[place]
