@@ -245,7 +245,7 @@ class Trainer:
         """Evaluate and calibrate on the validation part; returns the epoch's figures, a dict."""
         classes = self.model.classes
         val_loss, labels, probabilities = uncalibrated(self.model, self.val_set, self.run.precision)
-        self.model.calibration = Calibration.fit(labels, probabilities)
+        self.model.calibration = Calibration.fit(labels, probabilities, self.recipe.lower_thresholds)
         f1 = f1_scores(labels, probabilities)
         return {
             "epoch": self.epoch + 1,
@@ -284,7 +284,7 @@ class Trainer:
         model, checkpoint = load_model(path, self.device)
         if keep_initial and not checkpoint.get("mixed"):
             model.network.load_state_dict(mixed(model.network.state_dict(), self.initial, keep_initial))
-        calibrate(model, self.val_set)
+        calibrate(model, self.val_set, self.recipe.lower_thresholds)
         if self.trains_lines and not model.lines:
             decoder = self.trained.heads["lines"]
             training = LineTraining(model, decoder, self.train_set, self.recipe, self.batches.defects, self.run)

@@ -75,7 +75,7 @@ class Calibration:
 
     temperatures: one float per class, by which logits are divided.
     operating_points: dict of name -> one threshold per class. A cell is positive from its threshold on. "f1" is the
-        usual point, "recall" misses no more than 5 % of the positives.
+        usual point, "recall" misses no more than 5 % of the positives and is never higher.
     """
 
     temperatures: tuple
@@ -91,9 +91,10 @@ class Calibration:
         return cls((1.0,) * count, {"f1": (0.5,) * count})
 
     @classmethod
-    def fit(cls, labels, probabilities):
+    def fit(cls, labels, probabilities, lower=0.0):
         """From the labels (0/1) and uncalibrated probabilities of validation cells, (N, C) each.
 
+        lower: logits by which the thresholds of "f1" lie below the best ones for these cells.
         A class without positives gets the threshold 0.5.
         """
         temperatures = []
@@ -104,6 +105,6 @@ class Calibration:
             p = calibrated(uncalibrated, temperature)
             has_positives = (y > 0.5).any()
             temperatures.append(temperature)
-            best_f1.append(expected_f1_threshold(p) if has_positives else 0.5)
-            high_recall.append(recall_threshold(y, p) if has_positives else 0.5)
+            best_f1.append(float(expit(logit(expected_f1_threshold(p)) - lower)) if has_positives else 0.5)
+            high_recall.append(min(recall_threshold(y, p), best_f1[-1]) if has_positives else 0.5)
         return cls(tuple(temperatures), {"f1": tuple(best_f1), "recall": tuple(high_recall)})

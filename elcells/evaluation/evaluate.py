@@ -45,15 +45,17 @@ def logits_and_loss(model, dataset, precision, tta):
     return logits, float(F.binary_cross_entropy_with_logits(logits, torch.from_numpy(dataset.labels)))
 
 
-def calibrate(model, dataset):
+def calibrate(model, dataset, lower=0.0):
     """Settle a finished model's calibration, alone and over the symmetries, on a CellDataset, its validation part.
+
+    lower: as in `Calibration.fit`.
 
     It is measured in float32, as the network will be used: bfloat16 moves probabilities by about 0.005.
     """
     _, labels, probabilities = uncalibrated(model, dataset, tta=True)
-    model.calibration_tta = Calibration.fit(labels, probabilities)
+    model.calibration_tta = Calibration.fit(labels, probabilities, lower)
     _, labels, probabilities = uncalibrated(model, dataset)
-    model.calibration = Calibration.fit(labels, probabilities)
+    model.calibration = Calibration.fit(labels, probabilities, lower)
 
 
 def add_predictions(model, dataset, point="f1", tta=False):

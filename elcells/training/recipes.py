@@ -61,6 +61,13 @@ class Recipe:
         metavar="SHARE",
     )
     handling: bool = setting(False, "turn by up to 6 degrees instead of 3, half of the cells with black around")
+    lower_thresholds: float = setting(
+        0.0,
+        "logits by which thresholds lie below the best ones for the validation part, as defects look less sure to a "
+        "network on other cameras",
+        least=0,
+        metavar="LOGITS",
+    )
     epoch_cells: int = setting(0, "cells per epoch; 0: as many as there are", least=0)
     keep_initial: float = setting(
         0.0, "share of the initial weights in the finished network", least=0, below=1, metavar="SHARE"
@@ -89,10 +96,19 @@ FAST = Recipe(
     noise_std=15.0,
     low_resolution=0.25,
     handling=True,
+    lower_thresholds=0.5,
 )
 FINETUNE = replace(FAST, lr=0.0006, freeze_stages=2)
 ADAPT = replace(
-    FINETUNE, epochs=6, lr=0.0005, synthetic=0.0, line_steps=0, low_resolution=0.0, epoch_cells=512, keep_initial=0.5
+    FINETUNE,
+    epochs=6,
+    lr=0.0005,
+    synthetic=0.0,
+    line_steps=0,
+    low_resolution=0.0,
+    lower_thresholds=0.0,
+    epoch_cells=512,
+    keep_initial=0.5,
 )
 RECIPES = {"fast": FAST, "finetune": FINETUNE, "adapt": ADAPT, "classic": CLASSIC}
 
