@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics
+from scipy.special import logit
 
 from elcells.evaluation.calibration import (
     Calibration,
@@ -74,6 +75,18 @@ def test_temperatures_calibrate_and_change_no_decision_at_one_half():
 def test_a_class_without_positives_keeps_the_threshold_of_one_half():
     calibration = Calibration.fit(np.array([[0, 1], [0, 0]]), np.array([[0.2, 0.8], [0.1, 0.3]]))
     assert calibration.thresholds()[0] == calibration.thresholds("recall")[0] == 0.5 != calibration.thresholds()[1]
+
+
+def test_thresholds_may_lie_lower_and_that_of_recall_is_never_above_that_of_f1(predictions):
+    labels, p = predictions
+    best, lower = Calibration.fit(labels, p), Calibration.fit(labels, p, 0.5)
+    for point in ("f1", "recall"):
+        assert logit(best.thresholds(point)) - logit(lower.thresholds(point)) == pytest.approx([0.5, 0.5])
+    assert lower.temperatures == best.temperatures
+    y, p = np.array([0, 0, 1, 1]), np.array([0.1, 0.5, 0.6, 0.9])
+    few = Calibration.fit(y[:, None], p[:, None])
+    assert few.thresholds("recall") == few.thresholds()
+    assert recall_threshold(y, calibrated(p, few.temperatures[0])) > 2 * few.thresholds()[0]
 
 
 def test_reliability_counts_every_cell_once():

@@ -88,7 +88,7 @@ def test_temperatures_and_thresholds_are_those_of_float32(finished, elpv):
     stored = model.calibration
     model.calibration = Calibration.none(2)
     _, labels, probabilities = evaluate(model, val)
-    again = Calibration.fit(labels, probabilities)
+    again = Calibration.fit(labels, probabilities, checkpoint["recipe"]["lower_thresholds"])
     assert again.thresholds() == pytest.approx(stored.thresholds(), abs=1e-4)
     assert again.temperatures == pytest.approx(stored.temperatures, rel=1e-3)
     assert model.calibration_tta.temperatures != stored.temperatures

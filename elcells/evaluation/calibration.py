@@ -94,8 +94,8 @@ class Calibration:
     def fit(cls, labels, probabilities, lower=0.0):
         """From the labels (0/1) and uncalibrated probabilities of validation cells, (N, C) each.
 
-        lower: logits by which the thresholds of "f1" lie below the best ones for these cells.
-        A class without positives gets the threshold 0.5.
+        lower: logits by which the thresholds lie below those for these cells.
+        A class without positives has the threshold 0.5, before it is lowered.
         """
         temperatures = []
         best_f1 = []
@@ -105,6 +105,8 @@ class Calibration:
             p = calibrated(uncalibrated, temperature)
             has_positives = (y > 0.5).any()
             temperatures.append(temperature)
-            best_f1.append(float(expit(logit(expected_f1_threshold(p)) - lower)) if has_positives else 0.5)
-            high_recall.append(min(recall_threshold(y, p), best_f1[-1]) if has_positives else 0.5)
+            f1 = expected_f1_threshold(p) if has_positives else 0.5
+            recall = min(recall_threshold(y, p), f1) if has_positives else 0.5
+            best_f1.append(float(expit(logit(f1) - lower)))
+            high_recall.append(float(expit(logit(recall) - lower)))
         return cls(tuple(temperatures), {"f1": tuple(best_f1), "recall": tuple(high_recall)})
