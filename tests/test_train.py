@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CPU, ROOT, SMALL, draw_plots, posix
+from scipy.special import logit
 
 import data
 import train
 from elcells.data.cache import load_images
 from elcells.data.images import read_image
 from elcells.evaluation.calibration import Calibration
-from elcells.evaluation.evaluate import evaluate
+from elcells.evaluation.evaluate import uncalibrated
 from elcells.training.checkpoints import read_checkpoint
 from elcells.training.recipes import CLASSIC
 from elcells.training.time_limit import recipe_within
@@ -85,13 +86,14 @@ def test_temperatures_and_thresholds_are_those_of_float32(finished, elpv):
     table = data.read_table(elpv)
     images, table["image"] = load_images(table, 64)
     val = data.CellDataset(data.part_of_checkpoint(table, checkpoint["split"], "val"), images)
-    stored = model.calibration
-    model.calibration = Calibration.none(2)
-    _, labels, probabilities = evaluate(model, val)
-    again = Calibration.fit(labels, probabilities, checkpoint["recipe"]["lower_thresholds"])
-    assert again.thresholds() == pytest.approx(stored.thresholds(), abs=1e-4)
-    assert again.temperatures == pytest.approx(stored.temperatures, rel=1e-3)
-    assert model.calibration_tta.temperatures != stored.temperatures
+    for tta in (False, True):
+        stored = model.calibration_for(tta)
+        _, labels, probabilities = uncalibrated(model, val, tta=tta)
+        again = Calibration.fit(labels, probabilities, checkpoint["recipe"]["lower_thresholds"])
+        for point in ("f1", "recall"):
+            assert again.thresholds(point) == pytest.approx(stored.thresholds(point), abs=1e-4)
+        assert again.temperatures == pytest.approx(stored.temperatures, rel=1e-3)
+    assert model.calibration_tta.temperatures != model.calibration.temperatures
 
 
 def test_the_test_cells_were_never_trained_on(finished, elpv):
@@ -439,6 +441,17 @@ def test_resume_refuses_other_options(finished, capsys):
     assert "--seed can't change on --resume (it was 0)" in capsys.readouterr().err
     assert train.main(["--resume", "--out", str(finished), "--epochs", "9", *CPU]) == 2
     assert "--epochs can't change on --resume (it was 2)" in capsys.readouterr().err
+
+
+def test_a_finished_run_may_have_other_thresholds_without_training(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    assert train.main(["--resume", "--out", str(out), "--lower-thresholds", "1.5", *CPU]) == 0
+    (before, of_before), (after, of_after) = (load_model(run / "checkpoints" / "best.ckp") for run in (finished, out))
+    assert of_after["recipe"] == of_before["recipe"] | {"lower_thresholds": 1.5}
+    assert logit(before.calibration.thresholds()) - logit(after.calibration.thresholds()) == pytest.approx(
+        [1, 1], abs=0.01
+    )
+    assert all((value == after.network.state_dict()[name]).all() for name, value in before.network.state_dict().items())
 
 
 def test_resume_refuses_a_checkpoint_whose_settings_are_not_complete(finished, tmp_path, capsys):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
+from scipy.special import logit
 
 import data
 from data import CellDataset
@@ -473,7 +474,7 @@ def test_the_learning_rate_falls_in_steps():
 
 
 def test_the_checkpoint_carries_temperatures_and_operating_points_of_its_validation_part(small, tmp_path):
-    trainer = make_trainer(small, tmp_path)
+    trainer = make_trainer(small, tmp_path, lower_thresholds=0.5)
     trainer.val_set = trainer.train_set
     trainer.fit()
     model, _ = load_model(tmp_path / "last.ckp")
@@ -481,9 +482,10 @@ def test_the_checkpoint_carries_temperatures_and_operating_points_of_its_validat
     calibration = model.calibration
     assert 1.0 not in calibration.temperatures and model.calibration_tta is None
     p = [calibrated(probabilities[:, i], 1.0) for i in range(2)]
-    assert calibration.thresholds() == pytest.approx([expected_f1_threshold(p[i]) for i in range(2)], abs=1e-5)
-    recall = [recall_threshold(labels[:, i], p[i]) for i in range(2)]
-    assert calibration.thresholds("recall") == pytest.approx(recall, abs=1e-5)
+    best = [expected_f1_threshold(p[i]) for i in range(2)]
+    assert logit(calibration.thresholds()) == pytest.approx(logit(best) - 0.5, abs=1e-4)
+    recall = np.minimum([recall_threshold(labels[:, i], p[i]) for i in range(2)], best)
+    assert logit(calibration.thresholds("recall")) == pytest.approx(logit(recall) - 0.5, abs=1e-4)
     with pytest.raises(InputError, match="no operating point 'best', the network has f1, recall"):
         calibration.thresholds("best")
 

@@ -13,7 +13,7 @@ from elcells.inference.doubt import logits_of
 FEW = 60  # a cell with fewer pixels along the side of its square is small
 SMALLER = 0.2  # its image is smaller by about this share of the full side
 STRIDE = 32  # of a network's last layer
-OVERRATED = 1.5  # logits by which probabilities are too high in smaller images
+OVERRATED = 1.5  # logits by which probabilities of smaller images are lowered, for thresholds of the default recipes
 
 
 def small_side(size):

@@ -63,8 +63,8 @@ class Recipe:
     handling: bool = setting(False, "turn by up to 6 degrees instead of 3, half of the cells with black around")
     lower_thresholds: float = setting(
         0.0,
-        "logits by which thresholds lie below the best ones for the validation part, as defects look less sure to a "
-        "network on other cameras",
+        "logits by which thresholds lie below the best ones for the validation part, for cells of other cameras",
+        fixed=False,
         least=0,
         metavar="LOGITS",
     )
