@@ -1,7 +1,6 @@
 """The tables of accuracy in doc/results.md, from the committed out-of-fold probabilities.
 
 $ python -m benchmarks.accuracy                      # doc/oof_by_cell.csv and doc/oof_by_module.csv as rows of a table
-$ python -m benchmarks.accuracy doc/tta              # the same of the files in another folder
 """
 
 import argparse
@@ -16,21 +15,16 @@ from elcells.evaluation.metrics import bootstrap_mean_f1, metrics_table
 from elcells.files import command
 
 ROOT = Path(__file__).resolve().parent.parent
-SPLITS = {"cell": "by cell", "module": "by module", "module_seed_1": "by module, seed 1"}
+SPLITS = ("cell", "module")
 HEADER = (
     "| cells | F1 crack | F1 inactive | F1 mean | 95 % interval | F1 mean at 0.5 | AP crack | AP inactive | ECE crack "
     "| ECE inactive |\n| --- |" + " ---: |" * 9
 )
 
 
-def splits(folder):
-    """The names in SPLITS of which a folder has out-of-fold predictions."""
-    return [by for by in SPLITS if (Path(folder) / f"oof_by_{by}.csv").exists()]
-
-
-def read(by, folder):
+def read(by):
     """Out-of-fold predictions of a cross-validation of SPLITS, with each cell's module and type."""
-    predicted = pd.read_csv(Path(folder) / f"oof_by_{by}.csv", sep=";")
+    predicted = pd.read_csv(ROOT / "doc" / f"oof_by_{by}.csv", sep=";")
     table = pd.read_csv(ROOT / "data.csv", sep=";")
     return predicted.merge(table[["filename", "type", "module"]], on="filename", how="left", validate="one_to_one")
 
@@ -57,14 +51,13 @@ def line(name, predicted):
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def lines(folder):
-    """All rows: each split as a whole and, for seed 0, by type."""
+def lines():
+    """All rows: each split as a whole and by type."""
     rows = []
-    for by in splits(folder):
-        predicted = read(by, folder)
-        rows.append(line(f"{SPLITS[by]}: all {len(predicted):,}", predicted))
-        if by in ("cell", "module"):
-            rows += [line(f"{SPLITS[by]}: {kind}", part) for kind, part in predicted.groupby("type")]
+    for by in SPLITS:
+        predicted = read(by)
+        rows.append(line(f"by {by}: all {len(predicted):,}", predicted))
+        rows += [line(f"by {by}: {kind}", part) for kind, part in predicted.groupby("type")]
     return rows
 
 
@@ -78,13 +71,12 @@ def any_defect(predicted):
 def main(argv=None):
     """Command line of this file; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", default=ROOT / "doc", help="of the oof_by_....csv (doc)")
-    folder = parser.parse_args(argv).folder
-    print(HEADER, *lines(folder), sep="\n")
+    parser.parse_args(argv)
+    print(HEADER, *lines(), sep="\n")
     print()
-    for by in splits(folder):
-        predicted = read(by, folder)
-        print(f"{SPLITS[by]}: {any_defect(predicted):.1%} rightly called defective or not")
+    for by in SPLITS:
+        predicted = read(by)
+        print(f"by {by}: {any_defect(predicted):.1%} rightly called defective or not")
         print(f"    unsure or with a wrong call: {doubtful(*arrays(predicted))}")
 
 

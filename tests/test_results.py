@@ -11,12 +11,11 @@ from benchmarks import accuracy
 from elcells.data.tables import CLASSES
 
 RESULTS = (ROOT / "doc" / "results.md").read_text(encoding="utf-8")
-FOLDERS = ["doc", "doc/tta"]
 
 
-@pytest.mark.parametrize("folder, by", [(folder, by) for folder in FOLDERS for by in accuracy.splits(ROOT / folder)])
-def test_every_cell_was_predicted_once_by_a_network_that_saw_nothing_of_its_group(table, folder, by):
-    predicted = accuracy.read(by, ROOT / folder)
+@pytest.mark.parametrize("by", accuracy.SPLITS)
+def test_every_cell_was_predicted_once_by_a_network_that_saw_nothing_of_its_group(table, by):
+    predicted = accuracy.read(by)
     assert predicted["filename"].is_unique and set(predicted["filename"]) == set(table["filename"])
     merged = predicted.merge(table, on="filename", suffixes=("", "_table"))
     assert all((merged[c] == merged[f"{c}_table"]).all() for c in CLASSES)
@@ -28,10 +27,9 @@ def test_every_cell_was_predicted_once_by_a_network_that_saw_nothing_of_its_grou
     assert (thresholds == 1).all(axis=None)
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_the_rows_of_the_tables_follow_from_the_probabilities(folder):
+def test_the_rows_of_the_table_follow_from_the_probabilities():
     assert accuracy.HEADER in RESULTS
-    for line in accuracy.lines(ROOT / folder):
+    for line in accuracy.lines():
         assert line in RESULTS, f"doc/results.md lacks this row: {line}"
 
 
@@ -46,12 +44,10 @@ def test_the_table_of_single_changes_has_the_figures_of_the_experiments():
 def test_the_accuracy_in_readme_and_model_card_follows_from_the_probabilities():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     card = (ROOT / "doc/model_card.md").read_text(encoding="utf-8")
-    for folder in ("doc", "doc/tta"):
-        for by in ("cell", "module"):
-            row = accuracy.line("", accuracy.read(by, ROOT / folder))
-            _, crack, inactive, mean, interval, *_ = row.split(" | ")
-            assert f"| {crack} | {inactive} | {mean} | {interval} |" in card
-            assert folder != "doc" or f"| {crack} | {inactive} | **{mean}** ({interval}) |" in readme
+    for by in accuracy.SPLITS:
+        _, crack, inactive, mean, interval, *_ = accuracy.line("", accuracy.read(by)).split(" | ")
+        assert f"| {crack} | {inactive} | {mean} | {interval} |" in card
+        assert by == "cell" or f"| {crack} | {inactive} | **{mean}** ({interval}) |" in readme
 
 
 def test_a_row_has_the_figures_worked_out_by_hand(tmp_path):
