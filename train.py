@@ -131,6 +131,9 @@ def resumed_job(args, path, stored):
     """
     job = resumed_settings(args, Job, path, stored, "job")
     recipe = resumed_settings(args, Recipe, path, stored, "recipe")
+    before = stored["recipe"]["lower_thresholds"]
+    if job.folds and recipe.lower_thresholds != before:  # the folds that are done keep their thresholds
+        raise InputError(f"--lower-thresholds can't change on --resume of a cross-validation (it was {before:g})")
     return job, recipe
 
 

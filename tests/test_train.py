@@ -264,6 +264,8 @@ def test_a_resumed_cross_validation_trains_only_what_is_missing(folds, tmp_path,
 def test_a_resumed_cross_validation_refuses_other_options(folds, capsys):
     assert train.main(["--resume", "--out", str(folds), "--epochs", "2", *CPU]) == 2
     assert "--epochs can't change on --resume (it was 1)" in capsys.readouterr().err
+    assert train.main(["--resume", "--out", str(folds), "--lower-thresholds", "3", *CPU]) == 2
+    assert "--lower-thresholds can't change on --resume of a cross-validation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seconds", [0.1, 4.1, 40.3])
