@@ -290,7 +290,7 @@ def options():
     group = parser.add_argument_group("network")
     text = "ONNX file or checkpoint (the newer of onnx/best.onnx and checkpoints/best.ckp, else cells.onnx)"
     group.add_argument("--model", type=Path, metavar="FILE", help=text)
-    text = "thresholds: f1 (balanced) or recall (lower, misses 5 %% of the validation part's defects) (%(default)s)"
+    text = "thresholds: f1 or recall (never higher, misses at most 5 %% of the validation part's defects) (%(default)s)"
     group.add_argument("--operating-point", default="f1", metavar="NAME", help=text)
     group = parser.add_argument_group("speed")
     text = "processes of this machine that share the work (%(default)s)"

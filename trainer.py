@@ -294,7 +294,7 @@ class Trainer:
         barrier()
         if rank() == 0:
             notes = {k: v for k, v in checkpoint.items() if k not in ("model", "lines", "config", "versions")}
-            save_checkpoint(path, model, **notes | {"recipe": asdict(self.recipe), "mixed": keep_initial > 0})
+            save_checkpoint(path, model, **notes | {"mixed": keep_initial > 0})
         barrier()
         return True
 

@@ -86,7 +86,9 @@ def resumed_settings(args, settings_class, path, stored, name):
             raise KeyError(name)
         before = settings_class(**values)
     except (KeyError, TypeError, AttributeError, InputError):
-        raise InputError(f"{path}: not a resumable checkpoint; give a last.ckp of `python train.py`") from None
+        raise InputError(
+            f"{path}: not a resumable checkpoint of this version; give a last.ckp of its `python train.py`"
+        ) from None
     changes = given_options(args, settings_class)
     for field in dataclasses.fields(settings_class):
         value = getattr(before, field.name)

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CPU, ROOT, SMALL, draw_plots, posix
-from scipy.special import logit
 
 import data
 import train
@@ -264,8 +263,6 @@ def test_a_resumed_cross_validation_trains_only_what_is_missing(folds, tmp_path,
 def test_a_resumed_cross_validation_refuses_other_options(folds, capsys):
     assert train.main(["--resume", "--out", str(folds), "--epochs", "2", *CPU]) == 2
     assert "--epochs can't change on --resume (it was 1)" in capsys.readouterr().err
-    assert train.main(["--resume", "--out", str(folds), "--lower-thresholds", "3", *CPU]) == 2
-    assert "--lower-thresholds can't change on --resume of a cross-validation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seconds", [0.1, 4.1, 40.3])
@@ -443,17 +440,6 @@ def test_resume_refuses_other_options(finished, capsys):
     assert "--seed can't change on --resume (it was 0)" in capsys.readouterr().err
     assert train.main(["--resume", "--out", str(finished), "--epochs", "9", *CPU]) == 2
     assert "--epochs can't change on --resume (it was 2)" in capsys.readouterr().err
-
-
-def test_a_finished_run_may_have_other_thresholds_without_training(finished, tmp_path):
-    out = shutil.copytree(finished, tmp_path / "run")
-    assert train.main(["--resume", "--out", str(out), "--lower-thresholds", "1.5", *CPU]) == 0
-    (before, of_before), (after, of_after) = (load_model(run / "checkpoints" / "best.ckp") for run in (finished, out))
-    assert of_after["recipe"] == of_before["recipe"] | {"lower_thresholds": 1.5}
-    assert logit(before.calibration.thresholds()) - logit(after.calibration.thresholds()) == pytest.approx(
-        [1, 1], abs=0.01
-    )
-    assert all((value == after.network.state_dict()[name]).all() for name, value in before.network.state_dict().items())
 
 
 def test_resume_refuses_a_checkpoint_whose_settings_are_not_complete(finished, tmp_path, capsys):

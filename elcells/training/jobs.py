@@ -97,7 +97,7 @@ class Job:
 
     operating_point: str = setting(
         "f1",
-        "thresholds of the report: f1, or recall (misses 5 % of each defect)",
+        "thresholds of the report: f1, or recall (never higher, misses at most 5 % of the validation part's defects)",
         group="report",
         fixed=False,
         choices=("f1", "recall"),

@@ -64,8 +64,8 @@ class Recipe:
     lower_thresholds: float = setting(
         0.0,
         "logits by which thresholds lie below the best ones for the validation part, for cells of other cameras",
-        fixed=False,
         least=0,
+        most=5,
         metavar="LOGITS",
     )
     epoch_cells: int = setting(0, "cells per epoch; 0: as many as there are", least=0)
