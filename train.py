@@ -428,13 +428,14 @@ def print_plan(job, trainer, parts):
     device = f"{world()} x {trainer.device.type}" if world() > 1 else trainer.device.type
     precision = str(trainer.run.precision).removeprefix("torch.")
     lines = f", then {recipe.line_steps} steps of the decoder of crack lines" if recipe.line_steps else ""
+    lower = f", thresholds {recipe.lower_thresholds:g} logits lower" if recipe.lower_thresholds else ""
     print(
         f"cells     {train_table['cell'].nunique()} to train ({len(train_table)} images), "
         f"{parts[1]['cell'].nunique()} to validate, {parts[2]['cell'].nunique()} to test, split by {job.split}\n"
         f"network   {job.model}, {parameters:,} parameters, {job.image_size}x{job.image_size} pixels, "
         f"{describe_weights(trainer.model.metadata)}\n"
         f"training  {job.recipe} recipe, {recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.optimizer} "
-        f"{recipe.lr:g}{lines}, on {device} in {precision}, {torch.get_num_threads()} threads"
+        f"{recipe.lr:g}{lines}{lower}, on {device} in {precision}, {torch.get_num_threads()} threads"
     )
     for line in leak_lines(parts, job.weights, job.split):
         print(line)
