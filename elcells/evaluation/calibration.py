@@ -103,10 +103,11 @@ class Calibration:
         for y, uncalibrated in zip(np.asarray(labels).T, np.asarray(probabilities, np.float64).T):
             temperature = fit_temperature(y, uncalibrated)
             p = calibrated(uncalibrated, temperature)
-            has_positives = (y > 0.5).any()
             temperatures.append(temperature)
-            f1 = expected_f1_threshold(p) if has_positives else 0.5
-            recall = min(recall_threshold(y, p), f1) if has_positives else 0.5
+            f1 = recall = 0.5
+            if (y > 0.5).any():
+                f1 = expected_f1_threshold(p)
+                recall = min(recall_threshold(y, p), f1)
             best_f1.append(float(expit(logit(f1) - lower)))
             high_recall.append(float(expit(logit(recall) - lower)))
         return cls(tuple(temperatures), {"f1": tuple(best_f1), "recall": tuple(high_recall)})
