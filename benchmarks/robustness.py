@@ -4,8 +4,8 @@ $ python -m benchmarks.robustness                                       # checkp
 $ python -m benchmarks.robustness checkpoints/fold_*/best.ckp           # all folds of a cross-validation together
 $ python -m benchmarks.robustness --part test --only "as they are" "blur"
 
-Whole images of 300x300 pixels are changed and keep their labels, so a part of the loss by cutting comes from defects at
-the cell's edge that are no longer in the image.
+Cells are judged as predict.py judges them. Whole images of 300x300 pixels are changed and keep their labels, so a part
+of the loss by cutting comes from defects at the cell's edge that are no longer in the image.
 """
 
 import argparse
@@ -21,12 +21,10 @@ from tqdm import tqdm
 
 import data
 from elcells.data.cache import load_images
-from elcells.devices import keep_freed_memory
-from elcells.evaluation.evaluate import evaluate
 from elcells.evaluation.metrics import metrics_table
 from elcells.files import InputError, atomic_path, command
-from elcells.training.checkpoints import find_checkpoint
-from model import load_model
+from elcells.inference.networks import Network, open_network
+from elcells.training.checkpoints import find_checkpoint, read_checkpoint
 
 
 def zoom(images, factor=1.0, shift=0, degrees=0):
@@ -92,20 +90,20 @@ CHANGES = {
 def predict_changed(path, table, pixels, part, changes):
     """{change: labels, probabilities and thresholds, each (cells, classes)} of a checkpoint's part "val" or "test".
 
-    table, pixels: all cells. changes: {name: function as in CHANGES}.
+    Probabilities are those of predict.py. table, pixels: all cells. changes: {name: function as in CHANGES}.
     """
-    model, checkpoint = load_model(path)
+    checkpoint = read_checkpoint(path)
     if "split" not in checkpoint:
         raise InputError(f"{path}: has no record of its parts; take the best.ckp of a finished run")
-    rows = data.part_of_checkpoint(table, checkpoint["split"], part, model.classes)
-    images, _ = data.CellDataset(rows, pixels, model.classes).batch(np.arange(len(rows)))
-    rows = rows.assign(image=np.arange(len(rows)), transform="")
-    thresholds = np.tile(model.calibration_for().thresholds(), (len(rows), 1))
+    engine = open_network(Network(str(path)))
+    rows = data.part_of_checkpoint(table, checkpoint["split"], part, engine.classes)
+    images, labels = data.CellDataset(rows, pixels, engine.classes).batch(np.arange(len(rows)))
+    thresholds = engine.thresholds()
     predicted = {}
     for name, change in tqdm(changes.items(), unit="change", leave=False, disable=None):
-        changed = tv.resize(change(images), [model.metadata.image_size], antialias=True)
-        _, labels, probabilities = evaluate(model, data.CellDataset(rows, changed.numpy(), model.classes))
-        predicted[name] = (labels, probabilities, thresholds)
+        changed = tv.resize(change(images), [engine.image_size], antialias=True).numpy()
+        probabilities = engine.judged(changed, thresholds)
+        predicted[name] = (labels.numpy(), probabilities, np.tile(thresholds, (len(rows), 1)))
     return predicted
 
 
@@ -130,7 +128,6 @@ def main(argv=None):
     parser.add_argument("--out", default="robustness.json", metavar="FILE", help="figures (%(default)s)")
     data.add_table_options(parser)
     args = parser.parse_args(argv)
-    keep_freed_memory()
     table = data.read_table(args.data, args.classes, args.images)
     data.fill_images(table)
     images, table["image"] = load_images(table)
