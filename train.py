@@ -35,7 +35,7 @@ from elcells.evaluation.evaluate import add_predictions
 from elcells.evaluation.results import describe_run, prediction_columns, write_predictions, write_results
 from elcells.files import InputError, atomic_path, command, move_aside, reason, sole_writer
 from elcells.inference.engines import is_onnx
-from elcells.settings import add_option, given_options, resumed_settings
+from elcells.settings import add_option, given_options, option_name, resumed_settings
 from elcells.training.checkpoints import read_checkpoint
 from elcells.training.jobs import Job
 from elcells.training.progress import open_tensorboard, progress_header, progress_line, report_epoch
@@ -51,6 +51,8 @@ from elcells.training.weights import (
 )
 from model import DEFAULT, NETWORKS, WIDTH, build_model, load_model
 from trainer import Run, Trainer
+
+OPTIONS_OF_EVALUATE = {"data", "images", "limit", "split", "test_size", "val_size", "operating_point", "tta"}
 
 # ---------------------------------------------------------------- options
 
@@ -187,6 +189,16 @@ def parts_of(table, job, fold=0):
 
 
 # ---------------------------------------------------------------- reports
+
+
+def refuse_options_of_training(args):
+    """Raise InputError for an option that `--evaluate` would ignore."""
+    others = [field for field in (*fields(Job), *fields(Recipe)) if field.name not in OPTIONS_OF_EVALUATE]
+    ignored = [option_name(field) for field in others if getattr(args, field.name) is not None]
+    if args.resume is not None:
+        ignored.append("--resume")
+    if ignored:
+        raise InputError(f"{' '.join(ignored)}: --evaluate trains nothing; leave it out")
 
 
 def evaluate_checkpoint(path, job, out, device):
@@ -474,6 +486,7 @@ def main(argv=None):
     args = options().parse_args(argv)
     out = Path(args.out)
     if args.evaluate:
+        refuse_options_of_training(args)
         return evaluate_checkpoint(args.evaluate, Job(**given_options(args, Job)), out, args.device)
     if args.resume is None:
         job, recipe = new_job(args)

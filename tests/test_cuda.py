@@ -64,7 +64,9 @@ def test_the_gpu_predicts_as_the_cpu_does(trained, small):
 
 
 def test_evaluate_gives_the_same_figures_again(trained, elpv, tmp_path):
-    assert run_train(elpv, tmp_path, "--evaluate", trained / "checkpoints" / "best.ckp") == 0
+    best = str(trained / "checkpoints" / "best.ckp")
+    options = ["--data", str(elpv), "--out", str(tmp_path), "--device", "cuda", "--evaluate", best]
+    assert train.main(options) == 0
     first = json.loads((trained / "checkpoints" / "report.json").read_text(encoding="utf-8"))
     second = json.loads((tmp_path / "checkpoints" / "best_report.json").read_text(encoding="utf-8"))
     assert first["at_threshold"] == second["at_threshold"]

@@ -33,6 +33,10 @@ def run(elpv, out, *more):
     return train.main(["--data", str(elpv), "--out", str(out), *SMALL, *map(str, more)])
 
 
+def evaluate_run(elpv, out, checkpoint, *more):
+    return train.main(["--data", str(elpv), "--out", str(out), *CPU, "--evaluate", str(checkpoint), *more])
+
+
 def test_a_run_leaves_checkpoints_a_report_and_plots(finished):
     for name in ("checkpoint_000.ckp", "checkpoint_001.ckp", "best.ckp", "last.ckp", "report.json", "metrics.csv"):
         assert (finished / "checkpoints" / name).stat().st_size
@@ -106,7 +110,7 @@ def test_the_test_cells_were_never_trained_on(finished, elpv):
 
 def test_evaluate_gives_the_same_figures_again(finished, elpv, tmp_path, capsys):
     best = finished / "checkpoints" / "best.ckp"
-    assert run(elpv, tmp_path, "--evaluate", str(best)) == 0
+    assert evaluate_run(elpv, tmp_path, best) == 0
     first, second = (
         json.loads(p.read_text(encoding="utf-8"))
         for p in (finished / "checkpoints" / "report.json", tmp_path / "checkpoints" / "best_report.json")
@@ -121,8 +125,16 @@ def test_evaluate_takes_the_original_recipes_checkpoint(elpv, tmp_path, capsys):
     network = resnet34()
     network.fc = torch.nn.Sequential(torch.nn.Linear(512, 2), torch.nn.Sigmoid())
     torch.save({"state_dict": network.state_dict()}, tmp_path / "old.ckp")
-    assert run(elpv, tmp_path, "--evaluate", str(tmp_path / "old.ckp")) == 0
+    assert evaluate_run(elpv, tmp_path, tmp_path / "old.ckp") == 0
     assert "does not say which cells it was trained on" in capsys.readouterr().out
+
+
+def test_evaluate_refuses_what_it_would_ignore(elpv, tmp_path, capsys):
+    assert evaluate_run(elpv, tmp_path, "nowhere.ckp") == 2
+    assert "nowhere.ckp: no such checkpoint" in capsys.readouterr().err
+    for option, value in (("--lower-thresholds", "0"), ("--seed", "1"), ("--folds", "5"), ("--resume", "last.ckp")):
+        assert evaluate_run(elpv, tmp_path, "nowhere.ckp", option, value) == 2
+        assert f"{option}: --evaluate trains nothing" in capsys.readouterr().err
 
 
 def test_a_network_trained_with_normalised_brightness_keeps_it(elpv, small, tmp_path):
@@ -415,7 +427,7 @@ def test_a_stopped_run_exits_130_and_ends_as_an_uninterrupted_one(
         (["--line-steps", "7"], "--line-steps 7: crack lines are learnt from drawn cracks"),
         (["--noise-std", "-1"], "--noise-std -1: must be at least 0"),
         (["--noise-std", "nan"], "--noise-std nan: must be at least 0"),
-        (["--evaluate", "nowhere.ckp"], "nowhere.ckp: no such checkpoint"),
+        (["--evaluate", "best.ckp"], "--synthetic: --evaluate trains nothing; leave it out"),
         (["--resume"], "last.ckp: no such checkpoint"),
     ],
 )
