@@ -12,7 +12,7 @@ from test_line_training import random_decoder
 
 import export_onnx
 from elcells.inference.line_decoder import LINES, apart
-from elcells.inference.networks import Network, open_network
+from elcells.inference.networks import SHIPPED, Network, open_network
 from elcells.training.decoder import folded
 from elcells.training.weights import load_initial_weights
 from model import NETWORKS, build_model, load_model, save_checkpoint
@@ -99,8 +99,9 @@ def test_images_near_a_threshold_get_the_lines_of_the_turn_in_which_a_crack_is_s
             assert min(np.abs(one.lines - lines[k, number]).max() for k in np.flatnonzero(near)) < 1e-4
 
 
-def test_network_and_decoder_apart_share_no_node(exported):
-    network, decoder, inputs = apart(onnx.load(exported))
+@pytest.mark.parametrize("shipped", [True, False])
+def test_network_and_decoder_apart_share_no_node(exported, shipped):
+    network, decoder, inputs = apart(onnx.load(SHIPPED if shipped else exported))
     made = [{name for node in part.graph.node for name in node.output} for part in (network, decoder)]
     assert not made[0] & made[1] and set(inputs) <= made[0]
     assert not any(tensor.name.startswith("lines.") for tensor in network.graph.initializer)

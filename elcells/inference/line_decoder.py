@@ -1,6 +1,7 @@
 """The decoder of crack lines of an ONNX file as a model of its own, which is run for cells with a crack alone."""
 
 import onnx
+import onnx.utils
 
 LINES = "crack_lines"  # the file's second output
 
@@ -16,15 +17,9 @@ def apart(proto):
     made = {name for node in decoder for name in node.output}
     taken = {name for node in decoder for name in node.input if name in from_images and name not in made}
     inputs = sorted(taken)
-    known = {value.name: value for value in onnx.shape_inference.infer_shapes(proto).graph.value_info}
-    values = [known[name] for name in inputs]
-    outputs = {output.name: output for output in proto.graph.output}
-    image = list(proto.graph.input)
-    return (
-        part(proto, ancestors(proto.graph.node, "output"), image, [outputs["output"], *values]),
-        part(proto, decoder, values, [outputs[LINES]]),
-        inputs,
-    )
+    parts = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(proto))
+    network = parts.extract_model([proto.graph.input[0].name], ["output", *inputs])
+    return network, parts.extract_model(inputs, [LINES]), inputs
 
 
 def decoder_nodes(proto, from_images):
@@ -54,13 +49,3 @@ def ancestors(nodes, name):
             wanted |= set(node.input)
             chosen.append(node)
     return chosen[::-1]
-
-
-def part(proto, nodes, inputs, outputs):
-    """A model of some nodes of another one, with their weights."""
-    used = {name for node in nodes for name in node.input}
-    weights = [tensor for tensor in proto.graph.initializer if tensor.name in used]
-    graph = onnx.helper.make_graph(nodes, proto.graph.name, inputs, outputs, weights)
-    model = onnx.helper.make_model(graph, opset_imports=proto.opset_import)
-    model.ir_version = proto.ir_version
-    return model
