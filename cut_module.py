@@ -38,7 +38,7 @@ def options():
 
 
 def cut(requests, names, folders, who):
-    """Cut the modules of Requests; yields (name, CutModule, number of its black cells) of each, in order."""
+    """Cut the modules of Requests; yields (ImageResult, name, number of its black cells) of each, in order."""
     requests = with_lenses(lambda camera, size, grid, find: find and find(), requests, requests, who)
     items = [(r.name, name, np_corners(r.corners), r.bend) for r, name in zip(requests, names)]
     function = functools.partial(cut_and_show, *folders, requests[0].grid)

@@ -380,7 +380,7 @@ class CellDataset:
 
 
 def add_table_options(parser, several=False):
-    """Add the options for the table and its images, the same in every script; several: for one or more tables."""
+    """Add the options for the table and its images; several: for one or more tables."""
     if several:
         text = "tables of images and labels, each a source of its own (data.csv)"
         parser.add_argument("--data", nargs="+", default=["data.csv"], metavar="CSV", help=text)

@@ -295,7 +295,7 @@ def torch_lines(model, images):
 
 
 @dataclass(frozen=True)
-class Cells:
+class MeasuredCells:
     """What smaller files are made and measured with.
 
     unseen: images of the validation part, then of the test part, uint8 (N, 1, S, S). labels: 0/1 (N, C), of unseen.
@@ -309,7 +309,7 @@ class Cells:
 
 
 def read_cells(export, metadata, checkpoint):
-    """The Cells of a checkpoint (dict) with this Metadata; by the default split, if it has no record of its own."""
+    """MeasuredCells of a checkpoint (dict) with this Metadata; by the default split, if it has no record of its own."""
     split = checkpoint.get("split")
     table = data.read_table(export.data, metadata.classes, export.images)
     data.fill_images(table)
@@ -326,7 +326,7 @@ def read_cells(export, metadata, checkpoint):
     calibration = data.CellDataset(train, pixels, metadata.classes).batch(chosen)[0].numpy()
     if export.raw_input:
         calibration = as_raw_input(calibration, metadata)
-    return Cells(images.numpy(), labels.numpy(), len(test), calibration)
+    return MeasuredCells(images.numpy(), labels.numpy(), len(test), calibration)
 
 
 def quality_and_speed(path, cells):

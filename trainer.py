@@ -26,7 +26,7 @@ from elcells.evaluation.metrics import f1_scores, metrics_table
 from elcells.files import InputError, atomic_path, reason
 from elcells.training.auxiliary import LINE_RATE, WithAuxiliaryHeads, line_loss, region_loss
 from elcells.training.batches import Batches
-from elcells.training.bfloat16 import fast_layers
+from elcells.training.bfloat16 import fast_layers, is_slow
 from elcells.training.checkpoints import network_state, read_checkpoint
 from elcells.training.graphs import GraphedSteps, set_learning_rate
 from elcells.training.line_training import LineTraining
@@ -204,8 +204,7 @@ class Trainer:
 
     def fast_layers(self):
         """The context in which steps are taken: in bfloat16 on a CPU with faster layers."""
-        is_slow = self.device.type == "cpu" and self.run.precision == torch.bfloat16
-        return fast_layers(self.trained, active=is_slow)
+        return fast_layers(self.trained, active=is_slow(self.device, self.run.precision))
 
     def training_mode(self):
         """Set the network to training, except for its frozen stages."""

@@ -161,7 +161,7 @@ def reason(error):
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     text = re.sub(r"np\.\w+_?\(([^()]*)\)", r"\1", text)
-    text = " ".join(text.split())
+    text = one_line(text)
     if len(text) > MAX_REASON:
         return f"{text[:MAX_REASON]} …"
     return text or type(error).__name__

@@ -19,7 +19,6 @@ from elcells.data.cache import load_images
 from elcells.data.finding import find_images
 from elcells.files import InputError, atomic_path, file_error, folder_of_all, relative
 from elcells.modules.saving import module_names
-from elcells.pages.page import PageImage
 from elcells.pages.review import ReviewCell, write_page
 
 
@@ -354,7 +353,7 @@ def test_images_on_two_drives_are_named_read_and_shown(folder, cell, drives):
     images, index = load_images(data.read_table(folder / "data.csv"), 64)
     assert np.array_equal(images[index[:1]], images[index[1:]]) and len(set(index)) == 2
     assert (paths[0].parent / ".cache_64.json").exists() and (paths[1].parent / ".cache_64.json").exists()
-    cells = [ReviewCell(PageImage(str(path)), "") for path in paths]
+    cells = [ReviewCell(str(path), "") for path in paths]
     assert write_page(folder / "drive_c" / "page.html", cells, ["crack"], [0.5], folder / "drive_c", "key", {}) == 2
 
 

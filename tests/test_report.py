@@ -253,8 +253,8 @@ def test_what_no_browser_shows_is_converted_once(copy, monkeypatch):
     with Image.open(converted) as image:
         assert image.mode == "L" and image.size == (300, 300)
     read = []
-    original = beside.PageImage
-    monkeypatch.setattr(beside, "PageImage", lambda path: read.append(str(path)) or original(path))
+    original = beside.as_gray
+    monkeypatch.setattr(beside, "as_gray", lambda path: read.append(str(path)) or original(path))
     monkeypatch.setattr(report, "FIRST_CELLS", 0)
     with reading(copy) as record:
         write_report(record)

@@ -20,7 +20,6 @@ from elcells.inference.doubt import UNSURE, doubt
 from elcells.inference.networks import Network, open_network
 from elcells.inference.severity import SIDE, shape_image
 from elcells.modules.cutting import CutModule
-from elcells.pages.page import PageImage
 from elcells.pages.review import LABELLED, NEAR, RANDOM, ReviewCell, next_steps, write_page, write_review
 from elcells.records.labels import take_labels
 from elcells.records.opening import reading, writing
@@ -522,7 +521,7 @@ def test_light_follows_keys_and_wheel(page, fresh):
 
 def test_five_thousand_cells_are_labelled_without_lag(tmp_path, fresh):
     save_image(tmp_path / "one.png")
-    cells = [ReviewCell(PageImage(tmp_path / "one.png"), NEAR, (0.5, 0.1)) for _ in range(5000)]
+    cells = [ReviewCell(str(tmp_path / "one.png"), NEAR, (0.5, 0.1)) for _ in range(5000)]
     target = tmp_path / "many.html"
     more = {"opinion": "The network's opinion", "steps": []}
     write_page(target, cells, ["crack", "inactive"], [0.5, 0.5], tmp_path, "key", more)

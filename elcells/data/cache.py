@@ -114,7 +114,7 @@ def _is_unchanged(path, stamp):
 
 
 def _read_cache(folder, size):
-    """A folder's cache: entries (dict of name -> {place, stamp, notes}) and mapped images; ({}, None) without one."""
+    """A folder's cache: entries (dict of name -> {place, stamp, notes, beside}) and mapped images, or ({}, None)."""
     for _ in range(2):  # another process may replace the cache between the two reads
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             cache = json.loads((folder / f".cache_{size}.json").read_text(encoding="utf-8"))

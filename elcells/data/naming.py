@@ -18,7 +18,7 @@ def file_key(name):
 
 
 def key_of_record(name):
-    """The same of an image whose path is real, without a look at the disk."""
+    """The same of an image whose path is real already: its links are not followed."""
     file, page = file_of(name)
     return str(file), page
 

@@ -87,7 +87,10 @@ def stratified_folds(labels, keys, folds):
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     if keys.nunique() < folds:
-        raise InputError(f"{keys.nunique()} groups are too few for {folds} parts; give fewer --folds, or --split cell")
+        raise InputError(
+            f"{keys.nunique()} groups are too few for {folds} parts; give fewer --folds, a larger --test-size or "
+            "--val-size, or --split cell"
+        )
     kind = StratifiedKFold if keys.is_unique else StratifiedGroupKFold
     splitter = kind(folds, shuffle=True, random_state=SPLIT_SEED)
     with warnings.catch_warnings():

@@ -14,7 +14,7 @@ from PIL import Image
 
 from elcells.data.finding import find_images
 from elcells.data.images import NARROWEST, THREADS, examine, to_square
-from elcells.files import InputError
+from elcells.files import InputError, one_line
 from elcells.inference.cells import DECIMALS, MEASURED, SEVERITY, CellResult, cell_of_image, judge
 from elcells.inference.engines import in_batches
 from elcells.inference.networks import Network, open_network
@@ -112,7 +112,7 @@ def read(image, size):
         else:
             pixels, _, own_size = examine(name, size)
     except InputError as error:
-        return None, CellResult(name, error=" ".join(str(error).split()))
+        return None, CellResult(name, error=one_line(str(error)))
     return cell_of_image(name, pixels, size=own_size)
 
 

@@ -20,6 +20,12 @@ def doubt(probabilities, thresholds):
     return np.abs(logits_of(probabilities) - logits_of(thresholds)).min(1)
 
 
+def unsure_bounds(thresholds):
+    """The probabilities between which a call is UNSURE, (low, high), float (C,) each; thresholds: (C,)."""
+    middle = logits_of(thresholds)
+    return expit(middle - UNSURE), expit(middle + UNSURE)
+
+
 def other_turns(image):
     """The other three turns of an image (1, S, S), by one to three quarters to the left: (3, 1, S, S)."""
     return np.stack([np.rot90(image, quarters, (-2, -1)) for quarters in (1, 2, 3)])

@@ -4,7 +4,6 @@ import hashlib
 import os
 
 from elcells.files import ANY_NAME, InputError, counted
-from elcells.pages.page import PageImage
 from elcells.pages.review import ReviewCell, write_page
 
 
@@ -60,7 +59,7 @@ def cells_in_dispute(pairs, first, second, classes):
         in_a = words([pair[f"{c}_a"] for c in classes], classes)
         in_b = words([pair[f"{c}_b"] for c in classes], classes)
         if in_a != in_b:
-            cells.append(ReviewCell(PageImage(str(pair["path"])), f"{first}: {in_a}. {second}: {in_b}."))
+            cells.append(ReviewCell(str(pair["path"]), f"{first}: {in_a}. {second}: {in_b}."))
     return cells
 
 

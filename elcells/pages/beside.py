@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from urllib.parse import quote
 
+from elcells.data.images import as_gray
 from elcells.files import ANY_NAME, InputError, atomic_path, printable
-from elcells.pages.page import SHOWN_SIDE, PageImage, browser_shows, json_of
+from elcells.pages.page import SHOWN_SIDE, browser_shows, json_of
 from elcells.records.rows import image_name
 
 # That a page's writer makes
@@ -58,7 +59,7 @@ class Files:
         path = self.folder / converted_name(row)
         if not path.is_file():
             try:
-                image = PageImage(image_name(row)).gray.convert("L")
+                image = as_gray(image_name(row))[0].convert("L")
             except InputError:
                 return None
             image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))

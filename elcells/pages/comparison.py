@@ -2,12 +2,9 @@
 
 from collections import Counter
 
-import numpy as np
-from scipy.special import expit, logit
-
 from elcells.colours import TOO_DARK_VERDICT
 from elcells.files import counted, printable
-from elcells.inference.doubt import UNSURE
+from elcells.inference.doubt import unsure_bounds
 from elcells.pages.beside import Files, stamp_of
 from elcells.pages.comparison_data import MODULES_PER_CHUNK, PageData
 from elcells.pages.page import fill, json_of
@@ -116,8 +113,7 @@ class ComparisonPage:
 
     def spans(self, side):
         """The probabilities that are near the thresholds of a Side: "crack 0.25 to 0.71, …"."""
-        thresholds = np.clip(side.thresholds, 1e-4, 1 - 1e-4)
-        bounds = [expit(logit(thresholds) + way * UNSURE) for way in (-1, 1)]
+        bounds = unsure_bounds(side.thresholds)
         return ", ".join(f"{name} {low:.2f} to {high:.2f}" for name, low, high in zip(self.classes, *bounds))
 
     def meaning(self):

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from elcells.data.images import as_gray
 from elcells.files import MODULES, InputError, printable
 from elcells.pages.beside import source_of, url
-from elcells.pages.page import PageImage, jpeg
+from elcells.pages.page import jpeg
 from elcells.records.comparison import (
     CERTAIN,
     GONE,
@@ -150,12 +151,12 @@ class PageData:
         for compared in self.modules[:SMALL_MODULES]:
             for path in self.module_paths(compared):
                 with contextlib.suppress(InputError):  # it is gone
-                    small[url(path, self.folder)] = jpeg(PageImage(path).gray)
+                    small[url(path, self.folder)] = jpeg(as_gray(path)[0])
         for group, place, _ in self.changes()[:SMALL_CELLS]:
             for address, name in self.images_of(*self.groups[group][place]):
                 if address:
                     with contextlib.suppress(InputError):
-                        small[address] = jpeg(PageImage(name).gray, SMALL_SIDE, 80)
+                        small[address] = jpeg(as_gray(name)[0], SMALL_SIDE, 80)
         return small
 
 

@@ -21,24 +21,13 @@ BROWSER_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 BROWSER_MODES = ("1", "L", "P", "RGB", "RGBA")
 
 
-class PageImage:
-    """An image file as pages show it; reading it raises InputError where that can't be done."""
-
-    def __init__(self, path):
-        self.path = path
-
-    @property
-    def gray(self):
-        """The whole image, a gray PIL image of mode L or F."""
-        return as_gray(self.path)[0]
-
-    def source(self, target):
-        """Where the page `target` finds the image: a relative URL, or a data: URI of what a browser does not show right
-        (16 bits, TIFF)."""
-        if browser_shows(self.path):
-            with contextlib.suppress(ValueError):  # another drive of Windows, a name that is not Unicode
-                return quote(os.path.relpath(self.path, Path(target).parent).replace(os.sep, "/"), errors="strict")
-        return jpeg(self.gray)
+def address_of(path, target):
+    """Where the page `target` finds an image file: a relative URL, or a data: URI of what a browser does not show right
+    (16 bits, TIFF). Raises InputError as `as_gray` does."""
+    if browser_shows(path):
+        with contextlib.suppress(ValueError):  # another drive of Windows, a name that is not Unicode
+            return quote(os.path.relpath(path, Path(target).parent).replace(os.sep, "/"), errors="strict")
+    return jpeg(as_gray(path)[0])
 
 
 def browser_shows(path):
@@ -54,7 +43,17 @@ def jpeg(image, side=SHOWN_SIDE, quality=88):
     image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri(buffer.getvalue())
+
+
+def data_uri(content):
+    """The bytes of a JPEG file as a data: URI."""
+    return "data:image/jpeg;base64," + base64_of(content)
+
+
+def base64_of(content):
+    """Bytes as base64; None as None."""
+    return None if content is None else base64.b64encode(content).decode()
 
 
 def json_of(value):

@@ -1,6 +1,5 @@
 """The HTML report of a record: report.html, and its data in files beside it, so that it shows any number of cells."""
 
-import base64
 import io
 import itertools
 import json
@@ -10,14 +9,14 @@ from collections import Counter
 from PIL import Image
 from tqdm import tqdm
 
-from elcells.data.images import as_lines, size_of
+from elcells.data.images import as_gray, as_lines, size_of
 from elcells.files import CUT, MODULES, REPORT, InputError, folder_of_all, printable, relative
 from elcells.inference.networks import shipped_sha256
 from elcells.inference.origin import quality_of
 from elcells.inference.severity import LEAST_PIXELS
 from elcells.modules.saving import cell_name
 from elcells.pages.beside import SEEN_BEFORE, Files, stamp_of, url
-from elcells.pages.page import THUMBNAIL_SIDE, PageImage, browser_shows, fill, jpeg, json_of
+from elcells.pages.page import THUMBNAIL_SIDE, base64_of, browser_shows, data_uri, fill, jpeg, json_of
 from elcells.pages.report_data import UNREADABLE, Contents
 from elcells.pages.severity_data import data_of_sums
 from elcells.records.record import WAITING
@@ -67,14 +66,9 @@ def write_chunks(contents, files):
     for name, images in (("maps", contents.maps), ("shapes", contents.shapes)):
         parts = {}
         for number, content in images.items():
-            parts.setdefault(number // CELLS_A_FILE, {})[number] = as_text(content)
+            parts.setdefault(number // CELLS_A_FILE, {})[number] = base64_of(content)
         for number, some in parts.items():
             files.write_chunk(f"{name}-{number}", json_of(some))
-
-
-def as_text(content):
-    """Bytes as base64."""
-    return base64.b64encode(content).decode()
 
 
 def add_sources(contents, files):
@@ -97,7 +91,7 @@ def add_sources(contents, files):
 
 
 def embedded(contents, most_bytes, most_modules=None, most_cells=None, with_maps=False):
-    """What the page shows without its files: the worst modules and `Cells.first_to_see`, within so many bytes.
+    """What the page shows without its files: the worst modules and `ShownCells.first_to_see`, within so many bytes.
 
     Returns a dict that JSON can hold: data and images of the modules by number, columns of the cells, and thumbnails,
     lines (and class maps) of the cells by number.
@@ -117,8 +111,8 @@ def embedded(contents, most_bytes, most_modules=None, most_cells=None, with_maps
     chosen = []
     for number in tqdm(contents.shown.first_to_see()[:most_cells], "cells", unit="cell", leave=False, disable=None):
         thumb = thumbnail(contents, number)
-        levels = as_text(contents.maps.get(number, b"") if with_maps else b"")
-        shape = as_text(contents.shapes.get(number, b""))
+        levels = base64_of(contents.maps.get(number, b"") if with_maps else b"")
+        shape = base64_of(contents.shapes.get(number, b""))
         used += len(thumb) + len(levels) + len(shape) + CELL_BYTES + len(json_of(contents.shown.some([number])))
         if used > most_bytes and most_cells is None:
             break
@@ -135,7 +129,7 @@ def shapes_of_module(contents, number):
     """{number of a shown cell: image of its lines as base64} of a module's cells."""
     start = json.loads(contents.details[number])["first"]
     cells = itertools.takewhile(lambda k: contents.shown.module[k] == number, range(start, len(contents.shown)))
-    return {k: as_text(contents.shapes[k]) for k in cells if k in contents.shapes}
+    return {k: base64_of(contents.shapes[k]) for k in cells if k in contents.shapes}
 
 
 def image_of_module(path):
@@ -143,7 +137,7 @@ def image_of_module(path):
     try:
         content = path.read_bytes()
         if len(content) <= EMBEDDED_BYTES:
-            return "data:image/jpeg;base64," + base64.b64encode(content).decode()
+            return data_uri(content)
         return jpeg(Image.open(io.BytesIO(content)), EMBEDDED_SIDE, 80)
     except OSError:
         return ""
@@ -160,7 +154,7 @@ def thumbnail(contents, number):
         module = contents.modules[shown.module[number]]
         path = record.folder / CUT / cell_name(module["name"], shown.place[number], module["columns"])
     try:
-        return jpeg(PageImage(path).gray, THUMBNAIL_SIDE, 80)
+        return jpeg(as_gray(path)[0], THUMBNAIL_SIDE, 80)
     except InputError:
         return ""
 

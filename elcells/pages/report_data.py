@@ -11,11 +11,10 @@ from collections import Counter, defaultdict
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit, logit
 
 from elcells.files import folder_of_all, printable
 from elcells.inference.cells import TOO_DARK
-from elcells.inference.doubt import UNSURE
+from elcells.inference.doubt import unsure_bounds
 from elcells.pages.page import json_of
 from elcells.pages.severity_data import measured_columns, severity_and_shape
 from elcells.records.labels import agreement, corrections, judged_by_people_alone
@@ -48,8 +47,7 @@ class Judgement:
 
     def __init__(self, classes, thresholds):
         self.classes = classes
-        t = logit(np.clip(np.asarray(thresholds, float), 1e-4, 1 - 1e-4))
-        self.near = list(zip(expit(t - UNSURE).tolist(), expit(t + UNSURE).tolist()))
+        self.near = list(zip(*(bounds.tolist() for bounds in unsure_bounds(thresholds))))
         self.columns = [f"p_{name}" for name in classes]
 
     def of(self, row, labels):
@@ -98,7 +96,7 @@ def bits(calls):
     return sum(1 << k for k, call in enumerate(calls) if call)
 
 
-class Cells:
+class ShownCells:
     """Columns of cells, as the page takes them.
 
     A cell's place is its number in its module, row by row, or, for an image of a cell, in `names`.
@@ -182,7 +180,7 @@ class Contents:
         self.classes = record.classes
         self.judgement = Judgement(self.classes, record.info["thresholds"])
         self.people = record.people()
-        self.shown = Cells(self.classes)
+        self.shown = ShownCells(self.classes)
         self.images = array("q")  # id of each shown cell's image
         self.maps = {}  # number of a shown cell: its class map, bytes
         self.shapes = {}  # number of a shown cell: image of its crack lines and inactive region, bytes
@@ -213,7 +211,7 @@ class Contents:
             if row["image"] != image:
                 self.end_module(image, cells, first)
                 image, first = row["image"], len(self.shown)
-                cells = Cells(self.classes) if number >= 0 else None
+                cells = ShownCells(self.classes) if number >= 0 else None
             labels = self.people.get(place_of(row)) if self.people else None
             judged = self.judgement.of(row, labels)
             p = self.judgement.probabilities(row)

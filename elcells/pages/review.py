@@ -1,6 +1,5 @@
 """The page on which people label cells: the most doubtful first, or whole modules."""
 
-import base64
 import json
 import os
 import shlex
@@ -17,7 +16,7 @@ from elcells.data.tables import CLASSES
 from elcells.files import CUT, MODULES, REPORT, InputError, folder_of_all, printable, relative
 from elcells.inference.doubt import UNSURE, doubt
 from elcells.pages.beside import Files, source_of, stamp_of
-from elcells.pages.page import PageImage, fill, json_of
+from elcells.pages.page import address_of, base64_of, fill, json_of
 from elcells.records.rows import cell_name_of, darkness_of, image_name, place_of
 
 MOST = 5000  # cells near a threshold, and labelled cells, that a page shows
@@ -47,13 +46,13 @@ RULES = {  # of doc/labels.md, as short as they fit beside a cell: (what it is, 
 
 @dataclass(frozen=True)
 class ReviewCell:
-    """A cell to label: its image, why it is shown, a network's probabilities of it and class maps as bytes, or None.
+    """A cell to label: its image's path, why it is shown, a network's probabilities and class maps (bytes), or None.
 
-    source: the URL of the image for a browser; where there is none, PageImage finds it. dark: of `darkness_of`. shape:
-    image of its crack lines and inactive region, bytes.
+    source: the URL of the image for a browser; where there is none, `address_of` finds it. dark: of `darkness_of`.
+    shape: image of its crack lines and inactive region, bytes.
     """
 
-    image: PageImage
+    path: str
     why: str
     probabilities: tuple | None = None
     maps: bytes | None = None
@@ -115,11 +114,6 @@ def table_name(path, folder):
     return relative(path, folder if inside else os.path.realpath(folder)).encode("utf-8", "backslashreplace").decode()
 
 
-def base64_of(content):
-    """Bytes (class maps, the image of crack lines) as the page takes them, or None."""
-    return None if content is None else base64.b64encode(content).decode()
-
-
 def in_shell(path):
     """A path as it is typed into a shell: relative to the current folder where it lies in it, in quotes if needed."""
     short = relative(path, os.getcwd())
@@ -154,10 +148,10 @@ def write_page(target, cells, classes, thresholds, folder, key, more):
     entries = []
     for cell in cells:
         try:
-            source = cell.source or cell.image.source(target)
+            source = cell.source or address_of(cell.path, target)
         except InputError:  # the page says so; the image may come back
             source = ""
-        entry = {"file": table_name(cell.image.path, folder), "src": source, "why": cell.why, "p": cell.probabilities}
+        entry = {"file": table_name(cell.path, folder), "src": source, "why": cell.why, "p": cell.probabilities}
         more_of_cell = {"maps": base64_of(cell.maps), "dark": cell.dark, "shape": base64_of(cell.shape)}
         entries.append(entry | {name: value for name, value in more_of_cell.items() if value})
     if not entries:  # nor an earlier one
@@ -175,7 +169,7 @@ def write_page(target, cells, classes, thresholds, folder, key, more):
 
 
 def write_review(record):
-    """Write review.html and the files in review/ into a record's folder; returns how many cells it shows."""
+    """Write review.html and the files in review/ into a record's folder."""
     chosen = choose(record)
     stamp = stamp_of(record)
     cells = (review_cell(record, row, why) for row, why in chosen)
@@ -188,14 +182,21 @@ def write_review(record):
         "steps": next_steps(record.folder, record.classes),
     }
     target = record.folder / "review.html"
-    return write_page(target, cells, record.classes, record.info["thresholds"], record.folder, record.key, more)
+    write_page(target, cells, record.classes, record.info["thresholds"], record.folder, record.key, more)
 
 
 def review_cell(record, row, why):
     """The ReviewCell of a row of Record.cells; what no browser shows is converted once, for the report too."""
-    image = PageImage(cell_name_of(record, row))
     source = quote(row["file"]) or source_of(row["image"], record, Files(record.folder / REPORT))
-    return ReviewCell(image, why, probabilities_of(record, row), row["map"], source, darkness_of(row), row["shape"])
+    return ReviewCell(
+        cell_name_of(record, row),
+        why,
+        probabilities_of(record, row),
+        row["map"],
+        source,
+        darkness_of(row),
+        row["shape"],
+    )
 
 
 def changes_of_images(record):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from elcells.files import InputError, printable
+from elcells.files import InputError, one_line, printable
 from elcells.inference.cells import TOO_DARK, shown
 from elcells.inference.doubt import UNSURE, doubt
 from elcells.modules.turning import turn_of
@@ -181,7 +181,7 @@ class Comparison:
         """Why a pair of Items can't be compared, or ""."""
         for side, item in zip(self.sides, pair):
             if item.error:
-                return f"{side.when}: {' '.join(item.error.split())}"
+                return f"{side.when}: {one_line(item.error)}"
             if item.grid and item.image not in side.modules:
                 return f"{side.when}: no module was found"
         before, now = pair

@@ -28,7 +28,7 @@ def merge(record, folder):
         try:
             with record.connection:  # should it be stopped, the record knows whose files are no longer its own
                 for row in other.images():
-                    have = known(record, row)
+                    have = record.known(row["path"], row["page"])
                     if have is not None and is_newer(row, have):
                         record.update_image(have["id"], {"status": WAITING})
             with record.connection:
@@ -57,12 +57,6 @@ def check_same(info, other):
             raise InputError(
                 f"{other.folder}: was judged with another {what}; judge the images again with one network and settings"
             )
-
-
-def known(record, row):
-    """The record's row of the image of another record's row, or None."""
-    query = "SELECT * FROM images WHERE path = CAST(? AS TEXT) AND page = ?"
-    return record.connection.execute(query, (text(row["path"]), row["page"])).fetchone()
 
 
 def is_newer(row, have):
@@ -109,7 +103,7 @@ def take_run(record, row):
 
 def take_image(record, other, row, runs):
     """Take over an image with its module, cells, labels and files; runs: {id of a run there: id here}."""
-    have = known(record, row)
+    have = record.known(row["path"], row["page"])
     same = have is not None and all(have[name] == row[name] for name in AS_LABELLED)
     if is_newer(row, have):
         image = replace_image(record, row, have, same, runs[row["run"]])

@@ -107,14 +107,14 @@ class Record:
 
     # ---------------------------------------------------------------- work
 
-    def known(self, request):
-        """The row of a Request's image, or None."""
+    def known(self, path, page):
+        """The row of the image of a path and page, or None."""
         query = "SELECT * FROM images WHERE path = CAST(? AS TEXT) AND page = ?"
-        return self.connection.execute(query, (text(request.path), request.page)).fetchone()
+        return self.connection.execute(query, (text(path), page)).fetchone()
 
     def is_done(self, request):
         """Whether a Request's image was judged as it is now and as it is asked for."""
-        row = self.known(request)
+        row = self.known(request.path, request.page)
         if row is None or row["status"] != JUDGED:
             return False
         asked = [request.bytes, request.modified, request.grid_text]
@@ -124,7 +124,7 @@ class Record:
 
     def with_corners(self, request):
         """A Request of a module with the corners that were once given for its image, unless it has others."""
-        row = self.known(request)
+        row = self.known(request.path, request.page)
         if row is None or request.corners or not request.grid:
             return request
         return replace(request, corners=tuple(json.loads(row["corners"])))
@@ -153,7 +153,7 @@ class Record:
         """
         with self.connection:
             for request in requests:
-                row = self.known(request)
+                row = self.known(request.path, request.page)
                 waiting = {"corners": json.dumps(request.corners), "status": WAITING}
                 if row is None:
                     waiting |= {"error": f"{printable(request.name)}: not judged yet", "judged": None}
@@ -173,7 +173,7 @@ class Record:
     def add(self, result):
         """Take up an ImageResult in one transaction; its files must be complete. An older result is replaced."""
         request = result.request
-        row = self.known(request)
+        row = self.known(request.path, request.page)
         with self.connection:
             if row is None:
                 image = self.insert("images", self.image_row(result) | NEW)

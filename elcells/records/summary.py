@@ -42,7 +42,10 @@ def counts_of(record):
 
 
 def lines_of(errors, modules, where):
-    """The same from lines about images and rows of the table `modules` with their paths. where: all of them are."""
+    """The lines of `lines_about` from lines about images and rows of the table `modules` with their paths.
+
+    where: the page that has all of them.
+    """
     doubtful = [row for row in modules if not row["sure"]]
     lines = [f"{row['path']}: not sure ({row['why']}); look at its image, or give --corners" for row in doubtful]
     lines = errors + lines

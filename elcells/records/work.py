@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from elcells.data.images import THREADS, camera_name, examine, size_of
 from elcells.data.levels import NEARLY_BLACK
-from elcells.files import CUT, MODULES, OVERLAYS, InputError, atomic_path, counted, reason
+from elcells.files import CUT, MODULES, OVERLAYS, InputError, atomic_path, counted, one_line, reason
 from elcells.inference.cells import DIM_NOTE, CellResult, cell_of_image, judge
 from elcells.inference.networks import Network, open_network
 from elcells.modules.cutting import CutModule
@@ -101,7 +101,7 @@ def prepared_cell(request, size):
     try:
         pixels, notes, own_size = examine(request.name, size)
     except InputError as error:
-        text = " ".join(str(error).split())
+        text = one_line(str(error))
         return Prepared(request, ((None, CellResult(request.name, error=text)),), text)
     cell = cell_of_image(request.name, pixels, notes, own_size)
     return Prepared(request, (cell,), "", cell[1].notes)
@@ -239,7 +239,7 @@ def refuse_other_grids(record, requests):
     labelled = {row["image"] for row in record.connection.execute("SELECT DISTINCT image FROM labels")}
     others = []
     for request in requests if labelled else ():
-        row = record.known(request)
+        row = record.known(request.path, request.page)
         if row is not None and row["id"] in labelled and row["grid"] != request.grid_text:
             others.append((request.name, row["grid"] or "a cell"))
     if others:
@@ -265,7 +265,7 @@ def remove_files(folder, name):
 def tidy(record, result):
     """Remove the files of a module that an image was, where its new result has none."""
     request = result.request
-    row = record.known(request)
+    row = record.known(request.path, request.page)
     is_module = request.grid and not result.error
     if not is_module and (request.grid or row["grid"]):
         remove_files(record.folder, module_name(request.path, request.page))

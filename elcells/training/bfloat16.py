@@ -12,6 +12,11 @@ from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
 
+def is_slow(device, precision):
+    """Whether PyTorch's own layers are slow on a torch.device in a precision (dtype): on a CPU in bfloat16."""
+    return device.type == "cpu" and precision == torch.bfloat16
+
+
 @contextlib.contextmanager
 def fast_layers(network, active=True):
     """Exchange a network's layers for faster ones, and undo it at the end; parameters and buffers stay the same."""

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 FIRST_LOGIT = -3  # of a line, before training: lines are rare
+WIDTH = 32  # maps of the pyramid
+FINE_WIDTH = 24  # at half the image's resolution
 
 
 class LineDecoder(nn.Module):
@@ -18,20 +20,20 @@ class LineDecoder(nn.Module):
     the same function without.
     """
 
-    def __init__(self, maps, norms=True, width=32, fine_width=24):
+    def __init__(self, maps, norms=True):
         super().__init__()
         convolution = partial(layer, norm=norms)
         self.norms = nn.ModuleList(nn.BatchNorm2d(number) if norms else nn.Identity() for number in maps)
-        self.coarse = nn.Sequential(convolution(maps[3], 48, 1), nn.Conv2d(48, width, 1))
-        self.side_8 = nn.Conv2d(maps[2], width, 1)
-        self.side_4 = nn.Conv2d(maps[1], width, 1)
-        self.side_2 = nn.Conv2d(maps[0], fine_width, 1)
-        self.side_1 = nn.Conv2d(4, fine_width, 1)  # the image's 2x2 pixels as four maps
-        self.merge_8 = convolution(width, width, 3)
-        self.merge_4 = convolution(width, width, 3)
-        self.narrow = nn.Conv2d(width, fine_width, 1)
-        self.merge_2 = convolution(fine_width, fine_width, 3)
-        self.last = nn.Conv2d(fine_width, 1, 1)
+        self.coarse = nn.Sequential(convolution(maps[3], 48, 1), nn.Conv2d(48, WIDTH, 1))
+        self.side_8 = nn.Conv2d(maps[2], WIDTH, 1)
+        self.side_4 = nn.Conv2d(maps[1], WIDTH, 1)
+        self.side_2 = nn.Conv2d(maps[0], FINE_WIDTH, 1)
+        self.side_1 = nn.Conv2d(4, FINE_WIDTH, 1)  # the image's 2x2 pixels as four maps
+        self.merge_8 = convolution(WIDTH, WIDTH, 3)
+        self.merge_4 = convolution(WIDTH, WIDTH, 3)
+        self.narrow = nn.Conv2d(WIDTH, FINE_WIDTH, 1)
+        self.merge_2 = convolution(FINE_WIDTH, FINE_WIDTH, 3)
+        self.last = nn.Conv2d(FINE_WIDTH, 1, 1)
         nn.init.constant_(self.last.bias, FIRST_LOGIT)
 
     def forward(self, images, features):

@@ -21,7 +21,7 @@ from elcells.inference.engines import in_batches
 from elcells.training.augmentation import augment
 from elcells.training.auxiliary import line_loss
 from elcells.training.batches import Batches
-from elcells.training.bfloat16 import fast_layers
+from elcells.training.bfloat16 import fast_layers, is_slow
 from elcells.training.decoder import folded
 from elcells.training.line_drawings import LINE_DRAWINGS
 from elcells.training.streams import Stream, stream_generator
@@ -81,11 +81,11 @@ class LineTraining:
         averaged = AveragedModel(self.decoder, multi_avg_fn=get_ema_multi_avg_fn(AVERAGED), use_buffers=True)
         optimizer = torch.optim.AdamW(self.decoder.parameters(), RATE, weight_decay=WEIGHT_DECAY)
         all_rows = self.batches.of_epoch(self.first_epoch)
-        is_slow = self.device.type == "cpu" and self.run.precision == torch.bfloat16
+        slow = is_slow(self.device, self.run.precision)
         with (
             tqdm(total=self.steps, desc="crack lines", unit="step", leave=False, **quiet()) as bar,
-            fast_layers(self.model, active=is_slow),
-            fast_layers(self.decoder, active=is_slow),
+            fast_layers(self.model, active=slow),
+            fast_layers(self.decoder, active=slow),
         ):
             for step, rows in enumerate(all_rows):
                 if asked_to_stop():

@@ -5,6 +5,8 @@ import pandas as pd
 from elcells.evaluation.plots import plot_losses
 from elcells.files import InputError, atomic_path
 
+EXAMPLES = 16  # images for TensorBoard
+
 
 def progress_header(classes):
     """Header of the lines of progress_line."""
@@ -47,14 +49,14 @@ def open_tensorboard(folder, epoch):
     return SummaryWriter(str(folder), purge_step=epoch + 1)
 
 
-def write_tensorboard(trainer, writer, examples=16):
+def write_tensorboard(trainer, writer):
     """The newest epoch's figures, and images that the next epoch will train on."""
     figures = trainer.history[-1]
     for name, value in figures.items():
         if value is not None:
             writer.add_scalar(name, value, figures["epoch"])
     if trainer.epoch < trainer.recipe.epochs:
-        rows = trainer.batches.order(trainer.epoch)[:examples]
+        rows = trainer.batches.order(trainer.epoch)[:EXAMPLES]
         batch = trainer.batches.of_step(rows, trainer.epoch, step=0)
         writer.add_images("examples", batch.augmented_images(trainer.device), figures["epoch"])
     writer.flush()
