@@ -2,7 +2,7 @@
 
 $ python visualize_activations.py                      # best checkpoint, one test cell of each kind
 $ python visualize_activations.py 3 --cells cell0398 my/image.png
-$ python visualize_activations.py --cells cell0398 --layers layer1 layer4 --channels layer2
+$ python visualize_activations.py --cells cell0398 --layers blocks.2 last --channels blocks.4
 """
 
 import argparse

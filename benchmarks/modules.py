@@ -1,6 +1,6 @@
 """How well whole modules are cut into cells, on modules composed of ELPV cells whose corners are known.
 
-$ python -m benchmarks.modules                       # easy, medium, hard, strings, layouts: 100 modules each
+$ python -m benchmarks.modules                       # 100 modules of each level
 $ python -m benchmarks.modules --levels hard --count 500 --jobs 2 --out doc/modules.csv
 $ python -m benchmarks.modules --levels hard --lens -0.03    # one camera: each alone, and with the median lens of 15
 
