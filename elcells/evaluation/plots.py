@@ -103,6 +103,6 @@ def plot_errors(labels, probabilities, thresholds, dataset, classes, path):
             axes.imshow(dataset.batch([row])[0][0, 0].numpy(), cmap="gray", vmin=0, vmax=255)
             name = printable(dataset.table["path"][row].stem)
             axes.set_title(f"{name}  {p[row]:.2f}", fontsize=9, parse_math=False)
-    figure.suptitle("Errors on the test part, the surest first, with the network's probability")
+    figure.suptitle("The surest errors, with the network's probability")
     figure.tight_layout(rect=(0.03, 0, 1, 0.99))
     save(figure, path)
