@@ -33,9 +33,9 @@ def zoom(images, factor=1.0, shift=0, degrees=0):
     return tv.affine(images, degrees, [shift, 0], factor, [0.0, 0.0], **smooth)
 
 
-def resolution(images, side):
-    """Images as from a camera with `side` pixels for a cell."""
-    small = tv.resize(images, [side], antialias=True)
+def resolution(images, side, sigma=0):
+    """Images as from a camera with `side` pixels for a cell, whose noise has a standard deviation of sigma."""
+    small = noise(tv.resize(images, [side], antialias=True), sigma)
     return tv.resize(small, [images.shape[-1]], tv.InterpolationMode.BICUBIC, antialias=True)
 
 
@@ -73,6 +73,8 @@ CHANGES = {
     "turned by 5 degrees": partial(zoom, degrees=5),
     "camera of 200 pixels a cell": partial(resolution, side=200),
     "camera of 150 pixels a cell": partial(resolution, side=150),
+    "camera of 150 pixels, noise of 3 gray levels": partial(resolution, side=150, sigma=3),
+    "camera of 100 pixels, noise of 3 gray levels": partial(resolution, side=100, sigma=3),
     "blur, sigma 1 pixel": partial(tv.gaussian_blur, kernel_size=[7, 7], sigma=1.0),
     "blur, sigma 2 pixels": partial(tv.gaussian_blur, kernel_size=[13, 13], sigma=2.0),
     "noise, sigma 5 gray levels": partial(noise, sigma=5),
@@ -110,10 +112,10 @@ def predict_changed(path, table, pixels, part, changes):
 def print_figures(figures, classes):
     """F1 and average precision under each change, one line each."""
     columns = [*classes, "mean"]
-    print(f"{'images':36}" + "".join(f"{f'{name} {c}':>13}" for name in ("F1", "AP") for c in columns))
+    print(f"{'images':46}" + "".join(f"{f'{name} {c}':>13}" for name in ("F1", "AP") for c in columns))
     for change, scores in figures.items():
         values = [scores[c][key] for key in ("f1", "average_precision") for c in columns]
-        print(f"{change:36}" + "".join(f"{v:13.3f}" for v in values))
+        print(f"{change:46}" + "".join(f"{v:13.3f}" for v in values))
 
 
 @command

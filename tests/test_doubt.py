@@ -1,4 +1,6 @@
-"""Cells near a threshold are judged in all four turns."""
+"""Cells near a threshold are judged in all four turns, and calls of inactive are compared with the brightness."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from scipy.special import expit, logit
 import data
 from elcells.data.images import read_image
 from elcells.inference.doubt import NEAR, doubt, mean_of_turns, other_turns
-from elcells.inference.engines import Engine, Look
+from elcells.inference.engines import LEAST, NOT_DARK, Engine, Look
 from elcells.inference.networks import SHIPPED, Network, open_network
 
 THRESHOLDS = np.array([0.5, 0.4])
@@ -71,6 +73,25 @@ def test_cells_that_are_near_in_every_turn_are_judged_the_same_however_they_lie(
     always = np.stack([doubt(p, thresholds) < NEAR for p in alone]).all(0)
     assert always.any() and not always.all()
     means = np.stack([mean_of_turns(p) for p in alone.swapaxes(0, 1)])
+    means = np.stack([engine.compared(image, p) for image, p in zip(images, means)])
+    alone = np.stack([[engine.compared(image, p) for image, p in zip(images, turn)] for turn in alone])
     assert np.abs(judged[:, always] - means[always]).max() < 1e-4
     never = ~np.stack([doubt(p, thresholds) < NEAR for p in alone]).any(0)
     assert np.abs(judged[:, never] - alone[:, never]).max() < 1e-4
+
+
+def test_a_region_that_is_inactive_but_not_dark_is_less_probable():
+    bright = np.full((1, 300, 300), 120, np.uint8)
+    dark = bright.copy()
+    dark[:, 60:160, 80:180] = 20
+    thin = bright.copy()
+    thin[:, 150:155] = 20  # a busbar
+    images = np.stack([bright, dark, thin, bright])
+    inactive = np.array([0.7, 0.7, 0.7, LEAST], np.float32)
+    engine = engine_of(by_top_left)
+    judged = np.stack([engine.compared(image, np.array([0.9, p])) for image, p in zip(images, inactive)])
+    lower = expit(logit(0.7) - NOT_DARK)
+    assert judged[:, 1] == pytest.approx([lower, 0.7, lower, LEAST], rel=1e-5) and (judged[:, 0] == 0.9).all()
+    assert replace(engine, classes=("crack", "finger")).compared(bright, np.array([0.9, 0.7])) == pytest.approx(
+        [0.9, 0.7]
+    )

@@ -14,17 +14,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import expit
 
 from elcells.evaluation.calibration import choose_thresholds
 from elcells.files import InputError, reason
 from elcells.inference.class_maps import last_features, weighted
-from elcells.inference.doubt import NEAR, doubt, mean_of_turns, other_turns, turned_back
+from elcells.inference.doubt import NEAR, doubt, logits_of, mean_of_turns, other_turns, turned_back
+from elcells.inference.severity import has_dark_region
 from elcells.inference.small import FEW, for_side, lowered, small_side
 
 # onnxruntime, openvino and onnx are imported by the functions that use them.
 
 ENGINES = ("auto", "onnxruntime", "openvino")
 PRECISIONS = ("float32", "auto")
+NOT_DARK = 2.0  # logits by which an inactive region is less probable where nothing is dark
+LEAST = 0.02  # probability from which that is looked at
 NEEDED_METADATA = {"classes", "operating_points", "image_size", "mean", "std", "input"}
 
 
@@ -50,8 +54,8 @@ class Engine:
     """A network as a function: takes uint8 gray images (N, 1, S, S), returns float32 probabilities (N, C).
 
     Called, it looks at each image once, as any program does that runs the file. `look_at` and `judged` look at images
-    near a threshold in all four turns, as predict.py does. Give small cells (`side_for`) as images of `small_size`
-    pixels (`small.with_side`); they get no crack lines.
+    near a threshold in all four turns and compare probabilities with the brightness, as predict.py does. Give small
+    cells (`side_for`) as images of `small_size` pixels (`small.with_side`); they get no crack lines.
 
     run: the same for a batch. classes: names, in the order of the probabilities. image_size: S in pixels. name: what
     runs the network. operating_points: {name: one threshold a class}. look: function of a batch that gives a Look.
@@ -77,17 +81,19 @@ class Engine:
     def look_at(self, images, thresholds):
         """Yield what is Seen in each image; crack lines only where the probability of a crack reaches its threshold.
 
-        An image with a probability near a threshold is looked at in all four turns (`seen_in_turns`).
+        An image with a probability near a threshold is looked at in all four turns (`seen_in_turns`). Probabilities are
+        `compared` with the brightness.
         """
         for batch in in_batches(images, self.batch_size):
             look = self.look(np.ascontiguousarray(batch))
             for number, probabilities in enumerate(look.probabilities):
                 if self.is_near(probabilities, thresholds):
-                    yield self.seen_in_turns(batch[number], look, number, thresholds)
+                    seen = self.seen_in_turns(batch[number], look, number, thresholds)
                 else:
                     class_map = None if look.maps is None else look.maps[number]
                     lines = look.lines(number) if look.lines and self.has_crack(probabilities, thresholds) else None
-                    yield Seen(probabilities, class_map, lines)
+                    seen = Seen(probabilities, class_map, lines)
+                yield seen._replace(probabilities=self.compared(batch[number], seen.probabilities))
 
     def judged(self, images, thresholds):
         """Probabilities (N, C) of images as `look_at` gives them, without maps and lines."""
@@ -99,6 +105,17 @@ class Engine:
         for number, once in enumerate(upright):
             if self.is_near(once, thresholds):
                 probabilities[number] = mean_of_turns([once, *self.run(other_turns(images[number]))])
+            probabilities[number] = self.compared(images[number], probabilities[number])
+        return probabilities
+
+    def compared(self, image, probabilities):
+        """An image's probabilities (C,), compared with its brightness: that of an inactive region is NOT_DARK logits
+        lower where no part of the image (1, S, S) is dark."""
+        probabilities = probabilities.copy()
+        if "inactive" in self.classes:
+            inactive = self.classes.index("inactive")
+            if probabilities[inactive] > LEAST and not has_dark_region(image[0]):
+                probabilities[inactive] = expit(logits_of(probabilities[inactive]) - NOT_DARK)
         return probabilities
 
     def side_for(self, pixels):

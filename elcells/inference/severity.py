@@ -159,6 +159,11 @@ def mode_of(skeleton, dark, gray):
 # ---------------------------------------------------------------- dark parts
 
 
+def has_dark_region(cell):
+    """Whether a cell, uint8 (S, S), has a region as dark as an inactive one."""
+    return bool(regions(relative_brightness(cell) < DARK, distances_to_edges((1, 1)), LEAST_AREA).any())
+
+
 def relative_brightness(cell):
     """How bright a cell, uint8 (S, S), is in each place, relative to what the place would have: float (SIDE, SIDE)."""
     cell = cv2.resize(cell, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
