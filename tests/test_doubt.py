@@ -88,7 +88,7 @@ def test_a_region_that_is_inactive_but_not_dark_is_less_probable():
     thin[:, 150:155] = 20  # a busbar
     images = np.stack([bright, dark, thin, bright])
     inactive = np.array([0.7, 0.7, 0.7, LEAST], np.float32)
-    engine = engine_of(by_top_left)
+    engine = replace(engine_of(by_top_left), image_size=300)
     judged = np.stack([engine.compared(image, np.array([0.9, p])) for image, p in zip(images, inactive)])
     lower = expit(logit(0.7) - NOT_DARK)
     assert judged[:, 1] == pytest.approx([lower, 0.7, lower, LEAST], rel=1e-5) and (judged[:, 0] == 0.9).all()

@@ -110,9 +110,9 @@ class Engine:
 
     def compared(self, image, probabilities):
         """An image's probabilities (C,), compared with its brightness: that of an inactive region is NOT_DARK logits
-        lower where no part of the image (1, S, S) is dark."""
+        lower where no part of the image (1, S, S) is dark. Small cells are too blurred for that."""
         probabilities = probabilities.copy()
-        if "inactive" in self.classes:
+        if "inactive" in self.classes and image.shape[-1] == self.image_size:
             inactive = self.classes.index("inactive")
             if probabilities[inactive] > LEAST and not has_dark_region(image[0]):
                 probabilities[inactive] = expit(logits_of(probabilities[inactive]) - NOT_DARK)
