@@ -192,13 +192,13 @@ def parts_of(table, job, fold=0):
 
 
 def refuse_options_of_training(args):
-    """Raise InputError for an option that `--evaluate` would ignore."""
+    """Raise InputError for an option that `--evaluate` never needs."""
     others = [field for field in (*fields(Job), *fields(Recipe)) if field.name not in OPTIONS_OF_EVALUATE]
     ignored = [option_name(field) for field in others if getattr(args, field.name) is not None]
     if args.resume is not None:
         ignored.append("--resume")
     if ignored:
-        raise InputError(f"{' '.join(ignored)}: --evaluate trains nothing; leave it out")
+        raise InputError(f"{' '.join(ignored)}: --evaluate trains nothing and does not take this")
 
 
 def evaluate_checkpoint(path, job, out, device):

@@ -11,6 +11,7 @@ from scipy.special import expit, logit
 from test_line_training import random_decoder
 
 import export_onnx
+from elcells.inference.doubt import NEAR, doubt
 from elcells.inference.line_decoder import LINES, apart
 from elcells.inference.networks import SHIPPED, Network, open_network
 from elcells.training.decoder import folded
@@ -92,7 +93,7 @@ def test_images_near_a_threshold_get_the_lines_of_the_turn_in_which_a_crack_is_s
         probabilities = np.stack([engine(p) for p in turns])
         maps = [np.rot90(engine.look(p).maps, -k, (-2, -1)) for k, p in enumerate(turns)]
         for number, one in enumerate(engine.look_at(pixels, thresholds)):
-            assert engine.is_near(probabilities[0, number], thresholds)
+            assert doubt(probabilities[0, number][None], thresholds)[0] < NEAR
             assert one.probabilities == pytest.approx(expit(logit(probabilities[:, number]).mean(0)), abs=1e-4)
             assert np.abs(one.map - np.mean(maps, 0)[number]).max() < 1e-3 * max(1, np.abs(maps).max())
             near = probabilities[:, number, 0] > probabilities[:, number, 0].max() - 1e-6

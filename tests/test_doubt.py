@@ -1,4 +1,4 @@
-"""Cells near a threshold are judged in all four turns, and calls of inactive are compared with the brightness."""
+"""Cells near a threshold are judged in all four turns, and an inactive region must be dark."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from scipy.special import expit, logit
 import data
 from elcells.data.images import read_image
 from elcells.inference.doubt import NEAR, doubt, mean_of_turns, other_turns
-from elcells.inference.engines import LEAST, NOT_DARK, Engine, Look
+from elcells.inference.engines import LOWER_IF_NOT_DARK, UNLIKELY, Engine, Look
 from elcells.inference.networks import SHIPPED, Network, open_network
 
 THRESHOLDS = np.array([0.5, 0.4])
@@ -73,25 +73,49 @@ def test_cells_that_are_near_in_every_turn_are_judged_the_same_however_they_lie(
     always = np.stack([doubt(p, thresholds) < NEAR for p in alone]).all(0)
     assert always.any() and not always.all()
     means = np.stack([mean_of_turns(p) for p in alone.swapaxes(0, 1)])
-    means = np.stack([engine.compared(image, p) for image, p in zip(images, means)])
-    alone = np.stack([[engine.compared(image, p) for image, p in zip(images, turn)] for turn in alone])
+    means, *alone = (
+        np.stack([engine.lowered_if_not_dark(image, p, (300, 300)) for image, p in zip(images, one)])
+        for one in (means, *alone)
+    )
     assert np.abs(judged[:, always] - means[always]).max() < 1e-4
     never = ~np.stack([doubt(p, thresholds) < NEAR for p in alone]).any(0)
-    assert np.abs(judged[:, never] - alone[:, never]).max() < 1e-4
+    assert np.abs(judged[:, never] - np.stack(alone)[:, never]).max() < 1e-4
 
 
-def test_a_region_that_is_inactive_but_not_dark_is_less_probable():
+def test_an_inactive_region_is_less_probable_where_nothing_is_dark():
     bright = np.full((1, 300, 300), 120, np.uint8)
     dark = bright.copy()
     dark[:, 60:160, 80:180] = 20
     thin = bright.copy()
     thin[:, 150:155] = 20  # a busbar
-    images = np.stack([bright, dark, thin, bright])
-    inactive = np.array([0.7, 0.7, 0.7, LEAST], np.float32)
+    probabilities = np.array([0.9, 0.7])
     engine = replace(engine_of(by_top_left), image_size=300)
-    judged = np.stack([engine.compared(image, np.array([0.9, p])) for image, p in zip(images, inactive)])
-    lower = expit(logit(0.7) - NOT_DARK)
-    assert judged[:, 1] == pytest.approx([lower, 0.7, lower, LEAST], rel=1e-5) and (judged[:, 0] == 0.9).all()
-    assert replace(engine, classes=("crack", "finger")).compared(bright, np.array([0.9, 0.7])) == pytest.approx(
-        [0.9, 0.7]
-    )
+    lower = expit(logit(0.7) - LOWER_IF_NOT_DARK)
+    for image, expected in ((bright, lower), (dark, 0.7), (thin, lower)):
+        assert engine.lowered_if_not_dark(image, probabilities, (300, 300)) == pytest.approx([0.9, expected])
+    for p, expected in ((UNLIKELY, UNLIKELY), (0.05, UNLIKELY)):
+        assert engine.lowered_if_not_dark(bright, np.array([0.9, p]), (300, 300))[1] == pytest.approx(expected)
+    for other in (replace(engine, classes=("crack", "finger")), replace(engine, image_size=400)):
+        assert other.lowered_if_not_dark(bright, probabilities, (300, 300)).tolist() == [0.9, 0.7]
+    assert engine.lowered_if_not_dark(bright, probabilities, (35, 35)).tolist() == [0.9, 0.7]
+    half = bright.copy()
+    half[:, 70:81] = half[:, 220:231] = 20  # the gap between half cells, mirrored
+    assert engine.lowered_if_not_dark(half, probabilities, (150, 300))[1] == pytest.approx(lower)
+
+
+def test_a_cell_that_is_near_its_threshold_once_it_is_lowered_is_looked_at_in_turns():
+    image = np.full((1, 1, 300, 300), 120, np.uint8)
+    asked = []
+
+    def run(images):
+        asked.append(len(images))
+        inactive = np.full(len(images), 0.9)
+        return np.stack([np.full(len(images), 0.999), inactive], 1).astype(np.float32)
+
+    engine = replace(engine_of(run), image_size=300)
+    thresholds = np.array([0.5, 0.2])
+    assert doubt(run(image), thresholds)[0] > NEAR
+    asked.clear()
+    [seen] = engine.look_at(image, thresholds)
+    assert asked == [1, 3] and seen.probabilities[1] == pytest.approx(expit(logit(0.9) - LOWER_IF_NOT_DARK), rel=1e-4)
+    assert np.array_equal(engine.judged(image, thresholds)[0], seen.probabilities)

@@ -424,7 +424,7 @@ def test_a_stopped_run_exits_130_and_ends_as_an_uninterrupted_one(
         (["--width", "8"], "--width 8: must be at least 16"),
         (["--line-steps", "7"], "--line-steps 7: crack lines are learnt from drawn cracks"),
         (["--noise-std", "nan"], "--noise-std nan: must be at least 0"),
-        (["--evaluate", "best.ckp"], "--synthetic: --evaluate trains nothing; leave it out"),
+        (["--evaluate", "best.ckp"], "--synthetic: --evaluate trains nothing"),
         (["--resume"], "last.ckp: no such checkpoint"),
     ],
 )

@@ -117,7 +117,8 @@ def judge_at_side(engine, thresholds, cells, side):
     count = -(-len(cells) // engine.batch_size) * engine.batch_size
     images = np.stack([with_side(cells[k % len(cells)][0], side) for k in range(count)])[:, None]
     results = []
-    for (pixels, cell), seen in zip(cells, engine.look_at(images, thresholds)):
+    sizes = [cells[k % len(cells)][1].size for k in range(count)]
+    for (pixels, cell), seen in zip(cells, engine.look_at(images, thresholds, sizes)):
         calls = (seen.probabilities >= thresholds).astype(int)
         has_map = seen.map is not None and (calls.any() or doubt(seen.probabilities[None], thresholds)[0] < UNSURE)
         judged = replace(

@@ -10,6 +10,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,14 +22,14 @@ from elcells.files import InputError, reason
 from elcells.inference.class_maps import last_features, weighted
 from elcells.inference.doubt import NEAR, doubt, logits_of, mean_of_turns, other_turns, turned_back
 from elcells.inference.severity import has_dark_region
-from elcells.inference.small import FEW, for_side, lowered, small_side
+from elcells.inference.small import FEW, for_side, lowered, small_side, square_side
 
 # onnxruntime, openvino and onnx are imported by the functions that use them.
 
 ENGINES = ("auto", "onnxruntime", "openvino")
 PRECISIONS = ("float32", "auto")
-NOT_DARK = 2.0  # logits by which an inactive region is less probable where nothing is dark
-LEAST = 0.02  # probability from which that is looked at
+LOWER_IF_NOT_DARK = 2.0  # logits by which an inactive region is less probable where nothing is dark
+UNLIKELY = 0.02  # probability up to which it is not lowered
 NEEDED_METADATA = {"classes", "operating_points", "image_size", "mean", "std", "input"}
 
 
@@ -54,8 +55,9 @@ class Engine:
     """A network as a function: takes uint8 gray images (N, 1, S, S), returns float32 probabilities (N, C).
 
     Called, it looks at each image once, as any program does that runs the file. `look_at` and `judged` look at images
-    near a threshold in all four turns and compare probabilities with the brightness, as predict.py does. Give small
-    cells (`side_for`) as images of `small_size` pixels (`small.with_side`); they get no crack lines.
+    near a threshold in all four turns and lower the probability of an inactive region where nothing is dark, as
+    predict.py does. Give small cells (`side_for`) as images of `small_size` pixels (`small.with_side`); they get no
+    crack lines.
 
     run: the same for a batch. classes: names, in the order of the probabilities. image_size: S in pixels. name: what
     runs the network. operating_points: {name: one threshold a class}. look: function of a batch that gives a Look.
@@ -78,22 +80,25 @@ class Engine:
     def __call__(self, images):
         return np.concatenate([self.run(np.ascontiguousarray(batch)) for batch in in_batches(images, self.batch_size)])
 
-    def look_at(self, images, thresholds):
+    def look_at(self, images, thresholds, sizes=None):
         """Yield what is Seen in each image; crack lines only where the probability of a crack reaches its threshold.
 
-        An image with a probability near a threshold is looked at in all four turns (`seen_in_turns`). Probabilities are
-        `compared` with the brightness.
+        An image with a probability near a threshold is looked at in all four turns (`seen_in_turns`), and the
+        probability of an inactive region is `lowered_if_not_dark`. sizes: (height, width) of each cell in its image,
+        before it was made square and of S pixels; None where all were as they are.
         """
+        sizes = repeat(images.shape[-2:]) if sizes is None else iter(sizes)
         for batch in in_batches(images, self.batch_size):
             look = self.look(np.ascontiguousarray(batch))
-            for number, probabilities in enumerate(look.probabilities):
-                if self.is_near(probabilities, thresholds):
-                    seen = self.seen_in_turns(batch[number], look, number, thresholds)
+            for number, (probabilities, size) in enumerate(zip(look.probabilities, sizes)):
+                image = batch[number]
+                if self.is_near(image, probabilities, thresholds, size):
+                    seen = self.seen_in_turns(image, look, number, thresholds)
                 else:
                     class_map = None if look.maps is None else look.maps[number]
                     lines = look.lines(number) if look.lines and self.has_crack(probabilities, thresholds) else None
                     seen = Seen(probabilities, class_map, lines)
-                yield seen._replace(probabilities=self.compared(batch[number], seen.probabilities))
+                yield seen._replace(probabilities=self.lowered_if_not_dark(image, seen.probabilities, size))
 
     def judged(self, images, thresholds):
         """Probabilities (N, C) of images as `look_at` gives them, without maps and lines."""
@@ -101,31 +106,38 @@ class Engine:
 
     def judged_again(self, images, upright, thresholds):
         """The same where the probabilities `upright` (N, C) of one look at each are known already."""
-        probabilities = upright.copy()
-        for number, once in enumerate(upright):
-            if self.is_near(once, thresholds):
-                probabilities[number] = mean_of_turns([once, *self.run(other_turns(images[number]))])
-            probabilities[number] = self.compared(images[number], probabilities[number])
-        return probabilities
+        judged = []
+        for image, probabilities in zip(images, upright):
+            size = image.shape[-2:]
+            if self.is_near(image, probabilities, thresholds, size):
+                probabilities = mean_of_turns([probabilities, *self.run(other_turns(image))])
+            judged.append(self.lowered_if_not_dark(image, probabilities, size))
+        return np.stack(judged)
 
-    def compared(self, image, probabilities):
-        """An image's probabilities (C,), compared with its brightness: that of an inactive region is NOT_DARK logits
-        lower where no part of the image (1, S, S) is dark. Small cells are too blurred for that."""
+    def lowered_if_not_dark(self, image, probabilities, size):
+        """An image's probabilities (C,), that of an inactive region LOWER_IF_NOT_DARK logits lower where no part of the
+        image (1, S, S) is much darker than the rest. Small cells stay as they are: they are too blurred to tell.
+
+        size: of the cell in its image, as in `look_at`.
+        """
+        is_small = image.shape[-1] != self.image_size or square_side(size) < min(FEW, self.image_size)
         probabilities = probabilities.copy()
-        if "inactive" in self.classes and image.shape[-1] == self.image_size:
+        if "inactive" in self.classes and not is_small:
             inactive = self.classes.index("inactive")
-            if probabilities[inactive] > LEAST and not has_dark_region(image[0]):
-                probabilities[inactive] = expit(logits_of(probabilities[inactive]) - NOT_DARK)
+            probability = probabilities[inactive]
+            if probability > UNLIKELY and not has_dark_region(image[0], size):
+                probabilities[inactive] = max(expit(logits_of(probability) - LOWER_IF_NOT_DARK), UNLIKELY)
         return probabilities
 
     def side_for(self, pixels):
         """S for a cell whose square has so many pixels a side in its image (`small.square_side`)."""
         return self.small_size if self.small_size and pixels < FEW else self.image_size
 
-    def is_near(self, probabilities, thresholds):
-        """Whether one of an image's probabilities (C,) is near its threshold; a file that looks at all eight symmetries
-        by itself has none to look at."""
-        return not self.metadata.get("tta") and doubt(probabilities[None], thresholds)[0] < NEAR
+    def is_near(self, image, probabilities, thresholds, size):
+        """Whether one of an image's probabilities (C,) is near its threshold, lowered or not; a file that looks at all
+        eight symmetries by itself has none to look at."""
+        both = [probabilities, self.lowered_if_not_dark(image, probabilities, size)]
+        return not self.metadata.get("tta") and doubt(both, thresholds).min() < NEAR
 
     def has_crack(self, probabilities, thresholds):
         """Whether an image with these probabilities (C,) is to get crack lines."""

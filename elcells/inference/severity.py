@@ -159,9 +159,9 @@ def mode_of(skeleton, dark, gray):
 # ---------------------------------------------------------------- dark parts
 
 
-def has_dark_region(cell):
-    """Whether a cell, uint8 (S, S), has a region as dark as an inactive one."""
-    return bool(regions(relative_brightness(cell) < DARK, distances_to_edges((1, 1)), LEAST_AREA).any())
+def has_dark_region(cell, size):
+    """Whether a cell, uint8 (S, S), has a region as dark as an inactive one; size: as in `severity_of`."""
+    return bool(regions(relative_brightness(cell) < DARK, distances_to_edges(tuple(size)), LEAST_AREA).any())
 
 
 def relative_brightness(cell):

@@ -14,7 +14,7 @@ function showHead() {
     ...paragraphs(
       `Thresholds: a cell counts ${listed(from)} (operating point ${data.operating_point}). With lower thresholds ` +
         "more defects are found, and more sound cells are called defective. A probability near a threshold is the mean " +
-        "over the four turns of the cell.",
+        "over the four turns of the cell. An inactive region is less probable where no part of the cell is dark.",
     ),
   );
 }
