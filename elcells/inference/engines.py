@@ -92,13 +92,15 @@ class Engine:
             look = self.look(np.ascontiguousarray(batch))
             for number, (probabilities, size) in enumerate(zip(look.probabilities, sizes)):
                 image = batch[number]
-                if self.is_near(image, probabilities, thresholds, size):
+                final = self.lowered_if_not_dark(image, probabilities, size)
+                if self.is_near([probabilities, final], thresholds):
                     seen = self.seen_in_turns(image, look, number, thresholds)
+                    final = self.lowered_if_not_dark(image, seen.probabilities, size)
+                    yield seen._replace(probabilities=final)
                 else:
                     class_map = None if look.maps is None else look.maps[number]
                     lines = look.lines(number) if look.lines and self.has_crack(probabilities, thresholds) else None
-                    seen = Seen(probabilities, class_map, lines)
-                yield seen._replace(probabilities=self.lowered_if_not_dark(image, seen.probabilities, size))
+                    yield Seen(final, class_map, lines)
 
     def judged(self, images, thresholds):
         """Probabilities (N, C) of images as `look_at` gives them, without maps and lines."""
@@ -109,9 +111,11 @@ class Engine:
         judged = []
         for image, probabilities in zip(images, upright):
             size = image.shape[-2:]
-            if self.is_near(image, probabilities, thresholds, size):
-                probabilities = mean_of_turns([probabilities, *self.run(other_turns(image))])
-            judged.append(self.lowered_if_not_dark(image, probabilities, size))
+            final = self.lowered_if_not_dark(image, probabilities, size)
+            if self.is_near([probabilities, final], thresholds):
+                mean = mean_of_turns([probabilities, *self.run(other_turns(image))])
+                final = self.lowered_if_not_dark(image, mean, size)
+            judged.append(final)
         return np.stack(judged)
 
     def lowered_if_not_dark(self, image, probabilities, size):
@@ -133,11 +137,10 @@ class Engine:
         """S for a cell whose square has so many pixels a side in its image (`small.square_side`)."""
         return self.small_size if self.small_size and pixels < FEW else self.image_size
 
-    def is_near(self, image, probabilities, thresholds, size):
-        """Whether one of an image's probabilities (C,) is near its threshold, lowered or not; a file that looks at all
+    def is_near(self, probabilities, thresholds):
+        """Whether one of an image's probabilities, rows of (n, C), is near its threshold; a file that looks at all
         eight symmetries by itself has none to look at."""
-        both = [probabilities, self.lowered_if_not_dark(image, probabilities, size)]
-        return not self.metadata.get("tta") and doubt(both, thresholds).min() < NEAR
+        return not self.metadata.get("tta") and doubt(probabilities, thresholds).min() < NEAR
 
     def has_crack(self, probabilities, thresholds):
         """Whether an image with these probabilities (C,) is to get crack lines."""
