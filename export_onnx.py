@@ -34,8 +34,9 @@ from elcells.data.tables import read_rows
 from elcells.devices import pick_device
 from elcells.evaluation.metrics import f1_scores, metrics_table
 from elcells.files import InputError, atomic_path, command, reason
-from elcells.inference.engines import in_batches, open_model
+from elcells.inference.engine import in_batches
 from elcells.inference.line_decoder import LINES, ancestors
+from elcells.inference.onnx_files import open_model
 from elcells.inference.quantize import quantise, round_weights
 from elcells.inference.small import lowered, small_side, with_side
 from elcells.settings import add_option, given_options, setting

@@ -23,8 +23,8 @@ from elcells.data.images import as_lines
 from elcells.data.suspicions import LIKE_MODULE
 from elcells.files import InputError, command, counted, printable
 from elcells.inference.cells import MEASURED, SEVERITY
-from elcells.inference.engines import ENGINES, PRECISIONS
 from elcells.inference.networks import SHIPPED, Network, default_path, open_network
+from elcells.inference.onnx_files import ENGINES, PRECISIONS
 from elcells.inference.origin import describe_network, warning_about
 from elcells.inference.severity import LEAST_PIXELS
 from elcells.modules.cutting import corners_of_images, grid_size, guess_grid

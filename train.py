@@ -34,7 +34,7 @@ from elcells.distributed import barrier, processes, rank, world
 from elcells.evaluation.evaluate import add_predictions
 from elcells.evaluation.results import describe_run, prediction_columns, write_predictions, write_results
 from elcells.files import InputError, atomic_path, command, move_aside, reason, sole_writer
-from elcells.inference.engines import is_onnx
+from elcells.inference.onnx_files import is_onnx
 from elcells.settings import add_option, given_options, option_name, resumed_settings
 from elcells.training.checkpoints import read_checkpoint
 from elcells.training.jobs import Job

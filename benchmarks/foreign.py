@@ -12,7 +12,6 @@ say what people outlined, cells with crack lines and cells with nothing but cros
 
 import argparse
 import json
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -100,31 +99,34 @@ def as_text(figures, classes):
     return lines
 
 
-def at_sides(judge, sides, images, *more):
-    """What judge(images, *more) gives (N, C), each image (1, S, S) made as large as predict.py shows its cell.
+def judged(engine, images, sizes):
+    """Probabilities of cells by one look at each, and as predict.py judges them: float32 (2, N, C).
 
-    sides: int (N,), of `Engine.side_for`. more: arrays (N, ...) that judge gets the same rows of.
+    images: uint8 (N, 1, S, S). sizes: int (N, 2), (height, width) of each cell in its file: predict.py shows small
+    cells as smaller images.
     """
-    results = {}
+    sides = np.array([engine.side_for(square_side(size)) for size in sizes])
+    probabilities = np.empty((2, len(images), len(engine.classes)), np.float32)
     for side in np.unique(sides):
         rows = np.flatnonzero(sides == side)
         shown = np.stack([with_side(image, side) for image in images[rows, 0]])[:, None]
-        results.update(zip(rows, judge(shown, *(values[rows] for values in more))))
-    return np.stack([results[row] for row in range(len(images))])
+        for row, seen in zip(rows, engine.look_at(shown, engine.thresholds(), sizes[rows])):
+            probabilities[:, row] = seen.first_look, seen.probabilities
+    return probabilities
 
 
-def in_orientations(engine, images, sides, table, upright):
+def in_orientations(engine, images, sizes, table, upright):
     """Figures of the cells judged in each of the eight orientations of all of them: {key of MEANS: [8 numbers]}.
 
-    images: uint8 (N, 1, S, S), of the table's rows. sides: of `at_sides`. upright: their probabilities (N, C), the
-    first of the eight.
+    images, sizes: of the table's rows, as for `judged`. upright: their probabilities (N, C), the first of the eight.
     The mean tells networks apart better than one orientation, in which a network may be lucky by 0.01.
     """
     thresholds = engine.thresholds()
     labels = table[list(engine.classes)].to_numpy()
     predicted = [upright]
-    for turned in islice(symmetries(images), 1, None):
-        predicted.append(at_sides(partial(engine.judged, thresholds=thresholds), sides, turned))
+    for orientation, turned in islice(enumerate(symmetries(images)), 1, None):
+        is_sideways = orientation // 2 % 2 == 1
+        predicted.append(judged(engine, turned, sizes[:, ::-1] if is_sideways else sizes)[1])
     means = [metrics_table(labels, p, thresholds, engine.classes)["mean"] for p in predicted]
     figures = {name: [mean[name] for mean in means] for name in ("f1", "average_precision")}
     crosses = rows_by_part(table).get(CROSSES)
@@ -150,9 +152,8 @@ def report_network(path, cells_table, folder, orientations, errors):
     cached_images, index = load_images(table, engine.image_size, print)
     images = cached_images[index]
     labels = table[list(classes)].to_numpy()
-    sides = np.array([engine.side_for(square_side(size_of(name))) for name in table["path"]])
-    once = at_sides(engine, sides, images)
-    probabilities = at_sides(partial(engine.judged_again, thresholds=thresholds), sides, images, once)
+    sizes = np.array([size_of(name)[::-1] for name in table["path"]])
+    once, probabilities = judged(engine, images, sizes)
     figures = figures_by_part(table, labels, probabilities, thresholds, classes)
     print(f"\n{path}, {engine.name}")
     leak = contamination(with_hashes(table, cells_in_training(path, print)), path, "table's")
@@ -168,7 +169,7 @@ def report_network(path, cells_table, folder, orientations, errors):
     print(f"one look at each cell: mean F1 {one_look['f1']:.3f}, AP {one_look['average_precision']:.3f}")
     report = {"network": str(path), "parts": figures, "one_look": one_look, "doubtful": counts, "leak": leak}
     if orientations:
-        report["orientations"] = in_orientations(engine, images, sides, table, probabilities)
+        report["orientations"] = in_orientations(engine, images, sizes, table, probabilities)
         parts = []
         for key, values in report["orientations"].items():
             name, form = MEANS[key]

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import importlib
 import inspect
 import io
 import itertools
@@ -22,6 +23,14 @@ ANY_NAME = "surrogateescape"  # error handler that keeps file names that are not
 
 class InputError(ValueError):
     """A user's input can't be used; the text is one sentence that names the culprit and the way out."""
+
+
+def needed(package):
+    """Import and return a package; InputError where it is not installed."""
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise InputError(f"the package {package} is not installed; `pip install {package}`") from None
 
 
 def command(main):

@@ -11,7 +11,9 @@ from scipy.special import expit, logit
 from test_line_training import random_decoder
 
 import export_onnx
+from elcells.inference.cells import cell_of_image, judge
 from elcells.inference.doubt import NEAR, doubt
+from elcells.inference.engine import Engine, Look
 from elcells.inference.line_decoder import LINES, apart
 from elcells.inference.networks import SHIPPED, Network, open_network
 from elcells.training.decoder import folded
@@ -69,18 +71,30 @@ def test_the_file_has_a_second_output_and_the_first_is_made_last(checkpoint, exp
     np.testing.assert_allclose(probabilities, open_network(Network(str(checkpoint), device="cpu"))(pixels), atol=1e-4)
 
 
-def test_only_images_with_a_crack_get_lines_and_these_are_pytorchs(checkpoint, exported):
+def test_images_get_the_lines_of_pytorch(checkpoint, exported):
     pixels = images(6)
     for network in (exported, checkpoint):
         engine = open_network(Network(str(network), device="cpu"))
         engine = replace(engine, metadata={"tta": True})  # one look at each
-        probabilities = engine(pixels)
-        thresholds = np.array([np.median(probabilities[:, 0]), 1])
-        seen = list(engine.look_at(pixels, thresholds))
         assert engine.has_lines
-        assert [one.lines is not None for one in seen] == (probabilities[:, 0] >= thresholds[0]).tolist()
-        for one, expected in zip(seen, expected_lines(checkpoint, pixels)):
-            assert one.lines is None or np.abs(one.lines - expected).max() < 1e-4
+        for one, expected in zip(engine.look_at(pixels, (1, 1)), expected_lines(checkpoint, pixels)):
+            assert np.abs(one.lines() - expected).max() < 1e-4
+
+
+def test_the_decoder_runs_for_cells_with_a_crack_alone():
+    decoded = []
+
+    def lines(number):
+        decoded.append(number)
+        return np.ones((SIDE // 2, SIDE // 2))
+
+    def look(images):
+        return Look(np.stack([images.mean((1, 2, 3)) / 255, np.zeros(len(images))], 1), None, lines)
+
+    engine = Engine(look, ("crack", "inactive"), SIDE, "test", {}, has_lines=True)
+    cells = [cell_of_image(f"{n}", np.full((SIDE, SIDE), level, np.uint8)) for n, level in enumerate((250, 10, 254, 5))]
+    results = judge(engine, np.array([0.5, 0.5]), cells)
+    assert decoded == [0, 2] and [result.crack_length for result in results][1::2] == [0, 0]
 
 
 def test_images_near_a_threshold_get_the_lines_of_the_turn_in_which_a_crack_is_surest(checkpoint, exported):
@@ -99,7 +113,7 @@ def test_images_near_a_threshold_get_the_lines_of_the_turn_in_which_a_crack_is_s
             assert one.probabilities == pytest.approx(expected, abs=1e-4)
             assert np.abs(one.map - np.mean(maps, 0)[number]).max() < 1e-3 * max(1, np.abs(maps).max())
             near = probabilities[:, number, 0] > probabilities[:, number, 0].max() - 1e-6
-            assert min(np.abs(one.lines - lines[k, number]).max() for k in np.flatnonzero(near)) < 1e-4
+            assert min(np.abs(one.lines() - lines[k, number]).max() for k in np.flatnonzero(near)) < 1e-4
 
 
 @pytest.mark.parametrize("shipped", [True, False])

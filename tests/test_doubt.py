@@ -9,7 +9,7 @@ from scipy.special import expit, logit
 import data
 from elcells.data.images import read_image
 from elcells.inference.doubt import NEAR, doubt, mean_of_turns, other_turns
-from elcells.inference.engines import LOWER_IF_NOT_DARK, UNLIKELY, Engine, Look
+from elcells.inference.engine import LOWER_IF_NOT_DARK, UNLIKELY, Engine, Look
 from elcells.inference.networks import SHIPPED, Network, open_network
 
 THRESHOLDS = np.array([0.5, 0.4])
@@ -17,9 +17,7 @@ THRESHOLDS = np.array([0.5, 0.4])
 
 def engine_of(run, **metadata):
     """An Engine of a function from images to probabilities."""
-    return Engine(
-        run, ("crack", "inactive"), 4, "test", {}, lambda images: Look(run(images), None, None), 2, **metadata
-    )
+    return Engine(lambda images: Look(run(images), None, None), ("crack", "inactive"), 4, "test", {}, 2, **metadata)
 
 
 def by_top_left(images):
@@ -38,9 +36,9 @@ def test_a_cell_near_a_threshold_has_the_mean_of_the_logits_over_its_turns():
     images = np.stack([image, np.full_like(image, 250), np.full_like(image, 2)])
     engine = engine_of(by_top_left)
     expected = [expit(logit(corners / 255).mean()), 250 / 255, 2 / 255]
-    seen = [s.probabilities for s in engine.look_at(images, THRESHOLDS)]
-    assert np.array(seen)[:, 0] == pytest.approx(expected, rel=1e-5)
-    assert np.array_equal(engine.judged(images, THRESHOLDS), seen)
+    assert engine.judged(images, THRESHOLDS)[:, 0] == pytest.approx(expected, rel=1e-5)
+    first_looks = [seen.first_look for seen in engine.look_at(images, THRESHOLDS)]
+    assert np.array_equal(first_looks, engine(images))
     assert engine(images)[:, 0] == pytest.approx([120 / 255, 250 / 255, 2 / 255])
 
 
@@ -116,6 +114,5 @@ def test_a_cell_that_is_near_its_threshold_once_it_is_lowered_is_looked_at_in_tu
     thresholds = np.array([0.5, 0.2])
     assert doubt(run(image), thresholds)[0] > NEAR
     asked.clear()
-    [seen] = engine.look_at(image, thresholds)
-    assert asked == [1, 3] and seen.probabilities[1] == pytest.approx(expit(logit(0.9) - LOWER_IF_NOT_DARK), rel=1e-4)
-    assert np.array_equal(engine.judged(image, thresholds)[0], seen.probabilities)
+    [probabilities] = engine.judged(image, thresholds)
+    assert asked == [1, 3] and probabilities[1] == pytest.approx(expit(logit(0.9) - LOWER_IF_NOT_DARK), rel=1e-4)

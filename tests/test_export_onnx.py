@@ -13,7 +13,7 @@ from conftest import CPU, ROOT
 import data
 import export_onnx
 from elcells.data.cache import load_images
-from elcells.inference.engines import open_model
+from elcells.inference.onnx_files import open_model
 from elcells.inference.quantize import quantise
 from model import BRIGHTNESS, build_model, load_model, normalise_brightness, save_checkpoint
 

@@ -9,7 +9,7 @@ import data
 from benchmarks import adapt, foreign
 from elcells.data.images import read_image
 from elcells.evaluation.metrics import metrics_table
-from elcells.inference import engines
+from elcells.inference.engine import Engine, Look
 from elcells.inference.networks import SHIPPED, Network, open_network
 
 
@@ -59,7 +59,7 @@ def test_networks_are_judged_in_all_eight_orientations(table, tmp_path, capsys):
 
 
 def test_cells_near_a_threshold_are_judged_as_predict_judges_them(table, tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "NEAR", 100)  # all of them
+    monkeypatch.setattr("elcells.inference.engine.NEAR", 100)  # all of them
     few, out = tmp_path / "few.csv", tmp_path / "figures.json"
     data.pd.read_csv(table, sep=";").groupby(["crack", "inactive"]).head(4).to_csv(few, sep=";", index=False)
     assert foreign.main([str(few), "--json", str(out)]) == 0
@@ -67,7 +67,7 @@ def test_cells_near_a_threshold_are_judged_as_predict_judges_them(table, tmp_pat
     cells, engine = data.read_table(few), open_network(Network(str(SHIPPED)))
     images = np.stack([read_image(path) for path in cells["path"]])[:, None]
     labels, thresholds = cells[["crack", "inactive"]].to_numpy(), engine.thresholds()
-    seen = np.stack([one.probabilities for one in engine.look_at(images, thresholds)])
+    seen = engine.judged(images, thresholds)
     for found, probabilities in ((report["parts"]["all"]["mean"], seen), (report["one_look"], engine(images))):
         expected = metrics_table(labels, probabilities, thresholds, engine.classes)["mean"]["calibration_error"]
         assert found["calibration_error"] == pytest.approx(expected, abs=1e-4)
@@ -75,14 +75,29 @@ def test_cells_near_a_threshold_are_judged_as_predict_judges_them(table, tmp_pat
 
 
 def test_images_are_judged_at_the_side_of_their_cells_in_their_order():
-    images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1).repeat(6, 2).repeat(6, 3)
-    sides, known = np.array([6, 4, 6, 6, 4]), np.arange(10).reshape(5, 2)
+    def look(images):
+        sides = np.full(len(images), images.shape[-1])
+        return Look(np.stack([images[:, 0, 0, 0], sides], 1), None, None)
 
-    def judge(shown, more):
-        return more + [[shown.shape[-1], 0]] + shown[:, 0, 0, :1]
+    engine = Engine(look, ("level", "side"), 72, "test", {"f1": [0.5, 0.5]}, small_size=40, metadata={"tta": True})
+    images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1).repeat(72, 2).repeat(72, 3)
+    sizes = np.array([[300, 300], [40, 41], [30, 60], [60, 61], [25, 50]])
+    once, judged = foreign.judged(engine, images, sizes)
+    assert once.tolist() == judged.tolist() == [[0, 72], [1, 40], [2, 72], [3, 72], [4, 40]]
 
-    seen = foreign.at_sides(judge, sides, images, known)
-    assert np.array_equal(seen, known + np.stack([sides, 0 * sides], 1) + np.arange(5)[:, None])
+
+def test_a_half_cell_is_looked_at_as_one_in_every_orientation(monkeypatch):
+    """The gap between the halves lies across its mirrored image and is no dark region."""
+    sizes = []
+    monkeypatch.setattr("elcells.inference.engine.has_dark_region", lambda image, size: sizes.append(tuple(size)))
+
+    def look(images):
+        return Look(np.full((len(images), 2), 0.99), None, None)
+
+    engine = Engine(look, ("crack", "inactive"), 300, "test", {"f1": [0.1, 0.1]}, metadata={"tta": True})
+    images, table = np.full((2, 1, 300, 300), 90, np.uint8), data.pd.DataFrame({"crack": [0, 1], "inactive": [1, 0]})
+    foreign.in_orientations(engine, images, np.array([[300, 150]] * 2), table, np.full((2, 2), 0.99))
+    assert sizes == [(300, 150)] * 2 + 4 * [(150, 300)] + 4 * [(300, 150)] + 4 * [(150, 300)]
 
 
 def test_the_figures_are_scikit_learns():

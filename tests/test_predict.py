@@ -22,7 +22,7 @@ from elcells import Cells
 from elcells.data.images import read_image
 from elcells.files import InputError, atomic_path, reason
 from elcells.inference.cells import TOO_DARK, CellResult
-from elcells.inference.engines import open_model
+from elcells.inference.onnx_files import open_model
 from elcells.inference.origin import warning_about
 from elcells.records.requests import ImageResult, Request
 from elcells.records.work import Here

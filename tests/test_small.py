@@ -7,8 +7,9 @@ from scipy.special import expit, logit
 
 from elcells.files import InputError
 from elcells.inference.cells import cell_of_image, judge
-from elcells.inference.engines import Engine, Look, open_model
+from elcells.inference.engine import Engine, Look
 from elcells.inference.networks import open_checkpoint
+from elcells.inference.onnx_files import open_model
 from elcells.inference.small import FEW, OVERRATED, small_side, square_side, with_side
 from export_onnx import main as export
 from model import build_model, save_checkpoint
@@ -27,7 +28,7 @@ def counting_engine(asked, **options):
         return Look(probabilities, None, lines)
 
     options = {"batch_size": 2, "has_lines": True} | options
-    return Engine(lambda images: look(images)[0], ("crack", "inactive"), SIDE, "test", {}, look, **options)
+    return Engine(look, ("crack", "inactive"), SIDE, "test", {}, **options)
 
 
 def cell(level, pixels):

@@ -15,7 +15,7 @@ import train
 from elcells.data.cache import load_images, load_sources
 from elcells.data.images import read_image
 from elcells.files import InputError
-from elcells.inference.engines import open_model
+from elcells.inference.onnx_files import open_model
 from elcells.training.batches import Batches
 from elcells.training.checkpoints import read_checkpoint
 from elcells.training.decoder import LineDecoder

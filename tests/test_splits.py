@@ -19,7 +19,7 @@ from benchmarks import foreign
 from elcells.data.leaks import image_hashes, with_hashes
 from elcells.data.recorded_split import difference_of_splits, record_split
 from elcells.data.splits import expand_variants, split_cells
-from elcells.inference.engines import read_onnx
+from elcells.inference.onnx_files import read_onnx
 from elcells.training.checkpoints import read_checkpoint
 from elcells.training.weights import cells_in_training, describe_network_file
 from model import load_model

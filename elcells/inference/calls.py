@@ -16,7 +16,7 @@ from elcells.data.finding import find_images
 from elcells.data.images import NARROWEST, THREADS, examine, to_square
 from elcells.files import InputError, one_line
 from elcells.inference.cells import DECIMALS, MEASURED, SEVERITY, CellResult, cell_of_image, judge
-from elcells.inference.engines import in_batches
+from elcells.inference.engine import in_batches
 from elcells.inference.networks import Network, open_network
 
 BATCHES = 4  # that are read at a time

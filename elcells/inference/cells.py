@@ -134,11 +134,11 @@ def judge_at_side(engine, thresholds, cells, side):
 def with_severity(result, engine, pixels, lines):
     """A CellResult with the severity of what it was called.
 
-    pixels: uint8 (S, S). lines: as `severity_of` takes them.
+    pixels: uint8 (S, S). lines: function that gives what `severity_of` takes, or None.
     """
     called = dict(zip(engine.classes, result.calls))
-    can_be_followed = (result.shorter_side or min(result.size)) >= LEAST_PIXELS
-    lines = lines if can_be_followed else None
+    can_be_followed = lines and (result.shorter_side or min(result.size)) >= LEAST_PIXELS
+    lines = lines() if can_be_followed and called.get("crack") else None
     severity = severity_of(pixels, lines, called.get("crack"), called.get("inactive"), result.size)
     return replace(
         result,

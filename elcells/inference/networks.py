@@ -5,9 +5,10 @@ import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from elcells.files import InputError
+from elcells.files import InputError, needed
 from elcells.inference.class_maps import weighted
-from elcells.inference.engines import Engine, Look, is_onnx, needed, open_model
+from elcells.inference.engine import Engine, Look
+from elcells.inference.onnx_files import is_onnx, open_model
 from elcells.inference.origin import TRAINING
 from elcells.inference.small import lowered, small_side
 
@@ -84,15 +85,12 @@ def open_checkpoint(path, device, maps):
     map_layer = model.network.get_submodule(model.kind.map_layers[-1])
 
     @torch.inference_mode()
-    def run(images):
-        logits = model(torch.from_numpy(images).to(device))
-        return lowered(model.probabilities(logits).cpu().numpy(), images, small_size)
-
     def look(images):
         features = []
         with map_layer.register_forward_hook(lambda layer, inputs, output: features.append(output)):
-            probabilities = run(images)
-        weight = model.network.fc.weight.detach()
+            logits = model(torch.from_numpy(images).to(device))
+        probabilities = lowered(model.probabilities(logits).cpu().numpy(), images, small_size)
+        weight = model.network.fc.weight
         class_maps = weighted(features[0].float().cpu().numpy(), weight.float().cpu().numpy()) if maps else None
         can_be_followed = model.lines is not None and images.shape[-1] == model.metadata.image_size
         return Look(probabilities, class_maps, (lambda number: lines(images[number])) if can_be_followed else None)
@@ -105,12 +103,11 @@ def open_checkpoint(path, device, maps):
     metadata = asdict(model.metadata) | {k: v for k, v in checkpoint.items() if k in TRAINING}
     name = f"pytorch on {device.type}"
     return Engine(
-        run,
+        look,
         model.classes,
         model.metadata.image_size,
         name,
         operating_points,
-        look,
         has_lines=model.lines is not None,
         small_size=small_size,
         metadata=metadata,

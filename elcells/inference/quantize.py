@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 
 from elcells.devices import cpu_has
-from elcells.inference.engines import in_batches
+from elcells.inference.engine import in_batches
 from elcells.inference.line_decoder import decoder_nodes, reached
 
 BATCH = 8  # calibration images at once

@@ -16,9 +16,9 @@ from dataclasses import replace
 from multiprocessing import resource_tracker
 
 from elcells.data.finding import file_of
-from elcells.files import InputError, reason
-from elcells.inference.engines import is_onnx, needed
+from elcells.files import InputError, needed, reason
 from elcells.inference.networks import open_network
+from elcells.inference.onnx_files import is_onnx
 
 AHEAD = 4  # tasks for each thread of the workers, so that none waits
 COUNT_AGAIN = 32  # tasks after which the workers are counted again: more may have come

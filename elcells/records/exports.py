@@ -8,9 +8,8 @@ import csv
 import datetime
 import json
 
-from elcells.files import atomic_path, one_line, printable
+from elcells.files import atomic_path, needed, one_line, printable
 from elcells.inference.cells import DECIMALS, MEASURED, SEVERITY
-from elcells.inference.engines import needed
 from elcells.modules.cutting import CORNERS
 from elcells.records.labels import corrections, judged_by_people_alone
 from elcells.records.module_severity import MODULE_SEVERITY, severity_of_modules

