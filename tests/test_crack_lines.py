@@ -92,7 +92,9 @@ def test_the_decoder_runs_for_cells_with_a_crack_alone():
         return Look(np.stack([images.mean((1, 2, 3)) / 255, np.zeros(len(images))], 1), None, lines)
 
     engine = Engine(look, ("crack", "inactive"), SIDE, "test", {}, has_lines=True)
-    cells = [cell_of_image(f"{n}", np.full((SIDE, SIDE), level, np.uint8)) for n, level in enumerate((250, 10, 254, 5))]
+    cells = [
+        cell_of_image(f"{n}", np.full((SIDE, SIDE), level, np.uint8)) for n, level in enumerate((250, 10, 254, 20))
+    ]
     results = judge(engine, np.array([0.5, 0.5]), cells)
     assert decoded == [0, 2] and [result.crack_length for result in results][1::2] == [0, 0]
 
