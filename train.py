@@ -52,7 +52,8 @@ from elcells.training.weights import (
 from model import DEFAULT, NETWORKS, WIDTH, build_model, load_model
 from trainer import Run, Trainer
 
-OPTIONS_OF_EVALUATE = {"data", "images", "limit", "split", "test_size", "val_size", "operating_point", "tta"}
+OPTIONS_OF_EVALUATE = {"data", "images", "limit", "operating_point", "tta"}
+OPTIONS_OF_PARTS = {"split", "test_size", "val_size"}  # also its options, if the checkpoint does not name its parts
 
 # ---------------------------------------------------------------- options
 
@@ -191,23 +192,28 @@ def parts_of(table, job, fold=0):
 # ---------------------------------------------------------------- reports
 
 
-def refuse_options_of_training(args):
-    """Raise InputError for an option that `--evaluate` never needs."""
-    others = [field for field in (*fields(Job), *fields(Recipe)) if field.name not in OPTIONS_OF_EVALUATE]
-    ignored = [option_name(field) for field in others if getattr(args, field.name) is not None]
-    if args.resume is not None:
-        ignored.append("--resume")
-    if ignored:
-        raise InputError(f"{' '.join(ignored)}: --evaluate trains nothing and does not take this")
+def options_besides(args, taken):
+    """Names of the options of a training that were given, joined, except for `taken`, a set of names of fields."""
+    others = [field for field in (*fields(Job), *fields(Recipe)) if field.name not in taken]
+    return " ".join(option_name(field) for field in others if getattr(args, field.name) is not None)
 
 
-def evaluate_checkpoint(path, job, out, device):
+def evaluate_checkpoint(args, out):
     """`--evaluate`: report a checkpoint's figures on its own test part."""
+    path = args.evaluate
+    job = Job(**given_options(args, Job))
+    ignored = options_besides(args, OPTIONS_OF_EVALUATE | OPTIONS_OF_PARTS)
+    if args.resume is not None:
+        ignored += " --resume"
+    if ignored:
+        raise InputError(f"{ignored.strip()}: --evaluate trains nothing and does not take this")
     keep_freed_memory()
-    model, checkpoint = load_model(path, pick_device(device))
+    model, checkpoint = load_model(path, pick_device(args.device))
+    split = checkpoint.get("split")
+    if split and (ignored := options_besides(args, OPTIONS_OF_EVALUATE)):
+        raise InputError(f"{ignored}: {path} names its own test part; leave this out")
     job = replace(job, classes=model.classes)
     table, images = load_table(job, model.metadata.image_size, checkpoint.get("trained_on"))
-    split = checkpoint.get("split")
     if split:
         job = replace(job, split=split["by"])
     else:
@@ -486,8 +492,7 @@ def main(argv=None):
     args = options().parse_args(argv)
     out = Path(args.out)
     if args.evaluate:
-        refuse_options_of_training(args)
-        return evaluate_checkpoint(args.evaluate, Job(**given_options(args, Job)), out, args.device)
+        return evaluate_checkpoint(args, out)
     if args.resume is None:
         job, recipe = new_job(args)
         return run_training(job, recipe, out, args.device)

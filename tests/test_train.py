@@ -137,6 +137,13 @@ def test_evaluate_refuses_what_it_would_ignore(elpv, tmp_path, capsys):
         assert f"{option}: --evaluate trains nothing" in capsys.readouterr().err
 
 
+def test_evaluate_refuses_another_split_of_a_checkpoint_that_names_its_parts(finished, elpv, tmp_path, capsys):
+    best = finished / "checkpoints" / "best.ckp"
+    for option, value in (("--split", "module"), ("--test-size", "0.3"), ("--val-size", "0.2")):
+        assert evaluate_run(elpv, tmp_path, best, option, value) == 2
+        assert f"{option}: {best} names its own test part" in capsys.readouterr().err
+
+
 def test_a_network_trained_with_normalised_brightness_keeps_it(elpv, small, tmp_path):
     assert run(elpv, tmp_path, "--epochs", "1", "--normalise-brightness") == 0
     model, _ = load_model(tmp_path / "checkpoints" / "best.ckp")

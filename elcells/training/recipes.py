@@ -17,7 +17,7 @@ FEW_CELLS = 75  # with fewer cells of one's own, more than `keep_initial` of the
 class Recipe:
     """How a network is trained; the defaults are the published recipe.
 
-    doc/results.md has what each part is worth. Raises InputError for a value out of its range.
+    doc/recipes.md has what each part is worth. Raises InputError for a value out of its range.
     """
 
     epochs: int = setting(3, "passes over the training part", least=1)
