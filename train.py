@@ -12,9 +12,6 @@ import argparse
 import contextlib
 import io
 import json
-import signal
-import sys
-import threading
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +23,7 @@ import data
 from data import CellDataset
 from elcells.data.cache import load_sources
 from elcells.data.images import IMAGE_SIZE
-from elcells.data.leaks import contamination, leak_lines, make_record, with_hashes
+from elcells.data.leaks import contamination, make_record, with_hashes
 from elcells.data.recorded_split import difference_of_splits, record_split
 from elcells.data.tables import CLASSES
 from elcells.devices import keep_freed_memory, pick_device, pick_precision
@@ -38,8 +35,9 @@ from elcells.inference.onnx_files import is_onnx
 from elcells.settings import add_option, given_options, option_name, resumed_settings
 from elcells.training.checkpoints import read_checkpoint
 from elcells.training.jobs import Job
-from elcells.training.progress import open_tensorboard, progress_header, progress_line, report_epoch
+from elcells.training.progress import open_tensorboard, print_plan, report_epoch
 from elcells.training.recipes import RECIPES, Recipe, kept_share, values_of_recipes
+from elcells.training.stopping import stopped_by_signals
 from elcells.training.synthetic import SyntheticDefects
 from elcells.training.time_limit import recipe_within
 from elcells.training.weights import (
@@ -436,51 +434,6 @@ def new_trainer(session, parts, folder, initial_weights):
     }
     run = Run(folder, session.device, session.precision, job.seed, job.keep_checkpoints, notes)
     return Trainer(model, train_set, session.dataset(val_part), session.recipe, run, session.defects)
-
-
-def print_plan(job, trainer, parts):
-    """Say what is about to be trained, on what, and where."""
-    train_table = trainer.train_set.table
-    recipe = trainer.recipe
-    parameters = sum(p.numel() for p in trainer.model.network.parameters())
-    device = f"{world()} x {trainer.device.type}" if world() > 1 else trainer.device.type
-    precision = str(trainer.run.precision).removeprefix("torch.")
-    lines = f", then {recipe.line_steps} steps of the decoder of crack lines" if recipe.line_steps else ""
-    lower = f", thresholds {recipe.lower_thresholds:g} logits lower" if recipe.lower_thresholds else ""
-    print(
-        f"cells     {train_table['cell'].nunique()} to train ({len(train_table)} images), "
-        f"{parts[1]['cell'].nunique()} to validate, {parts[2]['cell'].nunique()} to test, split by {job.split}\n"
-        f"network   {job.model}, {parameters:,} parameters, {job.image_size}x{job.image_size} pixels, "
-        f"{describe_weights(trainer.model.metadata)}\n"
-        f"training  {job.recipe} recipe, {recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.optimizer} "
-        f"{recipe.lr:g}{lines}{lower}, on {device} in {precision}, {torch.get_num_threads()} threads"
-    )
-    for line in leak_lines(parts, job.weights, job.split):
-        print(line)
-    print("\n" + progress_header(trainer.model.classes))
-    if trainer.history:
-        print(progress_line(trainer))
-
-
-@contextlib.contextmanager
-def stopped_by_signals(trainer):
-    """The context in which Ctrl-C and SIGTERM stop a Trainer after the step under way; a second one ends at once."""
-    previous = {}
-
-    def ask_to_stop(signum, frame):
-        if rank() == 0:
-            print("\nstopping after this step ...", file=sys.stderr)
-        trainer.stop = True
-        signal.signal(signum, previous[signum])
-
-    if threading.current_thread() is threading.main_thread():
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            previous[signum] = signal.signal(signum, ask_to_stop)
-    try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
 
 
 # ---------------------------------------------------------------- command

@@ -1,11 +1,39 @@
-"""The course of a run while it trains: a line per epoch, metrics.csv, a plot, and TensorBoard."""
+"""What a run prints and writes while it trains: its plan, a line per epoch, metrics.csv, a plot, and TensorBoard."""
 
 import pandas as pd
+import torch
 
+from elcells.data.leaks import leak_lines
+from elcells.distributed import world
 from elcells.evaluation.plots import plot_losses
 from elcells.files import InputError, atomic_path
+from elcells.training.weights import describe_weights
 
 EXAMPLES = 16  # images for TensorBoard
+
+
+def print_plan(job, trainer, parts):
+    """Say what is about to be trained, on what, and where."""
+    train_table = trainer.train_set.table
+    recipe = trainer.recipe
+    parameters = sum(p.numel() for p in trainer.model.network.parameters())
+    device = f"{world()} x {trainer.device.type}" if world() > 1 else trainer.device.type
+    precision = str(trainer.run.precision).removeprefix("torch.")
+    lines = f", then {recipe.line_steps} steps of the decoder of crack lines" if recipe.line_steps else ""
+    lower = f", thresholds {recipe.lower_thresholds:g} logits lower" if recipe.lower_thresholds else ""
+    print(
+        f"cells     {train_table['cell'].nunique()} to train ({len(train_table)} images), "
+        f"{parts[1]['cell'].nunique()} to validate, {parts[2]['cell'].nunique()} to test, split by {job.split}\n"
+        f"network   {job.model}, {parameters:,} parameters, {job.image_size}x{job.image_size} pixels, "
+        f"{describe_weights(trainer.model.metadata)}\n"
+        f"training  {job.recipe} recipe, {recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.optimizer} "
+        f"{recipe.lr:g}{lines}{lower}, on {device} in {precision}, {torch.get_num_threads()} threads"
+    )
+    for line in leak_lines(parts, job.weights, job.split):
+        print(line)
+    print("\n" + progress_header(trainer.model.classes))
+    if trainer.history:
+        print(progress_line(trainer))
 
 
 def progress_header(classes):
