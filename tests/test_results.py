@@ -1,5 +1,6 @@
 """The figures in doc/results.md are those of the committed files."""
 
+import json
 import re
 
 import numpy as np
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from benchmarks import accuracy
+from benchmarks import accuracy, foreign
 from elcells.data.tables import CLASSES
 
 RESULTS = (ROOT / "doc" / "results.md").read_text(encoding="utf-8")
@@ -40,6 +41,44 @@ def test_the_table_of_single_changes_has_the_figures_of_the_experiments():
     part = recipes.split("## What each part is worth")[1].split("\n## ")[0].replace("*", "")
     rows = re.findall(r"\| (0\.\d{3}) \| (0\.\d{3}) \|", part)
     assert len(rows) >= 10 and set(rows) <= figures
+
+
+def figures_of(name):
+    """The figures of a benchmark that are committed as doc/NAME.json."""
+    return json.loads((ROOT / "doc" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_figures_of_other_cameras_are_those_of_the_file():
+    [report] = figures_of("foreign")
+    for name in report["parts"].keys() - {foreign.LINES, foreign.CROSSES}:
+        part = report["parts"][name]
+        f1, ap, ece = (part["mean"][key] for key in ("f1", "average_precision", "calibration_error"))
+        row = f"| {name}: {part['cells']} |"
+        for scores in (part["crack"], part["inactive"]):
+            row += f" {scores['tp'] + scores['fn']} | {scores['f1']:.3f} | {scores['average_precision']:.3f} |"
+        interval = "{:.3f} to {:.3f}".format(*part["mean_f1_interval_95"])
+        assert f"{row} {f1:.3f} | {interval} | {ap:.3f} | {ece:.3f} |" in RESULTS
+    f1, ap = report["orientations"]["f1"], report["orientations"]["average_precision"]
+    sentence = f"F1 is {min(f1):.3f} to {max(f1):.3f}, **{np.mean(f1):.3f}** on average, and AP is {min(ap):.3f} to "
+    assert f"{sentence}{max(ap):.3f}, {np.mean(ap):.3f} on average." in " ".join(RESULTS.split())
+    crack, inactive, mean = (report["parts"]["all"][name] for name in ("crack", "inactive", "mean"))
+    low, high = report["parts"]["all"]["mean_f1_interval_95"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"| {crack['f1']:.3f} | {inactive['f1']:.3f} | **{mean['f1']:.3f}** ({low:.3f} to {high:.3f}) |" in readme
+    card = (ROOT / "doc/model_card.md").read_text(encoding="utf-8")
+    row = f"| {crack['f1']:.3f} | {inactive['f1']:.3f} | {mean['f1']:.3f} | {low:.3f} to {high:.3f} |"
+    assert f"{row} {mean['average_precision']:.3f} |" in card
+
+
+def test_the_table_of_robustness_has_the_figures_of_the_file():
+    figures = figures_of("robustness")
+    rows = RESULTS.split("## Robustness")[1].split("\n## ")[0].split("---: |\n")[1].split("\n\n")[0].split("\n")
+    assert len(rows) >= 10
+    for row in rows:
+        name, *shown = row.strip("| ").split(" | ")
+        scores = figures[name]
+        expected = (scores["mean"]["f1"], *(scores[c]["average_precision"] for c in CLASSES))
+        assert shown == [f"{value:.3f}" for value in expected], name
 
 
 def test_the_accuracy_in_readme_and_model_card_follows_from_the_probabilities():
