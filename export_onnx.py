@@ -235,7 +235,7 @@ class Check:
             differences += [np.abs(engine(images[:n]) - expected[:n]).max() for n in (len(images), 7, 1)]
         if self.lines is not None:
             look = engine.look(self.looks[0][0][: len(self.lines)])
-            differences += [np.abs(look.lines(n) - lines).max() for n, lines in enumerate(self.lines)]
+            differences += [np.abs(look.follow_lines(n) - lines).max() for n, lines in enumerate(self.lines)]
         return float(max(differences))
 
 

@@ -36,6 +36,8 @@ MEANS = {  # over the eight orientations: key, name and format
     "f1": ("mean F1", ".3f"),
     "average_precision": ("AP", ".3f"),
     "crosses": ("crosses found", ".3g"),
+    "one_look_f1": ("with one look mean F1", ".3f"),
+    "one_look_average_precision": ("AP", ".3f"),
 }
 
 
@@ -99,7 +101,7 @@ def as_text(figures, classes):
     return lines
 
 
-def judged(engine, images, sizes):
+def first_and_final(engine, images, sizes):
     """Probabilities of cells by one look at each, and as predict.py judges them: float32 (2, N, C).
 
     images: uint8 (N, 1, S, S). sizes: int (N, 2), (height, width) of each cell in its file: predict.py shows small
@@ -118,21 +120,24 @@ def judged(engine, images, sizes):
 def in_orientations(engine, images, sizes, table, upright):
     """Figures of the cells judged in each of the eight orientations of all of them: {key of MEANS: [8 numbers]}.
 
-    images, sizes: of the table's rows, as for `judged`. upright: their probabilities (N, C), the first of the eight.
-    The mean tells networks apart better than one orientation, in which a network may be lucky by 0.01.
+    images, sizes: of the table's rows, as for `first_and_final`. upright: what that gives for them, the first of the
+    eight. The mean tells networks apart better than one orientation, in which a network may be lucky by 0.01.
     """
     thresholds = engine.thresholds()
     labels = table[list(engine.classes)].to_numpy()
     predicted = [upright]
     for orientation, turned in islice(enumerate(symmetries(images)), 1, None):
         is_sideways = orientation // 2 % 2 == 1
-        predicted.append(judged(engine, turned, sizes[:, ::-1] if is_sideways else sizes)[1])
-    means = [metrics_table(labels, p, thresholds, engine.classes)["mean"] for p in predicted]
-    figures = {name: [mean[name] for mean in means] for name in ("f1", "average_precision")}
+        predicted.append(first_and_final(engine, turned, sizes[:, ::-1] if is_sideways else sizes))
+    figures = {}
+    for look, prefix in enumerate(("one_look_", "")):
+        means = [metrics_table(labels, p[look], thresholds, engine.classes)["mean"] for p in predicted]
+        for name in ("f1", "average_precision"):
+            figures[prefix + name] = [mean[name] for mean in means]
     crosses = rows_by_part(table).get(CROSSES)
     if "crack" in engine.classes and crosses is not None and crosses.any():
         k = engine.classes.index("crack")
-        figures["crosses"] = [int((p[crosses, k] >= thresholds[k]).sum()) for p in predicted]
+        figures["crosses"] = [int((p[1, crosses, k] >= thresholds[k]).sum()) for p in predicted]
     return figures
 
 
@@ -153,7 +158,8 @@ def report_network(path, cells_table, folder, orientations, errors):
     images = cached_images[index]
     labels = table[list(classes)].to_numpy()
     sizes = np.array([size_of(name)[::-1] for name in table["path"]])
-    once, probabilities = judged(engine, images, sizes)
+    upright = first_and_final(engine, images, sizes)
+    once, probabilities = upright
     figures = figures_by_part(table, labels, probabilities, thresholds, classes)
     print(f"\n{path}, {engine.name}")
     leak = contamination(with_hashes(table, cells_in_training(path, print)), path, "table's")
@@ -169,11 +175,12 @@ def report_network(path, cells_table, folder, orientations, errors):
     print(f"one look at each cell: mean F1 {one_look['f1']:.3f}, AP {one_look['average_precision']:.3f}")
     report = {"network": str(path), "parts": figures, "one_look": one_look, "doubtful": counts, "leak": leak}
     if orientations:
-        report["orientations"] = in_orientations(engine, images, sizes, table, probabilities)
+        report["orientations"] = in_orientations(engine, images, sizes, table, upright)
         parts = []
-        for key, values in report["orientations"].items():
-            name, form = MEANS[key]
-            parts.append(f"{name} {np.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})")
+        for key, (name, form) in MEANS.items():
+            values = report["orientations"].get(key, [])
+            if values:
+                parts.append(f"{name} {np.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})")
         print("mean of the eight orientations: " + ", ".join(parts))
     if errors:
         dataset = data.CellDataset(table.assign(image=range(len(table)), transform=""), images, classes)

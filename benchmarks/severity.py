@@ -28,7 +28,7 @@ import data
 from benchmarks.composed_modules import ElpvCells, compose
 from benchmarks.robustness import curve, noise
 from elcells.data.cache import load_images
-from elcells.data.images import to_square
+from elcells.data.images import size_of, to_square
 from elcells.files import InputError, atomic_path, command
 from elcells.inference.networks import SHIPPED, Network, open_network
 from elcells.inference.severity import SIDE, crack_lines, length_of, severity_of
@@ -48,24 +48,28 @@ STRENGTH = (0.3, 0.6)  # share of the light that it takes
 class Measured:
     """What is measured in images, uint8 (N, S, S), by an Engine.
 
+    sizes: (height, width) of each cell in its file, N tuples, or None where all are square.
     skeletons: bool (N, SIDE, SIDE). lengths: in cell widths, areas: 0..1, float (N,) each. calls: (N, 2) bool.
     """
 
-    def __init__(self, engine, images):
+    def __init__(self, engine, images, sizes=None):
         crack, inactive = (engine.classes.index(name) for name in ("crack", "inactive"))
         thresholds = engine.thresholds()
         self.skeletons = np.zeros((len(images), SIDE, SIDE), bool)
         self.lengths = np.zeros(len(images))
         self.areas = np.zeros(len(images))
         self.calls = np.zeros((len(images), 2), bool)
-        for number, seen in enumerate(engine.look_at(images[:, None], thresholds)):
+        sizes = [(SIDE, SIDE)] * len(images) if sizes is None else sizes
+        for number, seen in enumerate(engine.look_at(images[:, None], thresholds, sizes)):
             calls = seen.probabilities >= thresholds
             self.calls[number] = calls[[crack, inactive]]
-            severity = severity_of(images[number], seen.lines, *self.calls[number])
+            has_lines = seen.follow_lines and self.calls[number, 0]
+            lines = seen.follow_lines() if has_lines else None
+            severity = severity_of(images[number], lines, *self.calls[number], sizes[number])
             self.lengths[number] = severity.crack_length
             self.areas[number] = severity.inactive_area
-            if seen.lines is not None:
-                self.skeletons[number] = crack_lines(seen.lines)
+            if has_lines:
+                self.skeletons[number] = crack_lines(lines)
 
 
 # ---------------------------------------------------------------- against people's outlines
@@ -200,10 +204,11 @@ def main(argv=None):
     table = data.read_table(args.table, engine.classes)
     cached_images, index = load_images(table, engine.image_size, print)
     images = np.ascontiguousarray(cached_images[index][:, 0])
-    measured = Measured(engine, images)
+    sizes = [size_of(path)[::-1] for path in table["path"]]
+    measured = Measured(engine, images, sizes)
     figures = {
         "outlines": against_outlines(measured, *outlines_of(table, args.outlines)),
-        "exposure": against_another_exposure(measured, Measured(engine, another_exposure(images))),
+        "exposure": against_another_exposure(measured, Measured(engine, another_exposure(images), sizes)),
     }
     for name, values in figures.items():
         print(name, *(f"  {key:26}{value:8.3f}" for key, value in values.items()), sep="\n")

@@ -78,7 +78,7 @@ def test_images_get_the_lines_of_pytorch(checkpoint, exported):
         engine = replace(engine, metadata={"tta": True})  # one look at each
         assert engine.has_lines
         for one, expected in zip(engine.look_at(pixels, (1, 1)), expected_lines(checkpoint, pixels)):
-            assert np.abs(one.lines() - expected).max() < 1e-4
+            assert np.abs(one.follow_lines() - expected).max() < 1e-4
 
 
 def test_the_decoder_runs_for_cells_with_a_crack_alone():
@@ -115,7 +115,7 @@ def test_images_near_a_threshold_get_the_lines_of_the_turn_in_which_a_crack_is_s
             assert one.probabilities == pytest.approx(expected, abs=1e-4)
             assert np.abs(one.map - np.mean(maps, 0)[number]).max() < 1e-3 * max(1, np.abs(maps).max())
             near = probabilities[:, number, 0] > probabilities[:, number, 0].max() - 1e-6
-            assert min(np.abs(one.lines() - lines[k, number]).max() for k in np.flatnonzero(near)) < 1e-4
+            assert min(np.abs(one.follow_lines() - lines[k, number]).max() for k in np.flatnonzero(near)) < 1e-4
 
 
 @pytest.mark.parametrize("shipped", [True, False])
@@ -134,7 +134,7 @@ def test_other_forms_of_the_file_have_the_same_lines(tmp_path, option):
     [path] = tmp_path.glob("*.onnx")
     pixels = images(2)
     look = open_network(Network(str(path), device="cpu")).look(pixels)
-    lines = np.stack([look.lines(n) for n in range(2)])
+    lines = np.stack([look.follow_lines(n) for n in range(2)])
     np.testing.assert_allclose(lines, expected_lines(checkpoint, pixels), atol=1e-3)
 
 

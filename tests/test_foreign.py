@@ -82,22 +82,29 @@ def test_images_are_judged_at_the_side_of_their_cells_in_their_order():
     engine = Engine(look, ("level", "side"), 72, "test", {"f1": [0.5, 0.5]}, small_size=40, metadata={"tta": True})
     images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1).repeat(72, 2).repeat(72, 3)
     sizes = np.array([[300, 300], [40, 41], [30, 60], [60, 61], [25, 50]])
-    once, judged = foreign.judged(engine, images, sizes)
+    once, judged = foreign.first_and_final(engine, images, sizes)
     assert once.tolist() == judged.tolist() == [[0, 72], [1, 40], [2, 72], [3, 72], [4, 40]]
 
 
 def test_a_half_cell_is_looked_at_as_one_in_every_orientation(monkeypatch):
     """The gap between the halves lies across its mirrored image and is no dark region."""
-    sizes = []
-    monkeypatch.setattr("elcells.inference.engine.has_dark_region", lambda image, size: sizes.append(tuple(size)))
+    sideways = []
+
+    def has_dark_region(image, size):
+        height, width = size
+        sideways.append(image[150, 10] > image[10, 150])  # the half cell is bright, what lies beside it dark
+        assert (width > height) == sideways[-1]
+
+    monkeypatch.setattr("elcells.inference.engine.has_dark_region", has_dark_region)
 
     def look(images):
         return Look(np.full((len(images), 2), 0.99), None, None)
 
     engine = Engine(look, ("crack", "inactive"), 300, "test", {"f1": [0.1, 0.1]}, metadata={"tta": True})
     images, table = np.full((2, 1, 300, 300), 90, np.uint8), data.pd.DataFrame({"crack": [0, 1], "inactive": [1, 0]})
-    foreign.in_orientations(engine, images, np.array([[300, 150]] * 2), table, np.full((2, 2), 0.99))
-    assert sizes == [(300, 150)] * 2 + 4 * [(150, 300)] + 4 * [(300, 150)] + 4 * [(150, 300)]
+    images[..., :75] = images[..., 225:] = 9
+    foreign.in_orientations(engine, images, np.array([[300, 150]] * 2), table, np.full((2, 2, 2), 0.99))
+    assert sum(sideways) == 8 and len(sideways) == 14
 
 
 def test_the_figures_are_scikit_learns():

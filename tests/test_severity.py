@@ -1,7 +1,10 @@
 """How bad a cell's defects are: lengths of drawn lines, areas of drawn regions, and what is drawn over the cell."""
 
 import io
+import json
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -9,9 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from elcells.data.images import to_square
+import data
+from benchmarks import severity as benchmark
+from elcells.data.images import read_image, to_square
 from elcells.inference.calls import read
 from elcells.inference.cells import CellResult, with_severity
+from elcells.inference.networks import SHIPPED, Network, open_network
 from elcells.inference.severity import (
     CORNER,
     LEAST_AREA,
@@ -231,26 +237,58 @@ def test_both_may_be_below_what_can_be_measured():
 )
 def test_a_length_needs_a_network_with_lines_and_a_cell_of_enough_pixels(has_lines, side, expected):
     engine = SimpleNamespace(classes=ENGINE.classes, has_lines=has_lines)
-    lines = drawn([(0.2, 0.5), (0.8, 0.5)]) if has_lines else None
-    result = with_severity(CellResult("", (1, 0), (0.9, 0.1), size=(side, side)), engine, SOUND, lines)
+    followed = []
+
+    def follow_lines():
+        followed.append(side)
+        return drawn([(0.2, 0.5), (0.8, 0.5)])
+
+    cell = CellResult("", (1, 0), (0.9, 0.1), size=(side, side))
+    result = with_severity(cell, engine, SOUND, follow_lines if has_lines else None)
+    assert bool(followed) == (expected is not None)
     assert result.crack_length == (None if expected is None else pytest.approx(expected, rel=0.05))
     assert result.inactive_area == 0 and (result.crack_mode == "A") == (expected is not None)
 
 
 def test_a_cell_that_was_stretched_needs_enough_pixels_before():
-    lines = drawn([(0.2, 0.5), (0.8, 0.5)])
+    lines = partial(drawn, [(0.2, 0.5), (0.8, 0.5)])
     stretched = CellResult("", (1, 0), (0.9, 0.1), size=(LEAST_PIXELS + 9,) * 2, shorter_side=LEAST_PIXELS - 1)
     assert with_severity(stretched, ENGINE, SOUND, lines).crack_length is None
     assert with_severity(replace(stretched, shorter_side=LEAST_PIXELS), ENGINE, SOUND, lines).crack_length
 
 
 def test_a_result_names_what_is_below():
-    result = with_severity(CellResult("", (1, 1), (0.9, 0.9)), ENGINE, SOUND, drawn())
+    result = with_severity(CellResult("", (1, 1), (0.9, 0.9)), ENGINE, SOUND, drawn)
     assert result.below == "crack_length inactive_area" and result.shape is None
     row = result.row(ENGINE.classes)
     assert row[-5:] == ["0.043", "0.0007", "", "crack_length inactive_area", ""]
     nothing = with_severity(CellResult("", (0, 0), (0.1, 0.1)), ENGINE, SOUND, None)
     assert nothing.row(ENGINE.classes)[-5:] == ["0.000", "0.0000", "", "", ""]
+
+
+# ---------------------------------------------------------------- the benchmark
+
+
+def test_the_benchmark_measures_what_people_outlined(elpv, tmp_path, capsys):
+    cells = data.read_table(elpv)
+    cells = cells[cells["crack"] == 1].head(12).assign(filename=lambda rows: rows["path"].map(str))
+    cells[["filename", "crack", "inactive"]].to_csv(tmp_path / "cells.csv", sep=";", index=False)
+    outlines = tmp_path / "outlines"
+    outlines.mkdir()
+    engine = open_network(Network(str(SHIPPED)))
+    measured = benchmark.Measured(engine, np.stack([read_image(path) for path in cells["path"]]))
+    assert 0 < measured.calls[:, 0].sum() and (measured.lengths > 0).tolist() == measured.calls[:, 0].tolist()
+    assert measured.skeletons.any((1, 2)).sum() > 2 and not measured.skeletons[~measured.calls[:, 0]].any()
+    for name, skeleton in zip(cells["filename"], measured.skeletons):  # as if people had drawn the same lines
+        line = benchmark.CRACK_LINE * cv2.dilate(skeleton.astype(np.uint8), np.ones((3, 3), np.uint8))
+        line[:9, :9] = benchmark.DARK_PART if name.endswith(cells["filename"].iloc[0]) else 0
+        Image.fromarray(line).save(outlines / f"{Path(name).stem}.png")
+    out = tmp_path / "figures.json"
+    assert benchmark.main([str(tmp_path / "cells.csv"), str(outlines), "--json", str(out)]) == 0
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    assert figures["outlines"]["line_f1"] > 0.95 and figures["outlines"]["length_pearson"] > 0.95
+    assert 0 < figures["exposure"]["cracked"] <= measured.calls[:, 0].sum()
+    assert "line_f1" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- to be shown

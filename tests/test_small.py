@@ -92,7 +92,7 @@ def test_the_file_judges_small_images_as_pytorch_does(tmp_path, monkeypatch):
     of_file, of_checkpoint = from_file.look(images), from_checkpoint.look(images)
     assert np.abs(of_file.probabilities - of_checkpoint.probabilities).max() < 1e-4
     assert np.abs(of_file.maps - of_checkpoint.maps).max() < 1e-3
-    assert of_file.lines is None and of_checkpoint.lines is None
+    assert of_file.follow_lines is None and of_checkpoint.follow_lines is None
     with pytest.raises(InputError, match="takes images of 150 or 118 pixels a side, not 100"):
         from_file(images[:, :, :100, :100])
     with torch.inference_mode():

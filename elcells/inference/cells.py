@@ -127,18 +127,18 @@ def judge_at_side(engine, thresholds, cells, side):
             calls=tuple(calls),
             map=as_bytes(seen.map) if has_map else None,
         )
-        results.append(with_severity(judged, engine, pixels, seen.lines))
+        results.append(with_severity(judged, engine, pixels, seen.follow_lines))
     return results
 
 
-def with_severity(result, engine, pixels, lines):
+def with_severity(result, engine, pixels, follow_lines):
     """A CellResult with the severity of what it was called.
 
-    pixels: uint8 (S, S). lines: function that gives what `severity_of` takes, or None.
+    pixels: uint8 (S, S). follow_lines: as in Seen; called for cells with a crack alone.
     """
     called = dict(zip(engine.classes, result.calls))
-    can_be_followed = lines and (result.shorter_side or min(result.size)) >= LEAST_PIXELS
-    lines = lines() if can_be_followed and called.get("crack") else None
+    has_pixels = (result.shorter_side or min(result.size)) >= LEAST_PIXELS
+    lines = follow_lines() if follow_lines and has_pixels and called.get("crack") else None
     severity = severity_of(pixels, lines, called.get("crack"), called.get("inactive"), result.size)
     return replace(
         result,

@@ -24,7 +24,7 @@ class Look(NamedTuple):
 
     probabilities: np.ndarray
     maps: np.ndarray | None
-    lines: Callable | None
+    follow_lines: Callable | None
 
 
 class Seen(NamedTuple):
@@ -34,7 +34,7 @@ class Seen(NamedTuple):
     probabilities: np.ndarray
     first_look: np.ndarray
     map: np.ndarray | None
-    lines: Callable | None
+    follow_lines: Callable | None
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Engine:
         for batch in in_batches(images, self.batch_size):
             look = self.look(np.ascontiguousarray(batch))
             for number, (image, size) in enumerate(zip(batch, sizes)):
-                seen = of_image(look, number)
+                seen = seen_in(look, number)
                 final = self.lowered_if_not_dark(image, seen.probabilities, size)
                 if self.is_near([seen.probabilities, final], thresholds):
                     seen = self.in_turns(image, seen)
@@ -100,15 +100,15 @@ class Engine:
         Logits and class maps are means. Crack lines are those of the turn in which a crack is most probable.
         """
         others = self.look(other_turns(image))
-        turns = [upright, *(of_image(others, number) for number in range(len(others.probabilities)))]
+        turns = [upright, *(seen_in(others, number) for number in range(len(others.probabilities)))]
         probabilities = np.stack([turn.probabilities for turn in turns])
-        class_map = lines = None
+        class_map = follow_lines = None
         if upright.map is not None:
             class_map = np.mean([turned_back(turn.map, quarters) for quarters, turn in enumerate(turns)], axis=0)
-        if upright.lines:
+        if upright.follow_lines:
             surest = int(probabilities[:, self.classes.index("crack")].argmax())
-            lines = partial(lines_turned_back, turns[surest], surest)
-        return Seen(mean_of_turns(probabilities), upright.first_look, class_map, lines)
+            follow_lines = partial(lines_turned_back, turns[surest], surest)
+        return Seen(mean_of_turns(probabilities), upright.first_look, class_map, follow_lines)
 
     def lowered_if_not_dark(self, image, probabilities, size):
         """An image's probabilities (C,), that of an inactive region LOWER_IF_NOT_DARK logits lower where no part of the
@@ -134,16 +134,17 @@ class Engine:
         return np.asarray(choose_thresholds(self.operating_points, point), np.float32)
 
 
-def of_image(look, number):
-    """What a Look has Seen in one image of its batch."""
+def seen_in(look, number):
+    """The part of a Look that is Seen in one image of its batch."""
     probabilities = look.probabilities[number]
     class_map = None if look.maps is None else look.maps[number]
-    return Seen(probabilities, probabilities, class_map, partial(look.lines, number) if look.lines else None)
+    follow_lines = partial(look.follow_lines, number) if look.follow_lines else None
+    return Seen(probabilities, probabilities, class_map, follow_lines)
 
 
 def lines_turned_back(seen, quarters):
     """The crack lines Seen in an image that was turned by so many quarters to the left, as they lie upright."""
-    return turned_back(seen.lines(), quarters)
+    return turned_back(seen.follow_lines(), quarters)
 
 
 def in_batches(images, size):

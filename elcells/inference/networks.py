@@ -93,12 +93,13 @@ def open_checkpoint(path, device, maps):
         weight = model.network.fc.weight
         class_maps = weighted(features[0].float().cpu().numpy(), weight.float().cpu().numpy()) if maps else None
         can_be_followed = model.lines is not None and images.shape[-1] == model.metadata.image_size
-        return Look(probabilities, class_maps, (lambda number: lines(images[number])) if can_be_followed else None)
+        follow_lines = (lambda number: lines_in(images[number])) if can_be_followed else None
+        return Look(probabilities, class_maps, follow_lines)
 
     @torch.inference_mode()
-    def lines(image):
-        [[seen]] = model.crack_lines(torch.from_numpy(image[None]).to(device)).cpu().numpy()
-        return seen
+    def lines_in(image):
+        [[lines]] = model.crack_lines(torch.from_numpy(image[None]).to(device)).cpu().numpy()
+        return lines
 
     metadata = asdict(model.metadata) | {k: v for k, v in checkpoint.items() if k in TRAINING}
     name = f"pytorch on {device.type}"

@@ -155,13 +155,14 @@ def open_model(path, engine="auto", threads=0, device="auto", precision="float32
         # Of eight symmetries the first is the image
         class_maps = weighted(values.pop()[: len(images)], weight) if features else None
 
-        def lines(number):  # one image at a time, as a result may depend on the size of its batch in the last digit
+        def follow_lines(number):
+            # One image at a time, as a result may depend on the size of its batch in the last digit
             of_image = {name: value[number : number + 1] for name, value in zip(for_lines, values)}
-            [[[seen]]] = run_decoder([LINES], of_image)
-            return seen
+            [[[lines]]] = run_decoder([LINES], of_image)
+            return lines
 
         probabilities = lowered(probabilities, images, small_size)
-        return Look(probabilities, class_maps, lines if can_be_followed else None)
+        return Look(probabilities, class_maps, follow_lines if can_be_followed else None)
 
     return Engine(
         look,
