@@ -325,13 +325,20 @@ def cross_validate(session):
     """
     job = session.job
     checkpoints = session.out / "checkpoints"
+    settings = checkpoints / "folds.json"
     for fold in range(job.folds):
         check_fold(session, fold)
     barrier()
     if rank() == 0:
-        with atomic_path(checkpoints / "folds.json") as temporary:
+        if settings.exists():
+            before = json.loads(settings.read_text(encoding="utf-8"))["job"]
+            if (before["operating_point"], before["tta"]) != (job.operating_point, job.tta):
+                for path in checkpoints.glob("fold_*/predictions.csv"):  # made with other options of the report
+                    path.unlink()
+        with atomic_path(settings) as temporary:
             stored = {"job": asdict(job), "recipe": asdict(session.recipe), "inherited": session.inherited}
             temporary.write_text(json.dumps(stored, indent=1), encoding="utf-8")
+    barrier()
     predictions = []
     for fold in range(job.folds):
         predicted = predict_fold(session, fold)

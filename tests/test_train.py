@@ -279,6 +279,19 @@ def test_a_resumed_cross_validation_trains_only_what_is_missing(folds, tmp_path,
     pd.testing.assert_frame_equal(*oof)
 
 
+def test_a_resumed_cross_validation_reports_by_another_operating_point(folds, tmp_path):
+    shutil.copytree(folds, tmp_path / "run")
+    assert train.main(["--resume", "--operating-point", "recall", "--out", str(tmp_path / "run"), *CPU]) == 0
+    before, after = (pd.read_csv(p / "checkpoints" / "oof.csv", sep=";") for p in (folds, tmp_path / "run"))
+    pd.testing.assert_frame_equal(before.filter(like="p_"), after.filter(like="p_"))
+    for fold, rows in after.groupby("fold"):
+        model, _ = load_model(tmp_path / "run" / "checkpoints" / f"fold_{fold}" / "best.ckp")
+        expected = model.calibration.thresholds("recall")
+        for name, threshold in zip(model.classes, expected):
+            assert rows[f"threshold_{name}"].to_numpy() == pytest.approx(threshold, rel=1e-4)
+    assert not before.equals(after)
+
+
 def test_a_resumed_cross_validation_refuses_other_options(folds, capsys):
     assert train.main(["--resume", "--out", str(folds), "--epochs", "2", *CPU]) == 2
     assert "--epochs can't change on --resume (it was 1)" in capsys.readouterr().err
