@@ -358,7 +358,7 @@ def test_a_time_that_is_none_is_refused(text):
 
 
 def test_defects_are_drawn_where_the_labels_know_them(elpv, tmp_path, capsys):
-    assert run(elpv, tmp_path, "--epochs", 1, "--synthetic", 0.5) == 0
+    assert run(elpv, tmp_path, "--epochs", 1, "--synthetic", 0.5, "--line-steps", 2) == 0
     assert read_checkpoint(tmp_path / "checkpoints" / "best.ckp")["recipe"]["synthetic"] == 0.5
     assert run(elpv, tmp_path / "b", "--epochs", 1, "--synthetic", 0.5, "--classes", "crack") == 2
     assert "only crack and inactive can be drawn" in capsys.readouterr().err
