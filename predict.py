@@ -238,6 +238,11 @@ def fill_record(record, requests, metadata, network, who):
 
     metadata: what the user's table says about images, {(path, page): {column: text}}.
     """
+    asked = requests
+    requests = [record.with_grid(request) for request in asked]
+    kept = sum(before != now for before, now in zip(asked, requests))
+    if kept:
+        say(f"{counted(kept, 'image')} cut by a grid before, and so again; give another --out to judge them as cells.")
     refuse_other_grids(record, requests)
     forgotten = forget_gone(record, requests)
     say(*lines_about_gone(record, requests))

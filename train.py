@@ -232,11 +232,15 @@ def report_test_part(model, checkpoint, test_set, job, out, leak="", prefix=""):
         return
     write_predictions(predicted, model.classes, out / "checkpoints" / f"{prefix}test_predictions.csv")
     title = f"epoch {checkpoint['epoch']}" if "epoch" in checkpoint else "no epoch recorded"
-    if job.tta:
-        title += ", mean over eight symmetries"
-    title += f", {describe_weights(model.metadata)} at the start"
-    description = describe_run(model, checkpoint, leak)
+    title += f"{how_predicted(job)}, {describe_weights(model.metadata)} at the start"
+    description = describe_run(model, checkpoint, job, leak)
     write_results(predicted, test_set, model.classes, job.split, out, title, description, prefix)
+
+
+def how_predicted(job):
+    """A part of a report's title: what differs from one look at each cell and the thresholds of F1."""
+    symmetries = ", mean over eight symmetries" if job.tta else ""
+    return symmetries + (f", thresholds of {job.operating_point}" if job.operating_point != "f1" else "")
 
 
 # ---------------------------------------------------------------- training
@@ -350,9 +354,9 @@ def cross_validate(session):
     predicted = pd.concat(predictions, ignore_index=True)
     write_predictions(predicted, job.classes, checkpoints / "oof.csv", ["fold"])
     model, checkpoint = load_model(checkpoints / "fold_0" / "best.ckp")
-    title = f"{job.folds} folds, {describe_weights(model.metadata)} at the start"
+    title = f"{job.folds} folds{how_predicted(job)}, {describe_weights(model.metadata)} at the start"
     print()
-    description = describe_run(model, checkpoint, contamination(predicted, job.weights))
+    description = describe_run(model, checkpoint, job, contamination(predicted, job.weights))
     write_results(predicted, session.dataset(predicted), job.classes, job.split, session.out, title, description)
     return 0
 

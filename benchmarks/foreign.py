@@ -24,7 +24,7 @@ from elcells.data.leaks import contamination, with_hashes
 from elcells.evaluation.metrics import bootstrap_mean_f1, interval_groups, metrics_table
 from elcells.evaluation.plots import plot_errors
 from elcells.evaluation.results import number
-from elcells.files import atomic_path, command
+from elcells.files import atomic_path, command, counted
 from elcells.inference.doubt import UNSURE, doubt
 from elcells.inference.networks import SHIPPED, Network, open_network
 from elcells.inference.small import square_side, with_side
@@ -168,18 +168,18 @@ def report_network(path, cells_table, folder, orientations, errors):
     print(*as_text(figures, classes), sep="\n")
     counts = doubtful(labels, probabilities, thresholds)
     print(
-        f"{counts['wrong']} cells have a wrong call, {counts['both']} of them among the {counts['unsure']} "
+        f"{counted(counts['wrong'], 'cell')} with a wrong call, {counts['both']} of them among the {counts['unsure']} "
         f"({counts['unsure'] / len(table):.0%}) that predict.py's report calls unsure"
     )
     one_look = metrics_table(labels, once, thresholds, classes)["mean"]
-    print(f"one look at each cell: mean F1 {one_look['f1']:.3f}, AP {one_look['average_precision']:.3f}")
+    print(f"one look at each cell: mean F1 {one_look['f1']:.3f}, AP {number(one_look['average_precision'], 0)}")
     report = {"network": str(path), "parts": figures, "one_look": one_look, "doubtful": counts, "leak": leak}
     if orientations:
         report["orientations"] = in_orientations(engine, images, sizes, table, upright)
         parts = []
         for key, (name, form) in MEANS.items():
             values = report["orientations"].get(key, [])
-            if values:
+            if values and None not in values:
                 parts.append(f"{name} {np.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})")
         print("mean of the eight orientations: " + ", ".join(parts))
     if errors:

@@ -2,7 +2,7 @@
 
 $ python -m benchmarks.robustness                                       # checkpoints/best.ckp, its validation part
 $ python -m benchmarks.robustness checkpoints/fold_*/best.ckp           # all folds of a cross-validation together
-$ python -m benchmarks.robustness --part test --only "as they are" "blur"
+$ python -m benchmarks.robustness --part test --only "as they are" "blur, sigma 2 pixels"
 
 Cells are judged as predict.py judges them. Whole images of 300x300 pixels are changed and keep their labels, so a part
 of the loss by cutting comes from defects at the cell's edge that are no longer in the image.

@@ -29,7 +29,7 @@ from benchmarks.composed_modules import ElpvCells, compose
 from benchmarks.robustness import curve, noise
 from elcells.data.cache import load_images
 from elcells.data.images import size_of, to_square
-from elcells.files import InputError, atomic_path, command
+from elcells.files import InputError, atomic_path, command, reason
 from elcells.inference.networks import SHIPPED, Network, open_network
 from elcells.inference.severity import SIDE, crack_lines, length_of, severity_of
 from elcells.modules.cutting import cut_cells
@@ -39,6 +39,7 @@ from elcells.training.shapes import UNIT
 
 NEAR = 3  # pixels of SIDE: a line counts as found where another one runs so near
 DARK_PART, CRACK_LINE = 1, 3  # gray values of outlines
+OUTLINE_VALUES = 9  # an outline has no higher ones
 OUTLINED = 100  # of 255: a pixel of a resized outline
 CELL_PIXELS = (33, 50, 75, 100, 150, 200, 300)  # of composed modules
 CRACKED = 4  # every so many cells of them have a crack
@@ -80,11 +81,24 @@ def outlines_of(table, folder):
     lines = np.zeros((len(table), SIDE, SIDE), bool)
     areas = np.zeros(len(table))
     for number, name in enumerate(table["filename"]):
-        outline = np.asarray(Image.open(folder / f"{Path(name).stem}.png"))
+        outline = read_outline(folder / f"{Path(name).stem}.png")
         areas[number] = (outline == DARK_PART).mean()
         is_line = cv2.resize(255 * (outline == CRACK_LINE).astype(np.uint8), (SIDE, SIDE)) >= OUTLINED
         lines[number] = skeletonize(is_line)
     return lines, areas
+
+
+def read_outline(path):
+    """Gray values, uint8 (h, w), of an outline; InputError where it is missing, no image, or has other values."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such outline; draw it, or remove the cell from the table")
+    try:
+        outline = np.asarray(Image.open(path))
+    except OSError as error:
+        raise InputError(f"{path}: can't be read as an image ({reason(error)}); draw it again") from None
+    if outline.ndim != 2 or outline.max() > OUTLINE_VALUES:
+        raise InputError(f"{path}: must be gray, with {DARK_PART} in dark parts and {CRACK_LINE} on crack lines")
+    return outline
 
 
 def near(lines, others):
@@ -202,12 +216,13 @@ def main(argv=None):
     if not engine.has_lines:
         raise InputError(f"{args.network}: does not tell where cracks run; train it with --line-steps")
     table = data.read_table(args.table, engine.classes)
+    outlines = outlines_of(table, args.outlines)
     cached_images, index = load_images(table, engine.image_size, print)
     images = np.ascontiguousarray(cached_images[index][:, 0])
     sizes = [size_of(path)[::-1] for path in table["path"]]
     measured = Measured(engine, images, sizes)
     figures = {
-        "outlines": against_outlines(measured, *outlines_of(table, args.outlines)),
+        "outlines": against_outlines(measured, *outlines),
         "exposure": against_another_exposure(measured, Measured(engine, another_exposure(images), sizes)),
     }
     for name, values in figures.items():

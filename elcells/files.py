@@ -89,12 +89,15 @@ def locked(path, message):
 
     The operating system releases the lock when a process dies.
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(path).parent
+    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise InputError(message) from None
+    except PermissionError as error:
+        raise InputError(f"{folder}: nothing can be written there ({error.strerror}); give another folder") from None
     try:
         yield
     finally:

@@ -96,7 +96,9 @@ def resumed_settings(args, settings_class, path, stored, name):
         if field.name == "epochs" and before.schedule == "steps":
             may_change = True  # more epochs do not change the completed ones
         if not may_change and changes.get(field.name, value) != value:
-            raise InputError(f"{option_name(field)} can't change on --resume (it was {shown(value)})")
+            raise InputError(
+                f"{option_name(field)} can't change on --resume (it was {shown(value)}); leave it out, or train anew"
+            )
     return dataclasses.replace(before, **changes)
 
 

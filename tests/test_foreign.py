@@ -74,6 +74,15 @@ def test_cells_near_a_threshold_are_judged_as_predict_judges_them(table, tmp_pat
     assert abs(report["one_look"]["calibration_error"] - report["parts"]["all"]["mean"]["calibration_error"]) > 1e-3
 
 
+def test_a_table_of_sound_cells_has_no_average_precision(table, tmp_path, capsys):
+    cells = data.pd.read_csv(table, sep=";")
+    cells[(cells["crack"] == 0) & (cells["inactive"] == 0)].head(3).to_csv(tmp_path / "few.csv", sep=";", index=False)
+    out = tmp_path / "figures.json"
+    assert foreign.main([str(tmp_path / "few.csv"), "--orientations", "--json", str(out)]) == 0
+    assert "AP -" in capsys.readouterr().out
+    assert json.loads(out.read_text(encoding="utf-8"))[0]["one_look"]["average_precision"] is None
+
+
 def test_images_are_judged_at_the_side_of_their_cells_in_their_order():
     def look(images):
         sides = np.full(len(images), images.shape[-1])

@@ -101,6 +101,14 @@ def test_a_part_without_positives_has_no_ranking_figures():
     assert m["crack"]["f1"] == 0 and m["crack"]["average_precision"] is None and m["mean"]["roc_auc"] is None
 
 
+def test_a_class_that_is_neither_there_nor_called_does_not_lower_the_mean():
+    labels, right, wrong = np.array([[1, 0], [0, 0], [1, 0]]), [[0.9, 0.1], [0.1, 0.1], [0.9, 0.1]], [[0.9, 0.9]] * 3
+    assert metrics_table(labels, right, 0.5, ["crack", "inactive"])["mean"]["f1"] == 1
+    assert bootstrap_mean_f1(labels[[0, 2]], np.array(right)[[0, 2]], [0.5, 0.5], np.arange(2)) == (1, 1)
+    assert metrics_table(labels, wrong, 0.5, ["crack", "inactive"])["mean"]["f1"] == pytest.approx(0.4)  # of 0.8 and 0
+    assert metrics_table(0 * labels, 0 * labels, 0.5, ["crack", "inactive"])["mean"]["f1"] == 0
+
+
 def test_the_interval_holds_the_score_and_draws_groups(predictions):
     labels, p = predictions
     low, high = bootstrap_mean_f1(labels, p, [0.5, 0.5], np.arange(200))

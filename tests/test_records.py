@@ -191,10 +191,16 @@ def test_labels_are_not_lost_by_a_forgotten_grid(modules, run, tmp_path, capsys)
     table.write_text(f"filename;crack;inactive;who\ncut/{name}/r01_c01.png;1;0;A\n", encoding="utf-8")
     with changing(tmp_path / "out") as record:
         take_labels(record, str(table))
-    assert run(modules) == 2 and "people labelled it as 4x4; give --grid" in capsys.readouterr().err
-    assert run(modules, *GRID) == 0
+    assert run(modules, "--grid", "2x4") == 2 and "people labelled it as 4x4; give --grid" in capsys.readouterr().err
+    assert run(modules) == 0 and "cut by a grid before, and so again" in capsys.readouterr().err
     with reading(tmp_path / "out") as record:
         assert len(record.people()) == 1
+    assert len(rows(tmp_path / "out")) == 3 * 16
+
+
+def test_a_grid_that_failed_does_not_stay(lines, run, tmp_path):
+    assert run(lines[0], *GRID) == 3
+    assert run(lines[0]) == 0 and len(rows(tmp_path / "out")) == 6
 
 
 def test_the_same_command_again_judges_nothing(lines, modules, run, tmp_path, judged):

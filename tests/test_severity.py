@@ -15,6 +15,7 @@ from PIL import Image
 import data
 from benchmarks import severity as benchmark
 from elcells.data.images import read_image, to_square
+from elcells.files import InputError
 from elcells.inference.calls import read
 from elcells.inference.cells import CellResult, with_severity
 from elcells.inference.networks import SHIPPED, Network, open_network
@@ -289,6 +290,25 @@ def test_the_benchmark_measures_what_people_outlined(elpv, tmp_path, capsys):
     assert figures["outlines"]["line_f1"] > 0.95 and figures["outlines"]["length_pearson"] > 0.95
     assert 0 < figures["exposure"]["cracked"] <= measured.calls[:, 0].sum()
     assert "line_f1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "outline, complaint",
+    [
+        (None, "no such outline"),
+        (b"no image", "can't be read as an image"),
+        (np.full((9, 9), 255, np.uint8), "must be gray, with 1 in dark parts and 3 on crack lines"),
+        (np.ones((9, 9, 3), np.uint8), "must be gray"),
+    ],
+)
+def test_an_outline_that_is_none_is_one_sentence(tmp_path, outline, complaint):
+    path = tmp_path / "cell.png"
+    if isinstance(outline, bytes):
+        path.write_bytes(outline)
+    elif outline is not None:
+        Image.fromarray(outline).save(path)
+    with pytest.raises(InputError, match=complaint):
+        benchmark.read_outline(path)
 
 
 # ---------------------------------------------------------------- to be shown

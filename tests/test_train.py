@@ -18,7 +18,8 @@ from elcells.data.cache import load_images
 from elcells.data.images import read_image
 from elcells.evaluation.calibration import Calibration
 from elcells.evaluation.evaluate import uncalibrated
-from elcells.training.checkpoints import read_checkpoint
+from elcells.files import InputError
+from elcells.training.checkpoints import find_checkpoint, read_checkpoint
 from elcells.training.recipes import CLASSIC
 from elcells.training.time_limit import recipe_within
 from elcells.training.weights import imagenet_file
@@ -279,7 +280,7 @@ def test_a_resumed_cross_validation_trains_only_what_is_missing(folds, tmp_path,
     pd.testing.assert_frame_equal(*oof)
 
 
-def test_a_resumed_cross_validation_reports_by_another_operating_point(folds, tmp_path):
+def test_a_resumed_cross_validation_reports_by_another_operating_point(folds, tmp_path, capsys):
     shutil.copytree(folds, tmp_path / "run")
     assert train.main(["--resume", "--operating-point", "recall", "--out", str(tmp_path / "run"), *CPU]) == 0
     before, after = (pd.read_csv(p / "checkpoints" / "oof.csv", sep=";") for p in (folds, tmp_path / "run"))
@@ -290,6 +291,14 @@ def test_a_resumed_cross_validation_reports_by_another_operating_point(folds, tm
         for name, threshold in zip(model.classes, expected):
             assert rows[f"threshold_{name}"].to_numpy() == pytest.approx(threshold, rel=1e-4)
     assert not before.equals(after)
+    report = json.loads((tmp_path / "run" / "checkpoints" / "report.json").read_text(encoding="utf-8"))
+    assert report["settings"]["operating_point"] == "recall" and "thresholds of recall" in capsys.readouterr().out
+
+
+def test_after_a_cross_validation_the_checkpoints_of_its_folds_are_named(folds, monkeypatch):
+    monkeypatch.chdir(folds)
+    with pytest.raises(InputError, match=r"has: fold_0/best\.ckp, fold_1/best\.ckp, fold_2/best\.ckp"):
+        find_checkpoint("best")
 
 
 def test_a_resumed_cross_validation_refuses_other_options(folds, capsys):

@@ -4,6 +4,7 @@ import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 BINS = 10  # of the probability, for calibration
+OF_CALLS = ("precision", "recall", "f1")  # figures that need a cell with the label or with the call
 DRAWS = 2000  # of the bootstrap
 
 
@@ -66,6 +67,8 @@ def class_metrics(labels, probabilities, threshold):
 def metrics_table(labels, probabilities, thresholds, classes):
     """{class: class_metrics at the threshold, ..., "mean": their plain mean without thresholds and counts}.
 
+    A class that no cell has and none is called has no part in the means of precision, recall and F1.
+
     labels, probabilities (N, C); thresholds (C,), or (N, C) where each image has its own.
     """
     labels = np.asarray(labels)
@@ -74,7 +77,8 @@ def metrics_table(labels, probabilities, thresholds, classes):
     table = {c: class_metrics(labels[:, i], probabilities[:, i], thresholds[:, i]) for i, c in enumerate(classes)}
     mean = {}
     for name in ("precision", "recall", "f1", "average_precision", "roc_auc", "calibration_error"):
-        values = [m[name] for m in table.values() if m[name] is not None]
+        counted = [m for m in table.values() if name not in OF_CALLS or m["tp"] + m["fp"] + m["fn"]] or table.values()
+        values = [m[name] for m in counted if m[name] is not None]
         mean[name] = float(np.mean(values)) if values else None
     return {**table, "mean": mean}
 
@@ -100,7 +104,8 @@ def interval_groups(table):
 def bootstrap_mean_f1(labels, probabilities, thresholds, groups):
     """95 % interval (low, high) of the mean F1 over classes, from drawing groups (cells, modules) with replacement.
 
-    labels, probabilities (N, C); groups (N,). The percentile bootstrap of Efron (1979).
+    labels, probabilities (N, C); groups (N,). The percentile bootstrap of Efron (1979). A class that no drawn cell has
+    and none is called has no part in the mean of that draw.
     """
     y = np.asarray(labels) > 0.5
     called = np.asarray(probabilities) >= np.asarray(thresholds)
@@ -110,6 +115,8 @@ def bootstrap_mean_f1(labels, probabilities, thresholds, groups):
     np.add.at(hits, member, y & called)
     np.add.at(labelled_and_called, member, y.astype(int) + called)
     weights = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), DRAWS)
-    f1 = 2 * (weights @ hits) / np.maximum(weights @ labelled_and_called, 1)
-    low, high = np.percentile(f1.mean(1), [2.5, 97.5])
+    drawn = weights @ labelled_and_called
+    f1 = 2 * (weights @ hits) / np.maximum(drawn, 1)
+    mean_f1 = f1.sum(1) / np.maximum((drawn > 0).sum(1), 1)
+    low, high = np.percentile(mean_f1, [2.5, 97.5])
     return float(low), float(high)

@@ -37,16 +37,19 @@ def write_results(predicted, dataset, classes, by, out, title, description, pref
     print(f"\nFigures are in {path}, plots in {plots}.")
 
 
-def describe_run(model, checkpoint, leak=""):
+def describe_run(model, checkpoint, job, leak=""):
     """Description of the network and its training for a report, a dict that JSON can hold.
 
-    leak: which of the cells were trained on, a clause (`contamination`).
+    job: with the operating point and symmetries of the report. leak: which of the cells were trained on, a clause
+    (`contamination`).
     """
     return {
         "initial_weights": model.metadata.initial_weights,
         "best_epoch": checkpoint.get("epoch"),
         "config": asdict(model.metadata),
-        "settings": checkpoint.get("job", {}) | checkpoint.get("recipe", {}),
+        "settings": checkpoint.get("job", {})
+        | checkpoint.get("recipe", {})
+        | {"operating_point": job.operating_point, "tta": job.tta},
         "history": checkpoint.get("history", []),
         "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
         "versions": checkpoint.get("versions", {}),

@@ -41,7 +41,7 @@ def read_onnx(path):
     try:
         proto = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own exceptions
-        raise InputError(f"{path}: damaged or no ONNX file ({reason(error)})") from None
+        raise InputError(f"{path}: damaged or no ONNX file ({reason(error)}); export it again") from None
     if any(uses_external_data(t) for t in proto.graph.initializer):
         raise InputError(f"{path}: refers to data outside the file, which is refused; export it in one file")
     foreign = InputError(f"{path}: not a file of `python export_onnx.py` (its inputs or metadata are different)")

@@ -122,6 +122,17 @@ class Record:
         new_corners = request.corners and json.dumps(request.corners) != row["corners"]
         return asked == done and not new_corners
 
+    def with_grid(self, request):
+        """A Request with the grid by which its image was cut before, unless it has one, that failed, or the file is
+        another one now."""
+        row = self.known(request.path, request.page)
+        if row is None or request.grid or not row["grid"] or row["status"] == FAILED:
+            return request
+        if (row["bytes"], row["modified"]) != (request.bytes, request.modified):
+            return request
+        columns, rows = row["grid"].split("x")
+        return replace(request, grid=(int(columns), int(rows)))
+
     def with_corners(self, request):
         """A Request of a module with the corners that were once given for its image, unless it has others."""
         row = self.known(request.path, request.page)

@@ -96,6 +96,7 @@ def find_checkpoint(name):
     else:
         path = Path(name)
     if not path.is_file():
-        existing = ", ".join(p.name for p in sorted(folder.glob("*.ckp"))) or "none"
+        paths = sorted(folder.glob("*.ckp")) or sorted(folder.glob("fold_*/best.ckp"))  # of a cross-validation
+        existing = ", ".join(p.relative_to(folder).as_posix() for p in paths) or "none"
         raise InputError(f"{path}: no such checkpoint ({folder} has: {existing}); train one with `python train.py`")
     return path
