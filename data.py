@@ -264,7 +264,9 @@ def fill_images(table, tell=None):
     folder = Path(package.origin).parent / "data" / "images" if package else None
     for row in missing.itertuples():
         if (row.filename, getattr(row, "module", None), getattr(row, "probability", None)) not in elpv_cells:
-            raise InputError(f"{row.path}: no such file, and no cell of the project's own table; correct the row")
+            raise InputError(
+                f"{row.path}: no such file, and no cell of the project's own table; correct the row of {row.filename}"
+            )
         if folder is None or not (folder / row.path.name).exists():
             raise InputError(f"{row.path}: no such file; `pip install elpv-dataset` holds the ELPV cells")
     paths = missing["path"].unique()

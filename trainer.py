@@ -326,7 +326,7 @@ class Trainer:
     def save_epoch(self):
         """Write last.ckp and the snapshot of the epoch just completed, and best.ckp if it is the best one."""
         self.save(self.folder / "last.ckp")
-        snapshot = self.folder / f"checkpoint_{self.epoch - 1:03}.ckp"
+        snapshot = self.folder / f"checkpoint_{self.epoch:03}.ckp"
         best = self.folder / "best.ckp"
         self.save_snapshot(snapshot)
         # There is none where the run went on in another folder, or somebody removed it.

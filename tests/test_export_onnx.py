@@ -240,7 +240,7 @@ def test_an_epochs_number_names_its_snapshot(elpv, finished, same_graph, tmp_pat
     assert (tmp_path / "checkpoint_001.onnx").exists()
     assert export(elpv, tmp_path, 9) == 2
     err = capsys.readouterr().err
-    assert "checkpoint_009.ckp: no such checkpoint (checkpoints has: best.ckp, checkpoint_000.ckp" in err
+    assert "checkpoint_009.ckp: no such checkpoint (checkpoints has: best.ckp, checkpoint_001.ckp" in err
 
 
 def test_calibration_sees_training_cells_only(elpv, best):

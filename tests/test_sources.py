@@ -158,7 +158,7 @@ def test_an_adapted_network_is_of_its_files_kind_and_lies_between_it_and_the_tra
     assert 0.5 < share < 1
     for _ in range(2):
         before, after, adapted = (
-            read_checkpoint(p)["model"] for p in (best, folder / "checkpoint_000.ckp", folder / "best.ckp")
+            read_checkpoint(p)["model"] for p in (best, folder / "checkpoint_001.ckp", folder / "best.ckp")
         )
         for name, value in adapted.items():
             if value.is_floating_point():

@@ -39,7 +39,7 @@ def evaluate_run(elpv, out, checkpoint, *more):
 
 
 def test_a_run_leaves_checkpoints_a_report_and_plots(finished):
-    for name in ("checkpoint_000.ckp", "checkpoint_001.ckp", "best.ckp", "last.ckp", "report.json", "metrics.csv"):
+    for name in ("checkpoint_001.ckp", "checkpoint_002.ckp", "best.ckp", "last.ckp", "report.json", "metrics.csv"):
         assert (finished / "checkpoints" / name).stat().st_size
     for name in PLOTS:
         assert (finished / "plots" / name).stat().st_size
@@ -80,7 +80,7 @@ def test_tta_judges_by_the_mean_over_the_symmetries(finished, elpv, tmp_path, ca
     with torch.no_grad():
         expected = model.probabilities(model(images[:, None], tta=True), tta=True).numpy()
     assert abs(with_it[["p_crack", "p_inactive"]].to_numpy() - expected).max() < 1e-4  # float32, whatever the run's
-    snapshot = finished / "checkpoints" / "checkpoint_000.ckp"
+    snapshot = finished / "checkpoints" / "checkpoint_001.ckp"
     assert train.main([*data_option, "--evaluate", str(snapshot), "--tta"]) == 2
     assert "no thresholds for the mean over symmetries" in capsys.readouterr().err
 

@@ -215,17 +215,17 @@ def test_every_epoch_leaves_a_snapshot_and_the_best_one_is_the_best_checkpoint(s
     best = max(trainer.history, key=lambda e: (e["f1_mean"], -e["val_loss"]))
     model, checkpoint = load_model(tmp_path / "best.ckp")
     assert checkpoint["metrics"] == best
-    same, _ = load_model(tmp_path / f"checkpoint_{best['epoch'] - 1:03}.ckp")
+    same, _ = load_model(tmp_path / f"checkpoint_{best['epoch']:03}.ckp")
     assert equal(model.network.state_dict(), same.network.state_dict())
 
 
 def test_a_snapshot_holds_only_what_it_takes_to_use_it(small, tmp_path):
     make_trainer(small, tmp_path, epochs=1).fit()
-    snapshot, last = (read_checkpoint(tmp_path / n) for n in ("checkpoint_000.ckp", "last.ckp"))
+    snapshot, last = (read_checkpoint(tmp_path / n) for n in ("checkpoint_001.ckp", "last.ckp"))
     assert last.keys() - snapshot.keys() >= {"optimizer", "aux_heads", "step", "rows"}
     assert {"model", "config", "versions", "epoch", "history"} <= snapshot.keys() < last.keys()
     with pytest.raises(InputError, match="can't be resumed"):
-        make_trainer(small, tmp_path).resume(tmp_path / "checkpoint_000.ckp")
+        make_trainer(small, tmp_path).resume(tmp_path / "checkpoint_001.ckp")
 
 
 def test_the_best_of_a_cosine_run_is_its_last_epoch(small, tmp_path):
@@ -239,7 +239,7 @@ def test_the_best_of_a_cosine_run_is_its_last_epoch(small, tmp_path):
 
 def test_keep_limits_the_snapshots(small, tmp_path):
     make_trainer(small, tmp_path, epochs=3, rows=16, keep_checkpoints=2).fit()
-    assert sorted(p.name for p in tmp_path.glob("checkpoint_*.ckp")) == ["checkpoint_001.ckp", "checkpoint_002.ckp"]
+    assert sorted(p.name for p in tmp_path.glob("checkpoint_*.ckp")) == ["checkpoint_002.ckp", "checkpoint_003.ckp"]
     assert (tmp_path / "best.ckp").exists() and (tmp_path / "last.ckp").exists()
 
 
