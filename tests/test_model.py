@@ -259,9 +259,15 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path):
     model, path = build_model("resnet", width=8), tmp_path / "a.ckp"
     save_checkpoint(path, model)
     good = path.read_bytes()
-    for bad in (good[: len(good) // 2], b"", b"hello", pickle.dumps({"a": 1})):
+    bad_files = {
+        "its end is missing": good[: len(good) // 2],
+        "it is empty": b"",
+        "it holds text": b"hello",
+        "it is of another program": pickle.dumps({"a": 1}),
+    }
+    for detail, bad in bad_files.items():
         path.write_bytes(bad)
-        with pytest.raises(InputError, match=r"a.ckp: damaged or no checkpoint"):
+        with pytest.raises(InputError, match=rf"a.ckp: damaged or no checkpoint \({detail}"):
             load_model(path)
     others = [1, 2], {}, {"epoch": 1}, {"model": {}, "config": {}}, {"config": {"a": 1}, "model": {"x": torch.ones(1)}}
     for other in others:

@@ -61,6 +61,8 @@ def what_else(path, error):
         detail = "it holds text"
     elif isinstance(error, pickle.UnpicklingError) or "weights_only" in detail:
         detail = "it is of another program or could run code, so it is not loaded"
+    elif "central directory" in detail:  # which is at the end of a checkpoint
+        detail = "its end is missing"
     return f"damaged or no checkpoint ({detail}); give one of `python train.py`"
 
 
