@@ -210,8 +210,8 @@ def cut_image(path, columns, rows, corners=None, bend=None):
     grid, score, lead = find_grid(image, columns, rows, corners, bend)
     module = replace(module, notes=tuple(notes), score=score, lead=lead)
     if not score >= FOUND:
-        found = f"no module of {columns}x{rows} cells found (score {score:.2f})"
-        return replace(module, error=f"{path}: {found}; is --grid right? Else give --corners")
+        problem = f"no module of {columns}x{rows} cells found (score {score:.2f})"
+        return replace(module, error=f"{path}: {problem}; is --grid right? Else give --corners")
     cells = tuple(cut_cells(image, grid))
     why = doubts(grid, image.shape, score, lead, cells, corners is not None)
     pixels = round(float(grid.cell_size().max()))
