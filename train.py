@@ -219,7 +219,10 @@ def evaluate_checkpoint(args, out):
         split = record_split(parts_of(table, job), job.split, job.classes)
     test = data.part_of_checkpoint(table, split, "test", job.classes)
     leak = contamination(test, path)
-    report_test_part(model, checkpoint, CellDataset(test, images, job.classes), job, out, leak, f"{Path(path).stem}_")
+    folder = Path(path).resolve().parent.name
+    prefix = f"{folder}_" if folder.startswith("fold_") else ""
+    prefix += f"{Path(path).stem}_"
+    report_test_part(model, checkpoint, CellDataset(test, images, job.classes), job, out, leak, prefix)
 
 
 def report_test_part(model, checkpoint, test_set, job, out, leak="", prefix=""):

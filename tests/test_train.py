@@ -295,6 +295,13 @@ def test_a_resumed_cross_validation_reports_by_another_operating_point(folds, tm
     assert report["settings"]["operating_point"] == "recall" and "thresholds of recall" in capsys.readouterr().out
 
 
+def test_each_fold_can_be_evaluated_alone(folds, elpv, tmp_path):
+    for fold in (0, 1):
+        assert evaluate_run(elpv, tmp_path, folds / "checkpoints" / f"fold_{fold}" / "best.ckp") == 0
+    reports = sorted(path.name for path in (tmp_path / "checkpoints").glob("*report.json"))
+    assert reports == ["fold_0_best_report.json", "fold_1_best_report.json"]
+
+
 def test_after_a_cross_validation_the_checkpoints_of_its_folds_are_named(folds, monkeypatch):
     monkeypatch.chdir(folds)
     with pytest.raises(InputError, match=r"has: fold_0/best\.ckp, fold_1/best\.ckp, fold_2/best\.ckp"):
