@@ -134,6 +134,10 @@ def test_cells_near_a_threshold_are_doubtful():
 def test_what_can_not_be_judged_is_one_sentence(table, tmp_path, capsys):
     assert foreign.main([str(tmp_path / "none.csv")]) == 2
     assert "none.csv" in capsys.readouterr().err
+    (tmp_path / "gone.csv").write_text("filename;crack;inactive\ngone.png;0;1\n", encoding="utf-8")
+    assert foreign.main([str(tmp_path / "gone.csv")]) == 2
+    error = capsys.readouterr().err
+    assert "gone.png: can't be read" in error and "correct the table's row" in error
 
 
 def test_adapting_is_judged_on_cells_that_were_not_drawn(table, elpv, tmp_path, capsys, monkeypatch):

@@ -198,6 +198,13 @@ def test_labels_are_not_lost_by_a_forgotten_grid(modules, run, tmp_path, capsys)
     assert len(rows(tmp_path / "out")) == 3 * 16
 
 
+def test_a_mistyped_grid_does_not_replace_modules_that_are_sure(modules, run, tmp_path, capsys):
+    assert run(modules, *GRID) == 0
+    assert run(modules, "--grid", "4x5") == 2
+    assert "was surely cut as 4x4, like 2 other images; give --grid" in capsys.readouterr().err
+    assert len(rows(tmp_path / "out")) == 3 * 16
+
+
 def test_a_grid_that_failed_does_not_stay(lines, run, tmp_path):
     assert run(lines[0], *GRID) == 3
     assert run(lines[0]) == 0 and len(rows(tmp_path / "out")) == 6

@@ -41,7 +41,7 @@ def load_images(table, size=IMAGE_SIZE, tell=None):
     try:
         stamps = {name: _stamp(path) for name, path in zip(names, paths)}
     except OSError as error:
-        raise InputError(f"{error.filename}: can't be read ({error.strerror})") from None
+        raise InputError(f"{error.filename}: can't be read ({error.strerror}); correct the table's row") from None
     entries, images = _read_cache(folder, size)
     stale = [name for name in names if not _is_fresh(entries.get(name), folder / name, stamps[name])]
     if stale:

@@ -40,6 +40,8 @@ def read_onnx(path):
         raise InputError(f"{path}: no such model; make one with `python export_onnx.py`")
     try:
         proto = onnx.load(path, load_external_data=False)
+    except PermissionError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from None
     except Exception as error:  # protobuf's own exceptions
         raise InputError(f"{path}: damaged or no ONNX file ({reason(error)}); export it again") from None
     if any(uses_external_data(t) for t in proto.graph.initializer):

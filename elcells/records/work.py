@@ -235,19 +235,23 @@ def lines_about_gone(record, requests):
 
 
 def refuse_other_grids(record, requests):
-    """Raise InputError where people labelled cells of an image that is now to be cut otherwise: they would be lost."""
+    """Raise InputError where an image is now to be cut otherwise, and its cells would be lost, although people labelled
+    them or the grid is sure. A file that is another one now may have another grid."""
     labelled = {row["image"] for row in record.connection.execute("SELECT DISTINCT image FROM labels")}
+    sure = {row["image"] for row in record.connection.execute("SELECT image FROM modules WHERE sure")}
     others = []
-    for request in requests if labelled else ():
+    for request in requests if labelled or sure else ():
         row = record.known(request.path, request.page)
-        if row is not None and row["id"] in labelled and row["grid"] != request.grid_text:
-            others.append((request.name, row["grid"] or "a cell"))
+        if row is None or row["grid"] == request.grid_text:
+            continue
+        is_same_file = (row["bytes"], row["modified"]) == (request.bytes, request.modified)
+        if row["id"] in labelled:
+            others.insert(0, f"{request.name}: people labelled it as {row['grid'] or 'a cell'}")
+        elif row["id"] in sure and is_same_file:
+            others.append(f"{request.name}: was surely cut as {row['grid']}")
     if others:
-        name, grid = others[0]
         more = f", like {len(others) - 1} other images" if len(others) > 1 else ""
-        raise InputError(
-            f"{name}: people labelled it as {grid}{more}; give --grid or --metadata as before, or another --out"
-        )
+        raise InputError(f"{others[0]}{more}; give --grid or --metadata as before, or another --out")
 
 
 def is_gone(path):
