@@ -239,17 +239,17 @@ def refuse_other_grids(record, requests):
     them or the grid is sure. A file that is another one now may have another grid."""
     labelled = {row["image"] for row in record.connection.execute("SELECT DISTINCT image FROM labels")}
     sure = {row["image"] for row in record.connection.execute("SELECT image FROM modules WHERE sure")}
-    others = []
+    of_people, of_sure_modules = [], []
     for request in requests if labelled or sure else ():
         row = record.known(request.path, request.page)
         if row is None or row["grid"] == request.grid_text:
             continue
         is_same_file = (row["bytes"], row["modified"]) == (request.bytes, request.modified)
         if row["id"] in labelled:
-            others.insert(0, f"{request.name}: people labelled it as {row['grid'] or 'a cell'}")
+            of_people.append(f"{request.name}: people labelled it as {row['grid'] or 'a cell'}")
         elif row["id"] in sure and is_same_file:
-            others.append(f"{request.name}: was surely cut as {row['grid']}")
-    if others:
+            of_sure_modules.append(f"{request.name}: was surely cut as {row['grid']}")
+    if others := of_people or of_sure_modules:
         more = f", like {len(others) - 1} other images" if len(others) > 1 else ""
         raise InputError(f"{others[0]}{more}; give --grid or --metadata as before, or another --out")
 
