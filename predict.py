@@ -21,7 +21,7 @@ from tqdm import tqdm
 from elcells.data.finding import SUFFIXES, find_images
 from elcells.data.images import as_lines
 from elcells.data.suspicions import LIKE_MODULE
-from elcells.files import InputError, command, counted, printable
+from elcells.files import InputError, command, counted, from_here, printable
 from elcells.inference.cells import MEASURED, SEVERITY
 from elcells.inference.networks import SHIPPED, Network, default_path, open_network
 from elcells.inference.onnx_files import ENGINES, PRECISIONS
@@ -191,11 +191,6 @@ def network_of(args):
     if warning := warning_about(engine.metadata, from_here(SHIPPED)):
         say(warning)
     return network
-
-
-def from_here(path):
-    """A path relative to the current folder where it lies in it, else as it is."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def info_of(network):

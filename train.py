@@ -337,11 +337,7 @@ def cross_validate(session):
         check_fold(session, fold)
     barrier()
     if rank() == 0:
-        if settings.exists():
-            before = json.loads(settings.read_text(encoding="utf-8"))["job"]
-            if (before["operating_point"], before["tta"]) != (job.operating_point, job.tta):
-                for path in checkpoints.glob("fold_*/predictions.csv"):  # made with other options of the report
-                    path.unlink()
+        forget_other_predictions(job, settings)
         with atomic_path(settings) as temporary:
             stored = {"job": asdict(job), "recipe": asdict(session.recipe), "inherited": session.inherited}
             temporary.write_text(json.dumps(stored, indent=1), encoding="utf-8")
@@ -362,6 +358,19 @@ def cross_validate(session):
     description = describe_run(model, checkpoint, job, contamination(predicted, job.weights))
     write_results(predicted, session.dataset(predicted), job.classes, job.split, session.out, title, description)
     return 0
+
+
+def forget_other_predictions(job, settings):
+    """Remove the predictions of finished folds if they were made with other options of the report.
+
+    settings: path of folds.json, beside the folders of the folds.
+    """
+    if not settings.exists():
+        return
+    before = json.loads(settings.read_text(encoding="utf-8"))["job"]
+    if (before["operating_point"], before["tta"]) != (job.operating_point, job.tta):
+        for path in settings.parent.glob("fold_*/predictions.csv"):
+            path.unlink()
 
 
 def check_fold(session, fold):

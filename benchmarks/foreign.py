@@ -24,7 +24,7 @@ from elcells.data.leaks import contamination, with_hashes
 from elcells.evaluation.metrics import bootstrap_mean_f1, interval_groups, metrics_table
 from elcells.evaluation.plots import plot_errors
 from elcells.evaluation.results import number
-from elcells.files import atomic_path, command, counted
+from elcells.files import atomic_path, command, counted, from_here
 from elcells.inference.doubt import UNSURE, doubt
 from elcells.inference.networks import SHIPPED, Network, open_network
 from elcells.inference.small import square_side, with_side
@@ -173,7 +173,13 @@ def report_network(path, cells_table, folder, orientations, errors):
     )
     one_look = metrics_table(labels, once, thresholds, classes)["mean"]
     print(f"one look at each cell: mean F1 {one_look['f1']:.3f}, AP {number(one_look['average_precision'], 0)}")
-    report = {"network": str(path), "parts": figures, "one_look": one_look, "doubtful": counts, "leak": leak}
+    report = {
+        "network": str(from_here(Path(path))),
+        "parts": figures,
+        "one_look": one_look,
+        "doubtful": counts,
+        "leak": leak,
+    }
     if orientations:
         report["orientations"] = in_orientations(engine, images, sizes, table, upright)
         parts = []

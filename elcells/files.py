@@ -144,6 +144,11 @@ def file_error(error):
     return f"{path}: can't be {verb} ({error.strerror})"
 
 
+def from_here(path):
+    """A Path relative to the current folder where it lies in it, else as it is."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def counted(number, noun, plural=None):
     """A number and its noun: "1 image", "2 images"; plural: where that is not the noun and an s."""
     return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"

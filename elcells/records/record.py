@@ -117,10 +117,8 @@ class Record:
         row = self.known(request.path, request.page)
         if row is None or row["status"] != JUDGED:
             return False
-        asked = [request.bytes, request.modified, request.grid_text]
-        done = [row[name] for name in ("bytes", "modified", "grid")]
         new_corners = request.corners and json.dumps(request.corners) != row["corners"]
-        return asked == done and not new_corners
+        return is_same_file(row, request) and row["grid"] == request.grid_text and not new_corners
 
     def with_grid(self, request):
         """A Request with the grid by which its image was cut before, unless it has one, that failed, or the file is
@@ -128,7 +126,7 @@ class Record:
         row = self.known(request.path, request.page)
         if row is None or request.grid or not row["grid"] or row["status"] == FAILED:
             return request
-        if (row["bytes"], row["modified"]) != (request.bytes, request.modified):
+        if not is_same_file(row, request):
             return request
         columns, rows = row["grid"].split("x")
         return replace(request, grid=(int(columns), int(rows)))
@@ -295,6 +293,11 @@ class Record:
         with self.connection:
             self.connection.execute("UPDATE runs SET finished = ? WHERE id = ?", (now(), self.run))
         self.set_derived(1)
+
+
+def is_same_file(row, request):
+    """Whether a Request's file is as it was when the image of a row was asked for last."""
+    return (row["bytes"], row["modified"]) == (request.bytes, request.modified)
 
 
 def rounded(value):

@@ -20,7 +20,7 @@ from elcells.modules.cutting import CutModule
 from elcells.modules.judging import cells_of_module, draw_results
 from elcells.modules.lens import FEWEST, lens_of
 from elcells.modules.saving import cut_and_save
-from elcells.records.record import JUDGED
+from elcells.records.record import JUDGED, is_same_file
 from elcells.records.requests import ImageResult, Request, module_name
 
 JPEG_QUALITY = 90  # of modules in their own resolution
@@ -244,10 +244,9 @@ def refuse_other_grids(record, requests):
         row = record.known(request.path, request.page)
         if row is None or row["grid"] == request.grid_text:
             continue
-        is_same_file = (row["bytes"], row["modified"]) == (request.bytes, request.modified)
         if row["id"] in labelled:
             of_people.append(f"{request.name}: people labelled it as {row['grid'] or 'a cell'}")
-        elif row["id"] in sure and is_same_file:
+        elif row["id"] in sure and is_same_file(row, request):
             of_sure_modules.append(f"{request.name}: was surely cut as {row['grid']}")
     if others := of_people or of_sure_modules:
         more = f", like {len(others) - 1} other images" if len(others) > 1 else ""
