@@ -1,7 +1,7 @@
 """Export a checkpoint to ONNX, check it against PyTorch, and optionally quantise it.
 
-The file looks at a cell once. predict.py looks at one near a threshold in all four turns, and at one of few pixels as a
-smaller image. It also lowers the probability of an inactive region where no part of the cell is dark.
+The file looks at a cell once. predict.py looks at one near a threshold in up to four turns, and at one of few pixels as
+a smaller image. It also lowers the probability of an inactive region where no part of the cell is dark.
 
 $ python export_onnx.py            # checkpoints/best.ckp -> onnx/best.onnx
 $ python export_onnx.py 3 --int8   # checkpoint_003.ckp -> onnx/checkpoint_003.onnx and ..._int8.onnx

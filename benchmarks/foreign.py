@@ -144,7 +144,7 @@ def in_orientations(engine, images, sizes, table, upright):
 def report_network(path, cells_table, folder, orientations, errors):
     """Judge one network on a table's cells, print its figures and return them as a dict that JSON can hold.
 
-    Cells near a threshold are looked at in all four turns, and cells of few pixels as smaller images, as predict.py
+    Cells near a threshold are looked at in up to four turns, and cells of few pixels as smaller images, as predict.py
     does; `one_look` has the mean figures of the file alone.
 
     folder: of the table's file names, or None. orientations: also `in_orientations`. errors: file for a plot of the

@@ -12,7 +12,6 @@ from test_line_training import random_decoder
 
 import export_onnx
 from elcells.inference.cells import cell_of_image, judge
-from elcells.inference.doubt import NEAR, doubt
 from elcells.inference.engine import Engine, Look
 from elcells.inference.line_decoder import LINES, apart
 from elcells.inference.networks import SHIPPED, Network, open_network
@@ -99,19 +98,20 @@ def test_the_decoder_runs_for_cells_with_a_crack_alone():
     assert decoded == [0, 2] and [result.crack_length for result in results][1::2] == [0, 0]
 
 
-def test_images_near_a_threshold_get_the_lines_of_the_turn_in_which_a_crack_is_surest(checkpoint, exported):
+def test_images_near_a_threshold_get_the_lines_of_the_turn_in_which_a_crack_is_surest(
+    checkpoint, exported, monkeypatch
+):
+    monkeypatch.setattr("elcells.inference.engine.NEAR", (100, 100))
     pixels = images(6)
     turns = [np.rot90(pixels, quarters, (-2, -1)).copy() for quarters in range(4)]
     lines = np.stack([np.rot90(expected_lines(checkpoint, p), -k, (-2, -1)) for k, p in enumerate(turns)])
     for network in (exported, checkpoint):
         engine = open_network(Network(str(network), device="cpu", maps=True))
-        thresholds = np.array([0.0, engine(pixels)[0, 1]])
         probabilities = np.stack([engine(p) for p in turns])
         maps = [np.rot90(engine.look(p).maps, -k, (-2, -1)) for k, p in enumerate(turns)]
-        for number, one in enumerate(engine.look_at(pixels, thresholds)):
-            assert doubt(probabilities[0, number][None], thresholds)[0] < NEAR
+        for number, one in enumerate(engine.look_at(pixels, (0.5, 0.5))):
             mean = expit(logit(probabilities[:, number]).mean(0))
-            expected = engine.lowered_if_not_dark(pixels[number], mean, pixels.shape[-2:])
+            expected = engine.lowering(pixels[number], pixels.shape[-2:])(mean)
             assert one.probabilities == pytest.approx(expected, abs=1e-4)
             assert np.abs(one.map - np.mean(maps, 0)[number]).max() < 1e-3 * max(1, np.abs(maps).max())
             near = probabilities[:, number, 0] > probabilities[:, number, 0].max() - 1e-6

@@ -1,4 +1,4 @@
-"""Cells near a threshold are judged in all four turns, and an inactive region must be dark."""
+"""Cells near a threshold are judged in up to four turns, and an inactive region must be dark."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from scipy.special import expit, logit
 
 import data
 from elcells.data.images import read_image
-from elcells.inference.doubt import NEAR, doubt, mean_of_turns, other_turns
+from elcells.inference.doubt import NEAR, NEAR_SMALL, doubt, mean_of_turns, turned
 from elcells.inference.engine import LOWER_IF_NOT_DARK, UNLIKELY, Engine, Look
 from elcells.inference.networks import SHIPPED, Network, open_network
 
@@ -30,16 +30,32 @@ def test_doubt_is_the_distance_to_the_nearest_threshold_in_logits():
     assert far == pytest.approx([0, 1.5, logit(0.999)])
 
 
-def test_a_cell_near_a_threshold_has_the_mean_of_the_logits_over_its_turns():
-    image = np.zeros((1, 4, 4), np.uint8)
-    image[0, [0, 0, -1, -1], [0, -1, 0, -1]] = corners = np.array([120, 30, 40, 240])
-    images = np.stack([image, np.full_like(image, 250), np.full_like(image, 2)])
-    engine = engine_of(by_top_left)
-    expected = [expit(logit(corners / 255).mean()), 250 / 255, 2 / 255]
+@pytest.mark.parametrize("batch_matters", [True, False])
+def test_a_cell_near_a_threshold_has_the_mean_of_the_logits_over_its_turns(batch_matters):
+    corners = np.array([[120, 130, 40, 240], [120, 240, 1, 1], [250, 1, 1, 1], [2, 255, 255, 255]])
+    images = np.zeros((4, 1, 4, 4), np.uint8)
+    images[:, 0, [0, 0, -1, -1], [0, -1, 0, -1]] = corners  # the turn by one quarter shows the second at the top left
+    engine = replace(engine_of(by_top_left), batch_matters=batch_matters)
+    shares = corners / 255
+    expected = [expit(logit(shares[0]).mean()), expit(logit(shares[1, :2]).mean()), shares[2, 0], shares[3, 0]]
     assert engine.judged(images, THRESHOLDS)[:, 0] == pytest.approx(expected, rel=1e-5)
     first_looks = [seen.first_look for seen in engine.look_at(images, THRESHOLDS)]
     assert np.array_equal(first_looks, engine(images))
-    assert engine(images)[:, 0] == pytest.approx([120 / 255, 250 / 255, 2 / 255])
+    assert engine(images)[:, 0] == pytest.approx(shares[:, 0])
+
+
+def test_a_small_cell_is_looked_at_again_farther_from_a_threshold():
+    sides = []
+
+    def run(images):
+        sides.extend([images.shape[-1]] * len(images))
+        return np.full((len(images), 2), expit(-3.5), np.float32)
+
+    engine = engine_of(run, small_size=2)
+    assert NEAR[0] < 3.5 < NEAR_SMALL[0]
+    for side in (4, 2):
+        engine.judged(np.zeros((1, 1, side, side), np.uint8), np.array([0.5, 0.5]))
+    assert sides == [4, 4, 2, 2, 2]
 
 
 def test_a_file_with_the_symmetries_in_it_is_asked_once():
@@ -51,32 +67,33 @@ def test_a_file_with_the_symmetries_in_it_is_asked_once():
         return by_top_left(images)
 
     engine_of(run, metadata={"tta": True}).judged(image, THRESHOLDS)
-    assert asked == [1]
+    assert asked == [2]  # a full batch
     engine_of(run).judged(image, THRESHOLDS)
-    assert asked == [1, 1, 3]
+    assert asked == [2, 2, 1, 2]
 
 
-def test_the_other_turns_are_the_three_that_the_image_is_not():
+def test_images_are_turned_to_the_left():
     image = np.arange(9, dtype=np.uint8).reshape(1, 3, 3)
-    tops = [one[0, 0].tolist() for one in other_turns(image)]
+    tops = [one[0, 0].tolist() for one in turned(image, (1, 2, 3))]
     assert tops == [[2, 5, 8], [8, 7, 6], [6, 3, 0]]
 
 
-def test_cells_that_are_near_in_every_turn_are_judged_the_same_however_they_lie(elpv):
+def test_cells_that_are_near_in_all_means_of_turns_are_judged_the_same_however_they_lie(elpv):
     engine = open_network(Network(str(SHIPPED)))
     images = np.stack([read_image(path) for path in data.originals(data.read_table(elpv))["path"][::3]])[:, None]
     alone = np.stack([engine(np.rot90(images, k, (-2, -1))) for k in range(4)])
     thresholds = np.median(alone, (0, 1))  # near which there are cells
     judged = np.stack([engine.judged(np.rot90(images, k, (-2, -1)), thresholds) for k in range(4)])
-    always = np.stack([doubt(p, thresholds) < NEAR for p in alone]).all(0)
+    pairs = [np.stack([mean_of_turns(pair) for pair in zip(alone[k], alone[(k + 1) % 4])]) for k in range(4)]
+    is_near = [doubt(p, thresholds) < NEAR[0] for p in alone], [doubt(p, thresholds) < NEAR[1] for p in pairs]
+    always = np.all(is_near, (0, 1))
     assert always.any() and not always.all()
     means = np.stack([mean_of_turns(p) for p in alone.swapaxes(0, 1)])
     means, *alone = (
-        np.stack([engine.lowered_if_not_dark(image, p, (300, 300)) for image, p in zip(images, one)])
-        for one in (means, *alone)
+        np.stack([engine.lowering(image, (300, 300))(p) for image, p in zip(images, one)]) for one in (means, *alone)
     )
     assert np.abs(judged[:, always] - means[always]).max() < 1e-4
-    never = ~np.stack([doubt(p, thresholds) < NEAR for p in alone]).any(0)
+    never = ~np.any([*is_near[0], *(doubt(p, thresholds) < NEAR[0] for p in alone)], 0)
     assert np.abs(judged[:, never] - np.stack(alone)[:, never]).max() < 1e-4
 
 
@@ -90,15 +107,15 @@ def test_an_inactive_region_is_less_probable_where_nothing_is_dark():
     engine = replace(engine_of(by_top_left), image_size=300)
     lower = expit(logit(0.7) - LOWER_IF_NOT_DARK)
     for image, expected in ((bright, lower), (dark, 0.7), (thin, lower)):
-        assert engine.lowered_if_not_dark(image, probabilities, (300, 300)) == pytest.approx([0.9, expected])
+        assert engine.lowering(image, (300, 300))(probabilities) == pytest.approx([0.9, expected])
     for p, expected in ((UNLIKELY, UNLIKELY), (0.05, UNLIKELY)):
-        assert engine.lowered_if_not_dark(bright, np.array([0.9, p]), (300, 300))[1] == pytest.approx(expected)
+        assert engine.lowering(bright, (300, 300))(np.array([0.9, p]))[1] == pytest.approx(expected)
     for other in (replace(engine, classes=("crack", "finger")), replace(engine, image_size=400)):
-        assert other.lowered_if_not_dark(bright, probabilities, (300, 300)).tolist() == [0.9, 0.7]
-    assert engine.lowered_if_not_dark(bright, probabilities, (35, 35)).tolist() == [0.9, 0.7]
+        assert other.lowering(bright, (300, 300))(probabilities).tolist() == [0.9, 0.7]
+    assert engine.lowering(bright, (35, 35))(probabilities).tolist() == [0.9, 0.7]
     half = bright.copy()
     half[:, 70:81] = half[:, 220:231] = 20  # the gap between half cells, mirrored
-    assert engine.lowered_if_not_dark(half, probabilities, (150, 300))[1] == pytest.approx(lower)
+    assert engine.lowering(half, (150, 300))(probabilities)[1] == pytest.approx(lower)
 
 
 def test_a_cell_that_is_near_its_threshold_once_it_is_lowered_is_looked_at_in_turns():
@@ -111,8 +128,8 @@ def test_a_cell_that_is_near_its_threshold_once_it_is_lowered_is_looked_at_in_tu
         return np.stack([np.full(len(images), 0.999), inactive], 1).astype(np.float32)
 
     engine = replace(engine_of(run), image_size=300)
-    thresholds = np.array([0.5, 0.2])
-    assert doubt(run(image), thresholds)[0] > NEAR
+    thresholds = np.array([0.5, 0.4])
+    assert doubt(run(image), thresholds)[0] > NEAR[0]
     asked.clear()
     [probabilities] = engine.judged(image, thresholds)
-    assert asked == [1, 3] and probabilities[1] == pytest.approx(expit(logit(0.9) - LOWER_IF_NOT_DARK), rel=1e-4)
+    assert asked == [2, 1, 2] and probabilities[1] == pytest.approx(expit(logit(0.9) - LOWER_IF_NOT_DARK), rel=1e-4)

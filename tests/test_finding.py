@@ -183,9 +183,9 @@ def outputs(folder, cell):
     """Beside a.png and sub/b.png: the files of a record and of cut_module.py, and one that is being written."""
     names = [
         "out/cut/m1_0123abcd/r01_c01.png",
-        "out/overlays/m1_0123abcd.png",
+        "out/overlays/m1_0123abcd.jpg",
         "cells/x/m1/r01_c01.png",
-        "cells_modules/x/m1.png",
+        "cells_modules/x/m1.jpg",
         ".tmp71_a.png",
     ]
     for name in (*names, "out/results.sqlite"):
@@ -196,7 +196,7 @@ def outputs(folder, cell):
 
 def test_outputs_are_no_inputs(outputs, monkeypatch):
     ours = ["a.png", "cells/x/m1/r01_c01.png", "sub/b.png"]
-    for given in (".", "**/*.png", "*"):
+    for given in (".", "**/*.[jp][pn]g", "*"):
         found = find_images([given])
         assert sorted(os.path.normpath(path).replace(os.sep, "/") for path in found.paths) == ours
         assert "3 outputs of earlier runs are left out, such as " in found.lines()[0]
@@ -210,7 +210,7 @@ def test_outputs_are_no_inputs(outputs, monkeypatch):
 @posix
 def test_links_to_outputs_are_no_inputs(outputs):
     os.symlink("out/overlays", "sub/link")
-    os.symlink("../out/overlays/m1_0123abcd.png", "sub/link.png")
+    os.symlink("../out/overlays/m1_0123abcd.jpg", "sub/link.jpg")
     assert names("sub", "sub/*") == ["sub/b.png"]
 
 

@@ -59,7 +59,7 @@ def test_networks_are_judged_in_all_eight_orientations(table, tmp_path, capsys):
 
 
 def test_cells_near_a_threshold_are_judged_as_predict_judges_them(table, tmp_path, monkeypatch):
-    monkeypatch.setattr("elcells.inference.engine.NEAR", 100)  # all of them
+    monkeypatch.setattr("elcells.inference.engine.NEAR", (100, 100))  # all of them
     few, out = tmp_path / "few.csv", tmp_path / "figures.json"
     data.pd.read_csv(table, sep=";").groupby(["crack", "inactive"]).head(4).to_csv(few, sep=";", index=False)
     assert foreign.main([str(few), "--json", str(out)]) == 0

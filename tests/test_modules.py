@@ -133,7 +133,7 @@ def test_modules_in_verdicts_out(folder, exported, tmp_path):
         with Image.open(out / row["filename"]) as cell:
             assert cell.mode == "L" and cell.width == cell.height <= 100
     assert sum(r["crack"] == "1" for r in rows) == int(module["crack"])
-    with Image.open(out / "overlays" / f"{module['name']}.png") as shown:
+    with Image.open(out / "overlays" / f"{module['name']}.jpg") as shown:
         assert shown.mode == "RGB" and len(shown.getcolors(10**6)) > 256
     shown = data_of_page(out / "report.html")["modules"]
     assert shown["name"] == [module["name"]] and shown["counts"][0][0] == 60
@@ -256,10 +256,10 @@ def test_cut_module_cuts_into_a_folder_for_each_module(three, tmp_path, capsys):
     modules = rows_of(tmp_path / "out_modules" / "modules.csv")
     assert [r["name"] for r in modules] == ["m1", "m2", "a/m1"] and {r["nearly_black"] for r in modules} == {"0"}
     assert [r["filename"] for r in modules] == [str((three / f"{r['name']}.png").resolve()) for r in modules]
-    assert (tmp_path / "out_modules" / "a" / "m1.png").exists()
+    assert (tmp_path / "out_modules" / "a" / "m1.jpg").exists()
     assert cut_module.main(options) == 2 and "already exists" in capsys.readouterr().err
     with pytest.raises(InputError, match="no input"):
-        find_images([str(tmp_path / "out_modules" / "a" / "m1.png")])
+        find_images([str(tmp_path / "out_modules" / "a" / "m1.jpg")])
 
 
 def test_cutting_that_was_stopped_begins_anew_and_mixes_nothing(three, tmp_path, monkeypatch, capsys):

@@ -57,7 +57,7 @@ def test_unchanged_images_are_judged_as_by_predict(elpv, best, tmp_path, capsys)
     small = tv.resize(torch.from_numpy(np.array(images)), [64], antialias=True).numpy()
     cells, labels = data.CellDataset(test, small).batch(np.arange(len(test)))
     p = engine.judged(cells.numpy(), engine.thresholds())
-    assert not np.array_equal(p[:, 0], engine(cells.numpy())[:, 0])  # some are looked at in all four turns
+    assert not np.array_equal(p[:, 0], engine(cells.numpy())[:, 0])  # some are looked at in several turns
     found = json.loads(out.read_text(encoding="utf-8"))
     for c, f1 in zip(CLASSES, f1_scores(labels.numpy(), p, engine.thresholds())):
         assert found["as they are"][c]["f1"] == pytest.approx(f1)

@@ -24,7 +24,7 @@ def is_output(path):
         if is_ours and (folder.parent / RECORD).exists():
             return True
         cells = folder.name.removesuffix("_modules")
-        if cells != folder.name and cells and path.suffix == ".png":
+        if cells != folder.name and cells and path.suffix == ".jpg":
             name = path.relative_to(folder).with_suffix("")
             if (folder.with_name(cells) / name / "r01_c01.png").exists():
                 return True

@@ -27,7 +27,7 @@ class Cells:
 
     path: of an ONNX file, which needs no PyTorch, or of a checkpoint. options: those of `Network`, such as
     device="cpu", engine="onnxruntime", operating_point="recall", batch_size=64. Cells near a threshold are judged in
-    all four turns, and cells under 60 pixels as smaller images (elcells/inference/small.py), except by a file of
+    up to four turns, and cells under 60 pixels as smaller images (elcells/inference/small.py), except by a file of
     --tta. An inactive region is less probable where no part of a cell is dark.
     Raises InputError for a file that is no network.
     """

@@ -113,11 +113,9 @@ def judge(engine, thresholds, cells):
 
 def judge_at_side(engine, thresholds, cells, side):
     """`judge` cells that have pixels, all as images of `side` pixels."""
-    # Full batches, because a result may depend on the size of its batch in the last digit
-    count = -(-len(cells) // engine.batch_size) * engine.batch_size
-    images = np.stack([with_side(cells[k % len(cells)][0], side) for k in range(count)])[:, None]
+    images = np.stack([with_side(pixels, side) for pixels, _ in cells])[:, None]
+    sizes = [cell.size for _, cell in cells]
     results = []
-    sizes = [cells[k % len(cells)][1].size for k in range(count)]
     for (pixels, cell), seen in zip(cells, engine.look_at(images, thresholds, sizes)):
         calls = (seen.probabilities >= thresholds).astype(int)
         has_map = seen.map is not None and (calls.any() or doubt(seen.probabilities[None], thresholds)[0] < UNSURE)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import repeat
 from typing import NamedTuple
 
@@ -10,7 +10,16 @@ import numpy as np
 from scipy.special import expit
 
 from elcells.evaluation.calibration import choose_thresholds
-from elcells.inference.doubt import NEAR, doubt, logits_of, mean_of_turns, other_turns, turned_back
+from elcells.inference.doubt import (
+    FURTHER_TURNS,
+    NEAR,
+    NEAR_SMALL,
+    doubt,
+    logits_of,
+    mean_of_turns,
+    turned,
+    turned_back,
+)
 from elcells.inference.severity import has_dark_region
 from elcells.inference.small import FEW, square_side
 
@@ -42,7 +51,7 @@ class Engine:
     """A network as a function: takes uint8 gray images (N, 1, S, S), returns float32 probabilities (N, C).
 
     Called, it looks at each image once, as any program does that runs the file. `look_at` and `judged` look at images
-    near a threshold in all four turns and lower the probability of an inactive region where nothing is dark, as
+    near a threshold in up to four turns and lower the probability of an inactive region where nothing is dark, as
     predict.py does. Give small cells (`side_for`) as images of `small_size` pixels (`small.with_side`); they get no
     crack lines.
 
@@ -50,6 +59,7 @@ class Engine:
     image_size: S in pixels. name: what runs the network. operating_points: {name: one threshold a class}.
     batch_size: images that the network gets at a time. has_lines: whether the network tells where cracks run.
     small_size: S for small cells, or None where they are shown as all others.
+    batch_matters: whether a result depends on the size of its batch in the last digit.
     metadata: what the file says about the network and its training.
     """
 
@@ -61,6 +71,7 @@ class Engine:
     batch_size: int = 16
     has_lines: bool = False
     small_size: int | None = None
+    batch_matters: bool = True
     metadata: dict = field(default_factory=dict)
 
     def __call__(self, images):
@@ -74,33 +85,50 @@ class Engine:
     def look_at(self, images, thresholds, sizes=None):
         """Yield what is Seen in each image.
 
-        An image with a probability near a threshold is looked at in all four turns (`in_turns`), and the probability
-        of an inactive region is `lowered_if_not_dark`. sizes: (height, width) of each cell in its image, before it was
-        made square and of S pixels; None where all were as they are.
+        An image with a probability near a threshold is looked at in up to four turns (FURTHER_TURNS), and an inactive
+        region is less probable where nothing is dark (`lowering`). sizes: (height, width) of each cell in its image,
+        before it was made square and of S pixels; None where all were as they are.
         """
         sizes = repeat(images.shape[-2:]) if sizes is None else iter(sizes)
         for batch in in_batches(images, self.batch_size):
-            look = self.look(np.ascontiguousarray(batch))
-            for number, (image, size) in enumerate(zip(batch, sizes)):
-                seen = seen_in(look, number)
-                final = self.lowered_if_not_dark(image, seen.probabilities, size)
-                if self.is_near([seen.probabilities, final], thresholds):
-                    seen = self.in_turns(image, seen)
-                    final = self.lowered_if_not_dark(image, seen.probabilities, size)
-                yield seen._replace(probabilities=final)
+            look = self.look(np.ascontiguousarray(self.full(batch)))
+            turns = [[seen_in(look, number)] for number in range(len(batch))]
+            lowering = [self.lowering(image, size) for image, size in zip(batch, sizes)]
+            for quarters, near in zip(FURTHER_TURNS, self.near(batch)):
+                doubts = [doubt_of(of_image, lower, thresholds) for of_image, lower in zip(turns, lowering)]
+                self.look_again(batch, turns, np.flatnonzero(np.array(doubts) < near), quarters)
+            for of_image, lower in zip(turns, lowering):
+                seen = self.mean_of(of_image)
+                yield seen._replace(probabilities=lower(seen.probabilities))
 
-    def is_near(self, probabilities, thresholds):
-        """Whether one of an image's probabilities, rows of (n, C), is near its threshold; a file that looks at all
-        eight symmetries by itself has none to look at."""
-        return not self.metadata.get("tta") and doubt(probabilities, thresholds).min() < NEAR
+    def full(self, batch):
+        """A batch that is not full with its images repeated where a result depends on the size of the batch."""
+        return np.resize(batch, (self.batch_size, *batch.shape[1:])) if self.batch_matters else batch
 
-    def in_turns(self, image, upright):
-        """What is Seen in an image (1, S, S) by the mean of its four turns; upright: what was Seen in it alone.
+    def near(self, images):
+        """How near to a threshold, in logits, a probability of images (N, 1, S, S) must be for each of FURTHER_TURNS; a
+        file that looks at all eight symmetries by itself needs none."""
+        if self.metadata.get("tta"):
+            return ()
+        return NEAR if images.shape[-1] == self.image_size else NEAR_SMALL
+
+    def look_again(self, images, turns, numbers, quarters):
+        """Add what is Seen in the images of these numbers, turned by each of `quarters`, to their lists in `turns`."""
+        together = [[number] for number in numbers] if self.batch_matters or not len(numbers) else [numbers]
+        for group in together:
+            look = self.look(np.concatenate([turned(images[number], quarters) for number in group]))
+            for place, number in enumerate(group):
+                first = place * len(quarters)
+                turns[number] += [seen_in(look, first + turn) for turn in range(len(quarters))]
+
+    def mean_of(self, turns):
+        """What is Seen in an image by the mean of its turns, the first of which is upright.
 
         Logits and class maps are means. Crack lines are those of the turn in which a crack is most probable.
         """
-        others = self.look(other_turns(image))
-        turns = [upright, *(seen_in(others, number) for number in range(len(others.probabilities)))]
+        upright = turns[0]
+        if len(turns) == 1:
+            return upright
         probabilities = np.stack([turn.probabilities for turn in turns])
         class_map = follow_lines = None
         if upright.map is not None:
@@ -110,20 +138,27 @@ class Engine:
             follow_lines = partial(lines_turned_back, turns[surest], surest)
         return Seen(mean_of_turns(probabilities), upright.first_look, class_map, follow_lines)
 
-    def lowered_if_not_dark(self, image, probabilities, size):
-        """An image's probabilities (C,), that of an inactive region LOWER_IF_NOT_DARK logits lower where no part of the
-        image (1, S, S) is much darker than the rest. Small cells stay as they are: they are too blurred to tell.
+    def lowering(self, image, size):
+        """A function that makes an image's probability of an inactive region LOWER_IF_NOT_DARK logits lower, of (C,),
+        where no part of the image (1, S, S) is much darker than the rest. Small cells stay as they are: they are too
+        blurred to tell.
 
         size: of the cell in its image, as in `look_at`.
         """
         is_small = image.shape[-1] != self.image_size or square_side(size) < min(FEW, self.image_size)
-        probabilities = probabilities.copy()
-        if "inactive" in self.classes and not is_small:
-            inactive = self.classes.index("inactive")
+        if "inactive" not in self.classes or is_small:
+            return np.copy
+        inactive = self.classes.index("inactive")
+        is_dark = cache(partial(has_dark_region, image[0], size))
+
+        def lower(probabilities):
+            probabilities = probabilities.copy()
             probability = probabilities[inactive]
-            if probability > UNLIKELY and not has_dark_region(image[0], size):
+            if probability > UNLIKELY and not is_dark():
                 probabilities[inactive] = max(expit(logits_of(probability) - LOWER_IF_NOT_DARK), UNLIKELY)
-        return probabilities
+            return probabilities
+
+        return lower
 
     def side_for(self, pixels):
         """S for a cell whose square has so many pixels a side in its image (`small.square_side`)."""
@@ -132,6 +167,12 @@ class Engine:
     def thresholds(self, point="f1"):
         """Probabilities, float32 (C,), from which a cell counts as positive; InputError for an unknown point."""
         return np.asarray(choose_thresholds(self.operating_points, point), np.float32)
+
+
+def doubt_of(turns, lower, thresholds):
+    """How far an image is from another call, in logits, by the mean of what was Seen in its turns; see `lowering`."""
+    mean = mean_of_turns([seen.probabilities for seen in turns])
+    return doubt(lower(mean)[None], thresholds)[0]
 
 
 def seen_in(look, number):

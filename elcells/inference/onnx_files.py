@@ -7,13 +7,15 @@
 
 import importlib.util
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from elcells.files import InputError, needed, reason
 from elcells.inference.class_maps import last_features, weighted
-from elcells.inference.engine import Engine, Look
+from elcells.inference.engine import Engine, Look, in_batches
 from elcells.inference.small import for_side, lowered, small_side
 
 # onnxruntime, openvino and onnx are imported by the functions that use them.
@@ -113,7 +115,8 @@ def open_model(path, engine="auto", threads=0, device="auto", precision="float32
     """Open an ONNX file as an Engine.
 
     engine: "onnxruntime", "openvino", or "auto" (OpenVINO where it is installed, except for CUDA).
-    threads: of the arithmetic, 0 for all cores.
+    threads: 0 for all cores. In ONNX Runtime each works on an image of its own: so no result depends on the batch, and
+        it takes less CPU time than all threads at one batch, which wait for each other busily.
     device: "cpu", "cuda", or "auto" (CUDA where ONNX Runtime has it).
     precision: of OpenVINO's arithmetic, "float32", or "auto": bfloat16 where the processor is fast in it.
     maps: whether it makes class maps too, where the file's last layer allows it.
@@ -124,7 +127,7 @@ def open_model(path, engine="auto", threads=0, device="auto", precision="float32
     if engine == "auto":
         has_openvino = importlib.util.find_spec("openvino") is not None
         engine = "openvino" if has_openvino and device != "cuda" else "onnxruntime"
-    opener = _run_openvino if engine == "openvino" else _run_onnxruntime
+    opener, arithmetic_threads = (_run_openvino, threads) if engine == "openvino" else (_run_onnxruntime, 1)
     features, weight = (last_features(proto, metadata) if maps else None) or (None, None)
     has_lines = any(output.name == LINES for output in proto.graph.output)
     network, decoder, decoder_inputs = apart(proto) if has_lines else (proto, None, [])
@@ -133,17 +136,17 @@ def open_model(path, engine="auto", threads=0, device="auto", precision="float32
     if features:
         network.graph.output.add().name = features
     try:
-        run_full_size, name = opener(network.SerializeToString(), threads, device, precision)
+        run_full_size, name = opener(network.SerializeToString(), arithmetic_threads, device, precision)
         runs = {metadata["image_size"]: run_full_size}
         if small_size:
             of_small_size = for_side(network, small_size)
-            runs[small_size], _ = opener(of_small_size.SerializeToString(), threads, device, precision)
+            runs[small_size], _ = opener(of_small_size.SerializeToString(), arithmetic_threads, device, precision)
         if has_lines:
-            run_decoder, _ = opener(decoder.SerializeToString(), threads, device, precision)
+            run_decoder, _ = opener(decoder.SerializeToString(), arithmetic_threads, device, precision)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
-    def look(images):
+    def look_at_once(images):
         side = images.shape[-1]
         if side not in runs:
             raise InputError(f"{path}: takes images of {' or '.join(map(str, runs))} pixels a side, not {side}")
@@ -166,13 +169,35 @@ def open_model(path, engine="auto", threads=0, device="auto", precision="float32
         probabilities = lowered(probabilities, images, small_size)
         return Look(probabilities, class_maps, follow_lines if can_be_followed else None)
 
+    pool = ThreadPoolExecutor(threads or cores())
+
+    def look_in_threads(images):
+        return joined(list(pool.map(look_at_once, in_batches(images, 1))))
+
+    shares_batches = name != "onnxruntime"  # OpenVINO and CUDA share out a batch themselves
     return Engine(
-        look,
+        look_at_once if shares_batches else look_in_threads,
         tuple(metadata["classes"]),
         metadata["image_size"],
         name,
         metadata["operating_points"],
         has_lines=has_lines,
         small_size=small_size,
+        batch_matters=shares_batches,
         metadata=metadata,
     )
+
+
+def joined(looks):
+    """The Looks at single images as one Look at their batch."""
+    probabilities = np.concatenate([look.probabilities for look in looks])
+    has_maps = looks[0].maps is not None
+    maps = np.concatenate([look.maps for look in looks]) if has_maps else None
+    can_be_followed = looks[0].follow_lines is not None
+    follow_lines = (lambda number: looks[number].follow_lines(0)) if can_be_followed else None
+    return Look(probabilities, maps, follow_lines)
+
+
+def cores():
+    """How many of the machine's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -63,7 +63,7 @@ def cut_and_show(cells_folder, shown_folder, grid, item):
     """
     path, name, corners, bend = item
     module = cut_and_save(name, cells_folder, path, *grid, corners, bend)
-    image = Path(shown_folder) / f"{name}.png"
+    image = Path(shown_folder) / f"{name}.jpg"
     if not module.cells:
         shutil.rmtree(Path(cells_folder) / name, ignore_errors=True)
         image.unlink(missing_ok=True)

@@ -76,7 +76,7 @@ def take_files(folder, other, name):
     shutil.rmtree(cells, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
         shutil.copytree(other / CUT / name, cells, copy_function=link_or_copy)
-    for place in (f"{OVERLAYS}/{name}.png", f"{MODULES}/{name}.jpg"):
+    for place in (f"{OVERLAYS}/{name}.jpg", f"{MODULES}/{name}.jpg"):
         (folder / place).parent.mkdir(exist_ok=True)
         (folder / place).unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):

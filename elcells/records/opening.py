@@ -10,7 +10,7 @@ from elcells.records.record import RESERVED, Record
 from elcells.records.rows import quoted
 
 LOCK = ".results.lock"
-VERSION = 11  # of the tables below, and of what lengths and probabilities in them mean
+VERSION = 12  # of the tables below, and of what lengths and probabilities in them mean
 APPLICATION = int.from_bytes(b"ELce", "big")  # SQLite's application_id, which tells a record from other databases
 
 

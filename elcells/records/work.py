@@ -77,7 +77,7 @@ class Work:
             module = None
             if image.module is not None and not image.error:
                 name = module_name(image.request.path, image.request.page)
-                draw_results(image.module, Path(self.folder) / OVERLAYS / f"{name}.png", cells, engine.classes)
+                draw_results(image.module, Path(self.folder) / OVERLAYS / f"{name}.jpg", cells, engine.classes)
                 with atomic_path(Path(self.folder) / MODULES / f"{name}.jpg") as temporary:
                     image.module.image.save(temporary, "JPEG", quality=JPEG_QUALITY)
                 module = image.module.without_images()
@@ -261,7 +261,7 @@ def is_gone(path):
 def remove_files(folder, name):
     """Remove the files of a module, by its name."""
     shutil.rmtree(folder / CUT / name, ignore_errors=True)
-    for shown in (folder / OVERLAYS / f"{name}.png", folder / MODULES / f"{name}.jpg"):
+    for shown in (folder / OVERLAYS / f"{name}.jpg", folder / MODULES / f"{name}.jpg"):
         shown.unlink(missing_ok=True)
 
 
