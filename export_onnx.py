@@ -228,7 +228,7 @@ class Check:
 
     def largest_difference(self, path):
         """Largest difference of ONNX Runtime's probabilities, for all images, seven and one, and of its crack lines."""
-        engine = open_model(path, "onnxruntime", device="cpu")
+        engine = open_model(path, device="cpu")
         differences = []
         for images, expected in self.looks:
             expected = lowered(expected, images, engine.small_size)
@@ -336,7 +336,7 @@ def quality_and_speed(path, cells):
     Files are compared by f1_unseen, the mean F1 on validation and test part: the test part has so few positives that
     one more or less at the threshold can be worth 0.01.
     """
-    engine = open_model(path, "onnxruntime", device="cpu")
+    engine = open_model(path, device="cpu")
     thresholds = engine.thresholds()
     probabilities = engine(cells.unseen)
     test = slice(-cells.test_count, None)

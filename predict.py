@@ -24,7 +24,6 @@ from elcells.data.suspicions import LIKE_MODULE
 from elcells.files import InputError, command, counted, from_here, printable
 from elcells.inference.cells import MEASURED, SEVERITY
 from elcells.inference.networks import SHIPPED, Network, default_path, open_network
-from elcells.inference.onnx_files import ENGINES, PRECISIONS
 from elcells.inference.origin import describe_network, warning_about
 from elcells.inference.severity import LEAST_PIXELS
 from elcells.modules.cutting import corners_of_images, grid_size, guess_grid
@@ -177,14 +176,13 @@ def requests_of(args, classes):
 def network_of(args):
     """The Network that judges; prints which it is."""
     path, why = (args.model, "") if args.model else default_path()
-    options = {"engine": args.engine, "precision": args.engine_precision, "threads": args.threads}
     network = Network(
         str(path),
         args.device,
         batch_size=args.batch_size,
         operating_point=args.operating_point,
         maps=bool(args.out),
-        **options,
+        threads=args.threads,
     )
     engine = open_network(network)
     say(describe_network(from_here(path), engine.metadata) + why)
@@ -203,7 +201,6 @@ def info_of(network):
         classes=engine.classes,
         operating_point=network.operating_point,
         thresholds=tuple(round(float(t), 6) for t in engine.thresholds(network.operating_point)),
-        precision=network.precision or "float32",
         engine=engine.name,
     )
 
@@ -297,9 +294,6 @@ def options():
     group.add_argument("--workers", type=int, default=1, metavar="N", help=text)
     text = "let the workers of a Dask cluster do the work, such as tcp://10.0.0.1:8786 (doc/cluster.md)"
     group.add_argument("--dask", metavar="ADDRESS", help=text)
-    group.add_argument("--engine", choices=ENGINES, help="what runs an ONNX file (auto)")
-    text = "precision of OpenVINO; auto: bfloat16 where it is faster, which changes probabilities (float32)"
-    group.add_argument("--engine-precision", choices=PRECISIONS, help=text)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
     group.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (%(default)s)")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads for an ONNX file, 0: all (0)")

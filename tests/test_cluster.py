@@ -70,7 +70,7 @@ def folder(elpv, tmp_path, monkeypatch):
 @pytest.fixture
 def run(exported):
     """run(*arguments) of predict.py; returns its exit code."""
-    options = ["--model", str(exported), "--engine", "onnxruntime", "--batch-size", "4", *CPU]
+    options = ["--model", str(exported), "--batch-size", "4", *CPU]
     return lambda *arguments: predict.main([*arguments, *options])
 
 

@@ -55,7 +55,7 @@ def test_the_file_takes_uint8_gray_and_gives_pytorchs_probabilities(exported, be
 
 def test_tta_exports_the_mean_over_symmetries(best, elpv, small, tmp_path):
     assert export(elpv, tmp_path, best, "--tta") == 0
-    engine = open_model(tmp_path / "best_tta.onnx", "onnxruntime")
+    engine = open_model(tmp_path / "best_tta.onnx")
     model, _ = load_model(best)
     images = np.array(small[1][:7])
     batch = torch.from_numpy(images)
@@ -73,7 +73,7 @@ def test_normalised_brightness_is_in_both_forms_of_the_file(best, exported, smal
     with torch.no_grad():
         expected = model.probabilities(model(torch.from_numpy(images))).numpy()
         raw = export_onnx.RawInput(model).eval()(torch.from_numpy(export_onnx.as_raw_input(images, model.metadata)))
-    assert np.abs(open_model(exported, "onnxruntime")(images) - expected).max() < 1e-4
+    assert np.abs(open_model(exported)(images) - expected).max() < 1e-4
     assert np.abs(raw.numpy() - expected).max() < 1e-4
 
 
@@ -141,7 +141,7 @@ def test_the_int8_file_says_on_which_kind_of_processor_it_was_checked(exported):
 
 def test_the_int8_file_predicts_nearly_the_same(exported, small):
     int8, images = exported.with_name("best_int8.onnx"), np.array(small[1])
-    a, b = (open_model(p, "onnxruntime")(images) for p in (exported, int8))
+    a, b = (open_model(p)(images) for p in (exported, int8))
     assert np.abs(a - b).mean() < 0.05
 
 
@@ -208,8 +208,8 @@ def test_raw_input_takes_three_normalised_float_channels(elpv, best, tmp_path, s
     images = np.array(small[1][:5])
     normalised = np.repeat((images.astype(np.float32) / 255 - 0.597) / 0.161, 3, axis=1)
     got = session.run(None, {"input": normalised})[0]
-    assert np.abs(got - open_model(exported, "onnxruntime")(images)).max() < 1e-4
-    assert np.abs(got - open_model(tmp_path / "best_raw.onnx", "onnxruntime")(images)).max() < 1e-5
+    assert np.abs(got - open_model(exported)(images)).max() < 1e-4
+    assert np.abs(got - open_model(tmp_path / "best_raw.onnx")(images)).max() < 1e-5
 
 
 @pytest.fixture(scope="module")

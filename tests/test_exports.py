@@ -29,7 +29,7 @@ from elcells.records.opening import reading, writing
 from elcells.records.requests import ImageResult, Request
 from elcells.records.runs import RunInfo
 
-INFO = RunInfo("n.onnx", "00", "n.onnx", ("crack", "inactive"), "f1", (0.5, 0.4), "float32", "onnxruntime")
+INFO = RunInfo("n.onnx", "00", "n.onnx", ("crack", "inactive"), "f1", (0.5, 0.4), "float32")
 ODD = ["/a/=1+1;x.png", '/a/two\nlines "and\rmore.png', "/a/\udcff\udcfe.png", "/a/ü.png"]
 
 
@@ -328,12 +328,12 @@ def test_results_say_what_is_missing(out, tmp_path):
 
 @pytest.fixture
 def cells(exported):
-    return Cells(exported, device="cpu", engine="onnxruntime", threads=1)
+    return Cells(exported, device="cpu", threads=1)
 
 
 def test_arrays_and_files_get_the_calls_of_predict(cells, exported, elpv, tmp_path):
     paths = sorted((elpv.parent / "images").glob("*.png"))[:5]
-    options = ["--model", str(exported), "--engine", "onnxruntime", "--threads", "1", *CPU]
+    options = ["--model", str(exported), "--threads", "1", *CPU]
     assert predict.main([*map(str, paths), "--out", str(tmp_path / "out"), *options]) == 0
     by_predict = open_results(tmp_path / "out").cells
     images = [np.asarray(Image.open(path)) for path in paths]
@@ -377,7 +377,7 @@ import sys
 import elcells
 assert not {"numpy", "pandas"} & set(sys.modules)
 from elcells import Cells, open_results
-assert len(Cells(sys.argv[1], device="cpu", engine="onnxruntime")(sys.argv[2])) == 48
+assert len(Cells(sys.argv[1], device="cpu")(sys.argv[2])) == 48
 assert len(open_results(sys.argv[3]).cells) == 9
 loaded = {"torch", "torchvision", "sklearn", "matplotlib", "distributed"} & set(sys.modules)
 assert not loaded, loaded

@@ -174,7 +174,7 @@ def test_a_missing_page_is_named(gray, tmp_path):
 def test_predict_reports_what_it_assumed(gray, exported, tmp_path, capsys):
     for name in "ab":
         Image.fromarray(gray.astype(np.uint16) << 4).save(tmp_path / f"{name}.png")
-    assert predict.main([str(tmp_path), "--model", str(exported), "--engine", "onnxruntime", "--device", "cpu"]) == 0
+    assert predict.main([str(tmp_path), "--model", str(exported), "--device", "cpu"]) == 0
     assert "2 images use 12 of 16 bits." in capsys.readouterr().err
 
 
@@ -355,7 +355,7 @@ def test_an_image_that_cant_be_read_never_ends_a_run(gray, exported, tmp_path, c
     with pytest.raises(InputError, match=words):
         examine(bad, 300)
     Image.fromarray(gray).save(tmp_path / "good.png")
-    assert predict.main([str(tmp_path), "--model", str(exported), "--engine", "onnxruntime", "--device", "cpu"]) == 3
+    assert predict.main([str(tmp_path), "--model", str(exported), "--device", "cpu"]) == 3
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 3 and words in rows[1] and rows[2].startswith(str(tmp_path / "good.png"))
 

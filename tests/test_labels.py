@@ -23,7 +23,7 @@ from elcells.records.rows import final_calls
 from elcells.records.runs import RunInfo
 from elcells.records.summary import lines_about
 
-INFO = RunInfo("n.onnx", "00", "n.onnx", ("crack", "inactive"), "f1", (0.5, 0.4), "float32", "onnxruntime")
+INFO = RunInfo("n.onnx", "00", "n.onnx", ("crack", "inactive"), "f1", (0.5, 0.4), "onnxruntime")
 HEADER = "filename;crack;inactive;unsure;who;when\n"
 SHAPE = shape_image(*np.eye(300, dtype=bool)[None].repeat(2, 0))
 

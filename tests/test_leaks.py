@@ -34,7 +34,7 @@ def test_ten_thousand_predictions_hold_memory_and_files_flat(exported, small, tm
     for i in range(100):
         Image.fromarray(np.array(small[1][i % 48, 0])).save(tmp_path / f"{i:03}.png")
     paths = [str(tmp_path / f"{i % 100:03}.png") for i in range(10_000)]
-    work = Work(Network(str(exported), engine="onnxruntime", threads=1))
+    work = Work(Network(str(exported), threads=1))
     marks = {}
     for number, result in enumerate(Here().results(work, tasks_of(map(request_of, paths), 16)), 1):
         assert result.cells[0].judged

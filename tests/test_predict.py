@@ -66,8 +66,7 @@ def folder(elpv, tmp_path):
 
 
 def run(model, *more):
-    engine = ["--engine", "onnxruntime"] if str(model).endswith(".onnx") else []
-    return predict.main([*CPU, *map(str, more), "--model", str(model), *engine])
+    return predict.main([*CPU, *map(str, more), "--model", str(model)])
 
 
 def rows(path):
@@ -90,7 +89,7 @@ def test_a_negative_number_of_threads_is_refused(capsys):
 
 def test_every_image_gets_its_row(exported, folder, tmp_path, capsys):
     assert run(exported, folder, "--out", tmp_path / "out") == 0
-    table, engine = rows(tmp_path / "out"), open_model(exported, "onnxruntime")
+    table, engine = rows(tmp_path / "out"), open_model(exported)
     assert len(table) == 20 == len({r["filename"] for r in table})
     for row in table:
         p = engine.judged(read_image(row["filename"], 64)[None, None], engine.thresholds())[0]
@@ -121,7 +120,7 @@ def test_an_operating_point_changes_the_labels_but_no_probability(exported, best
         for point in ("f1", "recall"):
             assert run(model, folder, "--operating-point", point) == 0
             table = printed(capsys)[0]
-            threshold = open_model(exported, "onnxruntime").thresholds(point)[0]
+            threshold = open_model(exported).thresholds(point)[0]
             for row in table:
                 above = float(row["p_crack"]) - threshold
                 assert int(row["crack"]) == (above >= 0) or abs(above) <= 3e-4  # the table rounds to four digits
@@ -208,7 +207,7 @@ def test_an_onnx_model_needs_no_torch(exported, folder):
         "import sys, predict; assert predict.main(sys.argv[1:]) == 0; "
         "loaded = {'torch', 'torchvision'} & set(sys.modules); assert not loaded, loaded"
     )
-    command = [sys.executable, "-c", code, str(folder), "--model", str(exported), "--engine", "onnxruntime", *CPU]
+    command = [sys.executable, "-c", code, str(folder), "--model", str(exported), *CPU]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert result.returncode == 0, result.stderr
 
@@ -264,13 +263,6 @@ def test_files_that_are_no_model_are_named(exported, tmp_path):
             open_model(tmp_path / name)
 
 
-def test_an_engine_that_is_not_installed_is_named(exported, monkeypatch):
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    assert open_model(exported, "auto").name == "onnxruntime"
-    with pytest.raises(InputError, match="the package openvino is not installed; `pip install openvino`"):
-        open_model(exported, "openvino")
-
-
 @pytest.mark.parametrize(
     "options, complaint",
     [
@@ -291,7 +283,7 @@ def test_bad_options_get_one_sentence_and_exit_code_2(exported, capsys, monkeypa
 
 def test_the_network_that_comes_along_predicts_where_there_is_no_other(elpv, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert predict.main([str(elpv.parent / "images"), "--engine", "onnxruntime", *CPU]) == 0
+    assert predict.main([str(elpv.parent / "images"), *CPU]) == 0
     table, err = printed(capsys)
     assert "cells.onnx: efficientnet_lite0, " in err and "no onnx/best.onnx nor checkpoints/best.ckp here" in err
     assert "WARNING" not in err
@@ -353,7 +345,7 @@ def test_the_network_that_comes_along_predicts_as_ever(tmp_path):
     """Probabilities of crack and inactive that it gave when it was exported."""
     cells = data.read_table(ROOT / "data.csv", images=tmp_path)
     data.fill_images(cells[cells["filename"].isin([f"images/{c}.png" for c in PROBABILITIES])])
-    engine = open_model(predict.SHIPPED, "onnxruntime", device="cpu")
+    engine = open_model(predict.SHIPPED, device="cpu")
     images = np.stack([read_image(tmp_path / "images" / f"{c}.png") for c in PROBABILITIES])[:, None]
     assert engine(images) == pytest.approx(np.array(list(PROBABILITIES.values())), abs=5e-4)
 
@@ -404,24 +396,16 @@ def test_the_newer_of_file_and_checkpoint_predicts(exported, best, folder, tmp_p
     assert err.startswith("checkpoints/best.ckp: ") and "(newer than onnx/best.onnx)" in err
 
 
-@pytest.mark.parametrize("options", [["--engine", "onnxruntime"], ["--threads", "2"], ["--engine-precision", "auto"]])
-def test_options_that_a_checkpoint_ignores_are_refused(best, folder, capsys, options):
-    assert predict.main([str(folder), "--model", str(best), *options, *CPU]) == 2
+def test_threads_are_refused_for_a_checkpoint(best, folder, capsys):
+    assert predict.main([str(folder), "--model", str(best), "--threads", "2", *CPU]) == 2
     assert "PyTorch runs a checkpoint" in capsys.readouterr().err
-
-
-def test_openvino_computes_in_float32(exported, small):
-    pytest.importorskip("openvino")
-    images = np.array(small[1])
-    difference = np.abs(open_model(exported, "openvino")(images) - open_model(exported, "onnxruntime")(images))
-    assert difference.max() < 1e-4
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_a_missing_package_is_named(exported, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=f"the package {package} is not installed; `pip install {package}`"):
-        open_model(exported, "onnxruntime")
+        open_model(exported)
 
 
 def test_the_reason_in_a_foreign_message_is_kept():

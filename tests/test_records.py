@@ -80,8 +80,8 @@ def run(exported, tmp_path):
 
 
 def arguments_of(model, out, *arguments):
-    engine = ["--engine", "onnxruntime", "--threads", "1"] if str(model).endswith(".onnx") else []
-    return [*map(str, arguments), "--out", str(out), "--model", str(model), *engine, *CPU, "--batch-size", "4"]
+    threads = ["--threads", "1"] if str(model).endswith(".onnx") else []
+    return [*map(str, arguments), "--out", str(out), "--model", str(model), *threads, *CPU, "--batch-size", "4"]
 
 
 def module_of(pixels, first, columns=4, rows=4, side=32):
@@ -350,7 +350,7 @@ def test_images_of_a_run_that_was_stopped_are_missed(lines, run, monkeypatch, ca
 @pytest.fixture
 def info(exported):
     """A RunInfo."""
-    return predict.info_of(Network(str(exported), device="cpu", engine="onnxruntime", threads=1))
+    return predict.info_of(Network(str(exported), device="cpu", threads=1))
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,6 @@ def info(exported):
         ({"sha256": "0"}, "network"),
         ({"operating_point": "recall"}, "operating point"),
         ({"thresholds": (0.5, 0.4)}, "threshold"),
-        ({"precision": "auto"}, "precision"),
     ],
 )
 def test_a_record_is_not_gone_on_with_otherwise(info, tmp_path, change, what):
@@ -372,7 +371,7 @@ def test_a_record_is_not_gone_on_with_otherwise(info, tmp_path, change, what):
         assert len(list(record.runs(["id"]))) == 1
 
 
-@pytest.mark.parametrize("change", [{"engine": "openvino"}, {"network": "copy.onnx"}])
+@pytest.mark.parametrize("change", [{"engine": "onnxruntime on CUDA"}, {"network": "copy.onnx"}])
 def test_what_changes_no_result_may_change(info, tmp_path, change):
     for each in (info, replace(info, **change)):
         with writing(tmp_path, each):

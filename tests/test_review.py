@@ -27,7 +27,7 @@ from elcells.records.requests import ImageResult, module_name, request_of
 from elcells.records.runs import RunInfo
 
 STRANGE = "<b>Zelle \"1\"; größe & 'x'.png"
-INFO = RunInfo("n.onnx", "00", "n.onnx", ("crack", "inactive"), "f1", (0.5, 0.4), "float32", "onnxruntime")
+INFO = RunInfo("n.onnx", "00", "n.onnx", ("crack", "inactive"), "f1", (0.5, 0.4), "onnxruntime")
 SHAPE = shape_image(np.eye(SIDE, dtype=bool), np.zeros((SIDE, SIDE), bool))
 NEXT = "filename;crack;inactive;unsure;who;when\n"
 

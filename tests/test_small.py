@@ -84,7 +84,7 @@ def test_the_file_judges_small_images_as_pytorch_does(tmp_path, monkeypatch):
     model = build_model(image_size=SIDE, normalise_brightness=True).eval()
     save_checkpoint(tmp_path / "small.ckp", model)
     assert not export(["small.ckp", "--out", "."])
-    from_file = open_model("small.onnx", "onnxruntime", maps=True)
+    from_file = open_model("small.onnx", maps=True)
     from_checkpoint = open_checkpoint("small.ckp", "cpu", maps=True)
     assert from_file.small_size == from_checkpoint.small_size == SMALL_SIDE
     rng = np.random.default_rng(0)

@@ -191,7 +191,7 @@ def test_the_network_that_comes_along_is_a_starting_point(lite0, elpv):
     load_initial_weights(model, ROOT / "cells.onnx")
     cells = data.read_table(elpv).head(12).assign(image=range(12))
     images = np.stack([read_image(path, 300) for path in cells["path"]])[:, None]
-    probabilities = open_model(ROOT / "cells.onnx", "onnxruntime")(images)
+    probabilities = open_model(ROOT / "cells.onnx")(images)
     with torch.no_grad():
         logits = model.eval()(torch.from_numpy(images)).numpy()
         restore_norms(model, data.CellDataset(cells, images))

@@ -19,15 +19,13 @@ SHIPPED = Path(__file__).resolve().parents[2] / "cells.onnx"
 class Network:
     """Which network judges, and how; `open_network` opens it.
 
-    path: str of an ONNX file or checkpoint. device: auto, cpu or cuda. engine, precision, threads: of an ONNX file, as
-    `open_model` takes them. batch_size: images at a time. operating_point: which thresholds are taken. maps: whether it
+    path: str of an ONNX file or checkpoint. device: auto, cpu or cuda. threads: of an ONNX file, as `open_model` takes
+    them. batch_size: images at a time. operating_point: which thresholds are taken. maps: whether it
     makes class maps too.
     """
 
     path: str
     device: str = "auto"
-    engine: str | None = None
-    precision: str | None = None
     threads: int | None = None
     batch_size: int = 16
     operating_point: str = "f1"
@@ -58,15 +56,13 @@ def default_path():
 @functools.lru_cache(maxsize=2)
 def open_network(network):
     """The Engine of a Network; the same one when it is asked for again."""
-    options = {name: getattr(network, name) for name in ("engine", "precision", "threads")}
-    options = {name: value for name, value in options.items() if value is not None}
     path = Path(network.path)
     if not is_onnx(path):
-        if options:
-            raise InputError(f"{path}: PyTorch runs a checkpoint; engine, its precision and threads are for ONNX files")
+        if network.threads is not None:
+            raise InputError(f"{path}: PyTorch runs a checkpoint; threads are for ONNX files")
         engine = open_checkpoint(path, network.device, network.maps)
     else:
-        engine = open_model(path, device=network.device, maps=network.maps, **options)
+        engine = open_model(path, network.threads or 0, network.device, network.maps)
     return replace(engine, batch_size=network.batch_size)
 
 

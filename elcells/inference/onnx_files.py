@@ -5,7 +5,6 @@
 >>> probabilities = engine.judged(images, engine.thresholds())  # as predict.py judges cells that are not small
 """
 
-import importlib.util
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +17,8 @@ from elcells.inference.class_maps import last_features, weighted
 from elcells.inference.engine import Engine, Look, in_batches
 from elcells.inference.small import for_side, lowered, small_side
 
-# onnxruntime, openvino and onnx are imported by the functions that use them.
+# onnxruntime and onnx are imported by the functions that use them.
 
-ENGINES = ("auto", "onnxruntime", "openvino")
-PRECISIONS = ("float32", "auto")
 NEEDED_METADATA = {"classes", "operating_points", "image_size", "mean", "std", "input"}
 
 
@@ -62,12 +59,10 @@ def read_onnx(path):
     return proto, metadata
 
 
-def _run_onnxruntime(model, threads, device, precision):
+def _in_onnxruntime(model, device):
     """(run, name) of a model (bytes) in ONNX Runtime, on its CUDA provider where that is installed and `device` allows
     it; run(names, {input: array}) gives a list of the outputs of these names."""
     onnxruntime = needed("onnxruntime")
-    if precision != "float32":
-        raise InputError(f"--engine-precision {precision}: is for --engine openvino")
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if device == "cuda" and not has_cuda:
         raise InputError("--device cuda: needs ONNX Runtime's CUDA provider; `pip install onnxruntime-gpu`")
@@ -75,7 +70,7 @@ def _run_onnxruntime(model, threads, device, precision):
     if has_cuda and device != "cpu":
         providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1  # see open_model
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(model, options, providers=providers)
@@ -86,48 +81,17 @@ def _run_onnxruntime(model, threads, device, precision):
     return session.run, name
 
 
-def _run_openvino(model, threads, device, precision):
-    """(run, name) of a model (bytes) in OpenVINO, as for ONNX Runtime."""
-    openvino = needed("openvino")
-    if device == "cuda":
-        raise InputError("--device cuda: OpenVINO has none; give --engine onnxruntime for that")
-    # with two streams OpenVINO 2026.4 computed nonsense in 13 of 32 starts
-    config = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
-    if precision == "float32":  # else it takes bfloat16 where the processor has it
-        config["INFERENCE_PRECISION_HINT"] = "f32"
-    if threads:
-        config["INFERENCE_NUM_THREADS"] = threads
-    try:
-        core = openvino.Core()
-        compiled = core.compile_model(core.read_model(model), "CPU", config)
-    except Exception as error:  # openvino's own exceptions
-        raise InputError(f"OpenVINO can't load it ({reason(error)})") from None
-    request = compiled.create_infer_request()
-
-    def run(outputs, inputs):
-        results = request.infer(inputs)
-        return [results[name].copy() for name in outputs]
-
-    return run, "openvino"
-
-
-def open_model(path, engine="auto", threads=0, device="auto", precision="float32", maps=False):
+def open_model(path, threads=0, device="auto", maps=False):
     """Open an ONNX file as an Engine.
 
-    engine: "onnxruntime", "openvino", or "auto" (OpenVINO where it is installed, except for CUDA).
-    threads: 0 for all cores. In ONNX Runtime each works on an image of its own: so no result depends on the batch, and
-        it takes less CPU time than all threads at one batch, which wait for each other busily.
+    threads: 0 for all cores. Each works on an image of its own: so no result depends on the batch, and it takes less
+        CPU time than all threads at one batch, which wait for each other busily.
     device: "cpu", "cuda", or "auto" (CUDA where ONNX Runtime has it).
-    precision: of OpenVINO's arithmetic, "float32", or "auto": bfloat16 where the processor is fast in it.
     maps: whether it makes class maps too, where the file's last layer allows it.
     """
     proto, metadata = read_onnx(path)
     from elcells.inference.line_decoder import LINES, apart
 
-    if engine == "auto":
-        has_openvino = importlib.util.find_spec("openvino") is not None
-        engine = "openvino" if has_openvino and device != "cuda" else "onnxruntime"
-    opener, arithmetic_threads = (_run_openvino, threads) if engine == "openvino" else (_run_onnxruntime, 1)
     features, weight = (last_features(proto, metadata) if maps else None) or (None, None)
     has_lines = any(output.name == LINES for output in proto.graph.output)
     network, decoder, decoder_inputs = apart(proto) if has_lines else (proto, None, [])
@@ -136,13 +100,13 @@ def open_model(path, engine="auto", threads=0, device="auto", precision="float32
     if features:
         network.graph.output.add().name = features
     try:
-        run_full_size, name = opener(network.SerializeToString(), arithmetic_threads, device, precision)
+        run_full_size, name = _in_onnxruntime(network.SerializeToString(), device)
         runs = {metadata["image_size"]: run_full_size}
         if small_size:
             of_small_size = for_side(network, small_size)
-            runs[small_size], _ = opener(of_small_size.SerializeToString(), arithmetic_threads, device, precision)
+            runs[small_size], _ = _in_onnxruntime(of_small_size.SerializeToString(), device)
         if has_lines:
-            run_decoder, _ = opener(decoder.SerializeToString(), arithmetic_threads, device, precision)
+            run_decoder, _ = _in_onnxruntime(decoder.SerializeToString(), device)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -174,16 +138,16 @@ def open_model(path, engine="auto", threads=0, device="auto", precision="float32
     def look_in_threads(images):
         return joined(list(pool.map(look_at_once, in_batches(images, 1))))
 
-    shares_batches = name != "onnxruntime"  # OpenVINO and CUDA share out a batch themselves
+    on_cuda = name != "onnxruntime"
     return Engine(
-        look_at_once if shares_batches else look_in_threads,
+        look_at_once if on_cuda else look_in_threads,
         tuple(metadata["classes"]),
         metadata["image_size"],
         name,
         metadata["operating_points"],
         has_lines=has_lines,
         small_size=small_size,
-        batch_matters=shares_batches,
+        batch_matters=on_cuda,
         metadata=metadata,
     )
 

@@ -48,8 +48,8 @@ def quality_of(info, shipped_sha256):
     if info["sha256"] != shipped_sha256:
         return ["How good this network is on cells of other modules and cameras was not measured by this program."]
     sentences = [MEASURED, "Its labels were made by a vision-language model, not by PV experts."]
-    if (info["operating_point"], info["precision"]) != ("f1", "float32"):
-        sentences.insert(1, "These figures are for the operating point f1 in float32, not for this report's settings.")
+    if info["operating_point"] != "f1":
+        sentences.insert(1, "These figures are for the operating point f1, not for this report's.")
     return sentences
 
 

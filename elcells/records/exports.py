@@ -19,7 +19,7 @@ from elcells.records.rows import Labels, image_name, place_of, quoted
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 BLACK_COLUMN, DARK_COLUMN = "nearly_black", "dark"  # counts of cells
 PERSON = "person"  # column of who labelled a cell, and beginning of the labels' columns
-RUN_FIELDS = "id started network sha256 trained operating_point thresholds engine precision".split()
+RUN_FIELDS = "id started network sha256 trained operating_point thresholds engine".split()
 SHEET_ROWS = 2**20 - 1  # below the header; a spreadsheet has no more
 TEXT_COLUMNS = "filename image name module why error started finished network sha256 trained engine".split()
 WIDE, NARROW = 40, 11  # characters, of columns of text and of numbers

@@ -17,7 +17,7 @@ APPLICATION = int.from_bytes(b"ELce", "big")  # SQLite's application_id, which t
 TABLES = """
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY, started TEXT, finished TEXT, network TEXT, sha256 TEXT, trained TEXT, classes TEXT,
-    operating_point TEXT, thresholds TEXT, engine TEXT, precision TEXT,
+    operating_point TEXT, thresholds TEXT, engine TEXT,
     version TEXT, key TEXT, derived INTEGER
 );
 CREATE TABLE images (

@@ -20,7 +20,6 @@ class RunInfo:
     classes: tuple
     operating_point: str
     thresholds: tuple
-    precision: str
     engine: str
 
     def row(self):
@@ -33,7 +32,6 @@ FIXED = {  # columns of runs that can't change: what the user would call them
     "sha256": "network",
     "operating_point": "operating point",
     "thresholds": "threshold",
-    "precision": "precision",
 }
 
 
