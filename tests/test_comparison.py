@@ -23,7 +23,7 @@ from elcells.records.opening import reading, writing
 from elcells.records.requests import ImageResult, Request, module_name
 from elcells.records.runs import RunInfo
 
-INFO = RunInfo("a.onnx", "00", "a.onnx: a network", ("crack", "inactive"), "F1", (0.5, 0.5), "float32", "torch")
+INFO = RunInfo("a.onnx", "00", "a.onnx: a network", ("crack", "inactive"), "F1", (0.5, 0.5), "torch")
 SOUND, CRACKED, INACTIVE, DARK = (0.01, 0.01), (0.99, 0.01), (0.01, 0.99), None
 SIDE = 20  # pixels of a cell
 

@@ -30,7 +30,7 @@ from elcells.records.opening import reading, writing
 from elcells.records.requests import ImageResult, Request, module_name
 from elcells.records.runs import RunInfo
 
-INFO = RunInfo("a.onnx", "00", "a.onnx: a network", ("crack", "inactive"), "f1", (0.5, 0.4), "float32", "torch")
+INFO = RunInfo("a.onnx", "00", "a.onnx: a network", ("crack", "inactive"), "f1", (0.5, 0.4), "torch")
 SOUND, CRACKED, INACTIVE, BOTH, NEAR = (0.01, 0.01), (0.99, 0.01), (0.01, 0.9), (0.8, 0.95), (0.45, 0.01)
 STRANGE = "<b>Zelle \"1\"; größe & 'x'#1%2.png"
 DARK_CELL = {"dark_part": 1.0, "dark_ratio": 0.31}
