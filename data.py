@@ -36,7 +36,7 @@ from elcells.data.splits import (  # noqa: F401 (scripts use them as data.split_
     split_parts,
 )
 from elcells.data.tables import CLASSES, in_order, read_rows
-from elcells.files import InputError, atomic_path, command
+from elcells.files import InputError, atomic_path, command, counted
 
 # torch and scikit-learn are imported where they are used: a program that only reads images needs neither.
 
@@ -68,9 +68,12 @@ def read_table(path="data.csv", classes=CLASSES, images=None):
     table = read_rows(path, ["filename", *classes])
     if "unsure" in table:  # of review.html: 1 for unsure, 0 without labels for one that was taken back
         is_blank = (table[list(classes)] == "").all(axis=1)
-        table = table[(table["unsure"] != "1") & ~((table["unsure"] == "0") & is_blank)]
-        if table.empty:
+        has_no_label = (table["unsure"] == "1") | ((table["unsure"] == "0") & is_blank)
+        if has_no_label.all():
             raise InputError(f"{path}: has no label, only cells of which people were unsure; label some")
+        if count := has_no_label.sum():
+            print(f"{path}: {counted(count, 'cell is', 'cells are')} left out, of which people were unsure.")
+        table = table[~has_no_label]
     for name in classes:
         table[name] = _labels(path, table[name])
     if line := _first_line(table["filename"] == ""):

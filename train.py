@@ -222,21 +222,22 @@ def evaluate_checkpoint(args, out):
     folder = Path(path).resolve().parent.name
     prefix = f"{folder}_" if folder.startswith("fold_") else ""
     prefix += f"{Path(path).stem}_"
-    report_test_part(model, checkpoint, CellDataset(test, images, job.classes), job, out, leak, prefix)
+    report_test_part((model, checkpoint), path, CellDataset(test, images, job.classes), job, out, leak, prefix)
 
 
-def report_test_part(model, checkpoint, test_set, job, out, leak="", prefix=""):
+def report_test_part(trained, path, test_set, job, out, leak="", prefix=""):
     """Predict the test part as the job says, write report, predictions and plots, and print the table.
 
-    leak: `contamination` of the test part.
+    trained: (model, checkpoint) of the file at `path`. leak: `contamination` of the test part.
     """
+    model, checkpoint = trained
     predicted = add_predictions(model, test_set, job.operating_point, job.tta)
     if rank() > 0:
         return
     write_predictions(predicted, model.classes, out / "checkpoints" / f"{prefix}test_predictions.csv")
-    title = f"epoch {checkpoint['epoch']}" if "epoch" in checkpoint else "no epoch recorded"
-    title += f"{how_predicted(job)}, {describe_weights(model.metadata)} at the start"
-    description = describe_run(model, checkpoint, job, leak)
+    epoch = f"epoch {checkpoint['epoch']}" if "epoch" in checkpoint else "no epoch recorded"
+    title = f"{path}, {epoch}{how_predicted(job)}, {describe_weights(model.metadata)} at the start"
+    description = {"checkpoint": str(path)} | describe_run(model, checkpoint, job, leak)
     write_results(predicted, test_set, model.classes, job.split, out, title, description, prefix)
 
 
@@ -321,7 +322,8 @@ def train_once(session, resume):
         return 130
     print()
     leak = contamination(parts[2], session.job.weights)
-    report_test_part(*trained, session.dataset(parts[2]), session.job, session.out, leak)
+    path = session.out / "checkpoints" / "best.ckp"
+    report_test_part(trained, path, session.dataset(parts[2]), session.job, session.out, leak)
     return 0
 
 

@@ -31,6 +31,15 @@ def test_agreement_is_kappa_and_f1_of_the_common_cells(two):
     assert crack["kappa"] == pytest.approx((same - chance) / (1 - chance))
 
 
+def test_cells_of_which_people_were_unsure_are_left_out_and_counted(two, tmp_path, capsys):
+    table = data.pd.read_csv(two[0], sep=";", dtype=str).assign(unsure="0")
+    table.loc[[0, 7], ["crack", "inactive", "unsure"]] = "", "", "1"
+    table.to_csv(two[0], sep=";", index=False)
+    assert data.main(["--agree", *map(str, two), "--disputes", str(tmp_path / "disputes.html")]) == 0
+    out = capsys.readouterr().out
+    assert "a.csv: 2 cells are left out, of which people were unsure." in out and "45 cells are in both" in out
+
+
 def held(path):
     """The data inside a page."""
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(encoding="utf-8"))

@@ -205,6 +205,18 @@ def test_a_mistyped_grid_does_not_replace_modules_that_are_sure(modules, run, tm
     assert len(rows(tmp_path / "out")) == 3 * 16
 
 
+def test_a_grid_does_not_replace_what_was_judged_as_cells(lines, modules, run, tmp_path, monkeypatch, capsys):
+    assert run(lines[0]) == 0
+    before = rows(tmp_path / "out")
+    assert run(lines[0], *GRID) == 2
+    assert "cell0.png: was judged as a cell, like 5 other images; give --grid" in capsys.readouterr().err
+    assert rows(tmp_path / "out") == before
+    monkeypatch.setattr("elcells.data.images.looks_like_module", lambda *_: True)
+    monkeypatch.setattr("elcells.data.images.CELL_SIDE", 0)
+    assert run(modules, out=tmp_path / "out2") == 0
+    assert run(modules, *GRID, out=tmp_path / "out2") == 0 and len(rows(tmp_path / "out2")) == 3 * 16
+
+
 def test_a_grid_that_failed_does_not_stay(lines, run, tmp_path):
     assert run(lines[0], *GRID) == 3
     assert run(lines[0]) == 0 and len(rows(tmp_path / "out")) == 6

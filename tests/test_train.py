@@ -117,7 +117,9 @@ def test_evaluate_gives_the_same_figures_again(finished, elpv, tmp_path, capsys)
         for p in (finished / "checkpoints" / "report.json", tmp_path / "checkpoints" / "best_report.json")
     )
     pd.testing.assert_frame_equal(*(pd.json_normalize(report["at_threshold"]) for report in (first, second)))
-    assert "Mean F1" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Mean F1" in out and f"split by cell, {best}, epoch {second['best_epoch']}" in out
+    assert second["checkpoint"] == str(best)
 
 
 def test_evaluate_takes_the_original_recipes_checkpoint(elpv, tmp_path, capsys):

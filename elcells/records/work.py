@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from elcells.data.images import THREADS, camera_name, examine, size_of
 from elcells.data.levels import NEARLY_BLACK
+from elcells.data.suspicions import LIKE_MODULE
 from elcells.files import CUT, MODULES, OVERLAYS, InputError, atomic_path, counted, one_line, reason
 from elcells.inference.cells import DIM_NOTE, CellResult, cell_of_image, judge
 from elcells.inference.networks import Network, open_network
@@ -236,21 +238,28 @@ def lines_about_gone(record, requests):
 
 def refuse_other_grids(record, requests):
     """Raise InputError where an image is now to be cut otherwise, and its cells would be lost, although people labelled
-    them or the grid is sure. A file that is another one now may have another grid."""
+    them, the grid is sure, or it looks like a cell. A file that is another one now may have another grid."""
     labelled = {row["image"] for row in record.connection.execute("SELECT DISTINCT image FROM labels")}
     sure = {row["image"] for row in record.connection.execute("SELECT image FROM modules WHERE sure")}
-    of_people, of_sure_modules = [], []
-    for request in requests if labelled or sure else ():
+    of_people, of_sure_modules, of_cells = [], [], []
+    for request in requests:
         row = record.known(request.path, request.page)
         if row is None or row["grid"] == request.grid_text:
             continue
         if row["id"] in labelled:
             of_people.append(f"{request.name}: people labelled it as {row['grid'] or 'a cell'}")
-        elif row["id"] in sure and is_same_file(row, request):
+        elif is_same_file(row, request) and row["id"] in sure:
             of_sure_modules.append(f"{request.name}: was surely cut as {row['grid']}")
-    if others := of_people or of_sure_modules:
+        elif is_same_file(row, request) and is_judged_cell(row):
+            of_cells.append(f"{request.name}: was judged as a cell")
+    if others := of_people or of_sure_modules or of_cells:
         more = f", like {len(others) - 1} other images" if len(others) > 1 else ""
         raise InputError(f"{others[0]}{more}; give --grid or --metadata as before, or another --out")
+
+
+def is_judged_cell(row):
+    """Whether an image, a row of a record, was judged as a cell and does not look like a module."""
+    return not row["grid"] and row["status"] == JUDGED and LIKE_MODULE not in json.loads(row["notes"])
 
 
 def is_gone(path):
