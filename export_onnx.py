@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pandas as pd
 import torch
 from PIL import Image
@@ -33,10 +32,11 @@ from elcells.data.leaks import contamination, with_hashes
 from elcells.data.tables import read_rows
 from elcells.devices import pick_device
 from elcells.evaluation.metrics import f1_scores, metrics_table
-from elcells.files import InputError, atomic_path, command, reason
+from elcells.files import InputError, atomic_path, command
 from elcells.inference.engine import in_batches
-from elcells.inference.line_decoder import LINES, ancestors
+from elcells.inference.line_decoder import LINES
 from elcells.inference.onnx_files import open_model
+from elcells.inference.onnx_graphs import check_onnx, name_global_pooling, put_probabilities_last, set_metadata
 from elcells.inference.quantize import quantise, round_weights
 from elcells.inference.small import lowered, small_side, with_side
 from elcells.settings import add_option, given_options, setting
@@ -49,7 +49,6 @@ LINE_CHECKS = 4  # of them, whose crack lines are compared too
 CALIBRATION_CELLS = 96
 BATCH = 16  # images at once
 MEASURED_SECONDS = 2  # for which the speed of a file is measured
-GLOBAL_POOLING = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
 SMALLER = {"int8": quantise, "int8_weights": round_weights}  # what makes the smaller file of an option
 
 
@@ -140,38 +139,6 @@ def write_onnx(module, example, path, opset, outputs=("output",)):
     put_probabilities_last(path)
 
 
-def put_probabilities_last(path):
-    """Order an ONNX file's nodes so that the last one makes `output`, which OpenCV takes for the network's result."""
-    proto = onnx.load(path)
-    nodes = list(proto.graph.node)
-    last = ancestors(nodes, "output")[-1]
-    nodes.remove(last)
-    del proto.graph.node[:]
-    proto.graph.node.extend([*nodes, last])
-    onnx.save(proto, path)
-
-
-def name_global_pooling(path):
-    """Write an ONNX file's means and maxima over height and width as GlobalAveragePool and GlobalMaxPool.
-
-    The exporter writes ReduceMean and ReduceMax with their axes as an input, which OpenCV before 4.9 overlooks.
-    """
-    proto = onnx.load(path)
-    graph = proto.graph
-    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
-    for node in graph.node:
-        if node.op_type not in GLOBAL_POOLING or len(node.input) < 2:
-            continue
-        keeps_rank = all(a.i for a in node.attribute if a.name == "keepdims")
-        if keeps_rank and {axis % 4 for axis in tensors.get(node.input[1], ())} == {2, 3}:
-            node.op_type = GLOBAL_POOLING[node.op_type]
-            del node.input[1:], node.attribute[:]
-    used = {name for node in graph.node for name in node.input}
-    for tensor in [t for t in graph.initializer if t.name not in used]:
-        graph.initializer.remove(tensor)
-    onnx.save(proto, path)
-
-
 def metadata_of(model, checkpoint, export):
     """The metadata of the ONNX file, as a dict that JSON can hold."""
     calibration = model.calibration_for(export.tta)
@@ -187,26 +154,6 @@ def metadata_of(model, checkpoint, export):
         "checkpoint": Path(export.checkpoint).name,
         "checkpoint_sha256": hashlib.sha256(Path(export.checkpoint).read_bytes()).hexdigest(),
     }
-
-
-def set_metadata(path, metadata):
-    """Store a dict as an ONNX file's metadata, each value as JSON; remove the exporter's notes on this machine."""
-    proto = onnx.load(path)
-    for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
-        part.doc_string = ""
-        del part.metadata_props[:]  # stack traces, with the paths of our files
-    proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import, True)  # for old runtimes
-    onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in metadata.items()})
-    onnx.save(proto, path)
-
-
-def check_onnx(path, name):
-    """Raise InputError, calling the file by `name`, where ONNX's checker or shape inference objects to it."""
-    try:
-        proto = onnx.shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True)
-        onnx.checker.check_model(proto, full_check=True)
-    except Exception as error:
-        raise InputError(f"{name}: not valid ONNX ({reason(error)}); nothing written") from None
 
 
 # ---------------------------------------------------------------- comparison with PyTorch

@@ -8,9 +8,10 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from elcells.training.drawings import Drawing, along_busbar, busbar_heights, gray_part
+from elcells.training.drawings import Drawing, along_busbar, gray_part
 from elcells.training.shapes import (
     UNIT,
+    busbar_heights,
     crack_angle,
     jagged_line,
     lines_mask,

@@ -17,6 +17,11 @@ STEP = 6  # length of a wandering line's segments
 OUTSIDE = 5  # a line ends when it is this far outside the cell
 
 
+def busbar_heights(busbars):
+    """Heights (float array) of so many busbars, evenly spread over a cell."""
+    return UNIT * (np.arange(busbars) + 0.5) / busbars
+
+
 def log_uniform(rng, low, high, size=None):
     """Random numbers between low and high whose logarithms are uniform."""
     return np.exp(rng.uniform(math.log(low), math.log(high), size))
