@@ -9,6 +9,7 @@ $ python cut_module.py m7.png --grid 10x6 --out cells/ --corners corners.csv
 
 import argparse
 import functools
+import os
 import sys
 
 from tqdm import tqdm
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from elcells.data.finding import SUFFIXES, find_images
 from elcells.files import InputError, command, counted, locked
 from elcells.modules.cutting import corners_of_images, grid_size
-from elcells.modules.saving import cut_and_show, folders_of, module_names
+from elcells.modules.saving import cut_and_show, folders_of, module_names, shown_path
 from elcells.records.exports import module_fields, module_values, write_csv
 from elcells.records.requests import ImageResult, request_of
 from elcells.records.rows import image_name, module_row
@@ -47,6 +48,15 @@ def cut(requests, names, folders, who):
         yield ImageResult(request, module.error, module=module), name, black
 
 
+def refuse_to_replace_inputs(requests, names, folder):
+    """Raise InputError where the image that shows a module would replace one that is cut, or another input."""
+    inputs = {request.path for request in requests}
+    for name in names:
+        shown = shown_path(folder, name)
+        if os.path.realpath(shown) in inputs:
+            raise InputError(f"{shown}: is an input, and the image of a module would replace it; give another --out")
+
+
 def row_of(result, name, black):
     """A row of modules.csv."""
     filename = image_name(vars(result.request))
@@ -75,6 +85,7 @@ def main(argv=None):
     names = module_names([request.name for request in requests])
     cells_folder, modules_folder = folders_of(args.out)
     table = modules_folder / "modules.csv"
+    refuse_to_replace_inputs(requests, names, modules_folder)
     busy = f"{modules_folder}: another run is writing there; wait for it, or give another --out"
     with locked(modules_folder / ".modules.lock", busy), workers(args.workers) as who:
         if table.exists():

@@ -35,7 +35,7 @@ from elcells.evaluation.metrics import f1_scores, metrics_table
 from elcells.files import InputError, atomic_path, command
 from elcells.inference.engine import in_batches
 from elcells.inference.line_decoder import LINES
-from elcells.inference.onnx_files import open_model
+from elcells.inference.onnx_files import cores, open_model
 from elcells.inference.onnx_graphs import check_onnx, name_global_pooling, put_probabilities_last, set_metadata
 from elcells.inference.quantize import quantise, round_weights
 from elcells.inference.small import lowered, small_side, with_side
@@ -175,7 +175,7 @@ class Check:
 
     def largest_difference(self, path):
         """Largest difference of ONNX Runtime's probabilities, for all images, seven and one, and of its crack lines."""
-        engine = open_model(path, device="cpu")
+        engine = open_model(path, device="cpu", whole_batches=True)
         differences = []
         for images, expected in self.looks:
             expected = lowered(expected, images, engine.small_size)
@@ -315,7 +315,7 @@ def print_table(figures, test_count):
     table.index = [Path(path).name for path in figures]
     print(
         f"\nOn the {test_count} test cells (f1_unseen: validation and test cells), ONNX Runtime, batch {BATCH}, "
-        f"{torch.get_num_threads()} threads:"
+        f"{cores()} threads:"
     )
     print(table.to_string(float_format="{:.4g}".format))
 

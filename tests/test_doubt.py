@@ -32,12 +32,13 @@ def test_doubt_is_the_distance_to_the_nearest_threshold_in_logits():
 
 @pytest.mark.parametrize("batch_matters", [True, False])
 def test_a_cell_near_a_threshold_has_the_mean_of_the_logits_over_its_turns(batch_matters):
-    corners = np.array([[120, 130, 40, 240], [120, 240, 1, 1], [250, 1, 1, 1], [2, 255, 255, 255]])
-    images = np.zeros((4, 1, 4, 4), np.uint8)
+    corners = np.array([[120, 130, 40, 240], [120, 240, 1, 1], [250, 1, 1, 1], [2, 255, 255, 255], [130, 140, 30, 9]])
+    images = np.zeros((5, 1, 4, 4), np.uint8)
     images[:, 0, [0, 0, -1, -1], [0, -1, 0, -1]] = corners  # the turn by one quarter shows the second at the top left
-    engine = replace(engine_of(by_top_left), batch_matters=batch_matters)
+    engine = replace(engine_of(by_top_left), batch_matters=batch_matters, batch_size=5)
     shares = corners / 255
-    expected = [expit(logit(shares[0]).mean()), expit(logit(shares[1, :2]).mean()), shares[2, 0], shares[3, 0]]
+    turns_of_images = [shares[0], shares[1, :2], shares[2, :1], shares[3, :1], shares[4]]
+    expected = [expit(logit(turns).mean()) for turns in turns_of_images]
     assert engine.judged(images, THRESHOLDS)[:, 0] == pytest.approx(expected, rel=1e-5)
     first_looks = [seen.first_look for seen in engine.look_at(images, THRESHOLDS)]
     assert np.array_equal(first_looks, engine(images))

@@ -1,6 +1,9 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -8,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
-from conftest import CPU, ROOT
+from conftest import CPU, ROOT, posix
 
 import data
 import export_onnx
@@ -53,9 +56,52 @@ def test_the_file_takes_uint8_gray_and_gives_pytorchs_probabilities(exported, be
         assert got.shape == (n, 2) and np.abs(got - expected).max() < 1e-4
 
 
+def test_a_file_whose_result_depends_on_its_batch_is_noticed(exported, small, tmp_path):
+    proto = onnx.load(exported)
+    for node in proto.graph.node:
+        node.output[:] = ["alone" if name == "output" else name for name in node.output]
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0], np.int64), "first_axis"))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0, np.float32), "nothing"))
+    proto.graph.node.extend(
+        [
+            onnx.helper.make_node("ReduceMean", ["alone", "first_axis"], ["mean_of_batch"]),
+            onnx.helper.make_node("Mul", ["alone", "nothing"], ["zeros"]),
+            onnx.helper.make_node("Add", ["zeros", "mean_of_batch"], ["output"]),
+        ]
+    )
+    onnx.save(proto, tmp_path / "mean.onnx")
+    images = np.array(small[1][:8])
+    check = export_onnx.Check([(images, open_model(exported)(images))], "cells")
+    assert check.largest_difference(exported) < 1e-4 < check.largest_difference(tmp_path / "mean.onnx")
+
+
+def test_no_result_depends_on_the_threads_or_the_batch(exported, small):
+    images = np.array(small[1][:13])
+    engines = [open_model(exported, threads=threads) for threads in (1, 2, 5)]
+    first, *others = [replace(engine, batch_size=size)(images) for engine in engines for size in (16, 5, 1)]
+    assert all(np.array_equal(first, other) for other in others)
+
+
+@posix
+def test_a_fork_of_a_process_can_go_on_with_its_network(exported):
+    code = """
+import os, sys
+import numpy as np
+from elcells.inference.onnx_files import open_model
+engine = open_model(sys.argv[1], threads=2)
+images = np.zeros((4, 1, 64, 64), np.uint8)
+before = engine(images)
+child = os.fork()
+if not child:
+    os._exit(0 if np.array_equal(engine(images), before) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", code, str(exported)], cwd=ROOT, timeout=300).returncode == 0
+
+
 def test_tta_exports_the_mean_over_symmetries(best, elpv, small, tmp_path):
     assert export(elpv, tmp_path, best, "--tta") == 0
-    engine = open_model(tmp_path / "best_tta.onnx")
+    engine = open_model(tmp_path / "best_tta.onnx", whole_batches=True)
     model, _ = load_model(best)
     images = np.array(small[1][:7])
     batch = torch.from_numpy(images)
@@ -209,7 +255,7 @@ def test_raw_input_takes_three_normalised_float_channels(elpv, best, tmp_path, s
     normalised = np.repeat((images.astype(np.float32) / 255 - 0.597) / 0.161, 3, axis=1)
     got = session.run(None, {"input": normalised})[0]
     assert np.abs(got - open_model(exported)(images)).max() < 1e-4
-    assert np.abs(got - open_model(tmp_path / "best_raw.onnx")(images)).max() < 1e-5
+    assert np.abs(got - open_model(tmp_path / "best_raw.onnx", whole_batches=True)(images)).max() < 1e-5
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from elcells.records.opening import reading, writing
 from elcells.records.requests import ImageResult, Request
 from elcells.records.runs import RunInfo
 
-INFO = RunInfo("n.onnx", "00", "n.onnx", ("crack", "inactive"), "f1", (0.5, 0.4), "float32")
+INFO = RunInfo("n.onnx", "00", "n.onnx", ("crack", "inactive"), "f1", (0.5, 0.4), "onnxruntime")
 ODD = ["/a/=1+1;x.png", '/a/two\nlines "and\rmore.png', "/a/\udcff\udcfe.png", "/a/ü.png"]
 
 

@@ -262,6 +262,16 @@ def test_cut_module_cuts_into_a_folder_for_each_module(three, tmp_path, capsys):
         find_images([str(tmp_path / "out_modules" / "a" / "m1.jpg")])
 
 
+def test_the_image_of_a_module_never_replaces_an_input(three, tmp_path, capsys):
+    (tmp_path / "in").rename(tmp_path / "plant_modules")
+    photo = tmp_path / "plant_modules" / "m1.jpg"
+    Image.open(tmp_path / "plant_modules" / "m1.png").save(photo)
+    before = photo.read_bytes()
+    assert cut_module.main([str(photo), "--grid", "6x10", "--out", str(tmp_path / "plant")]) == 2
+    assert "m1.jpg: is an input, and the image of a module would replace it" in capsys.readouterr().err
+    assert photo.read_bytes() == before and not (tmp_path / "plant").exists()
+
+
 def test_cutting_that_was_stopped_begins_anew_and_mixes_nothing(three, tmp_path, monkeypatch, capsys):
     out = ["--out", str(tmp_path / "out")]
     (tmp_path / "out" / "m1").mkdir(parents=True)

@@ -26,9 +26,8 @@ class Cells:
     """A network that judges images of cells.
 
     path: of an ONNX file, which needs no PyTorch, or of a checkpoint. options: those of `Network`, such as
-    device="cpu", operating_point="recall", batch_size=64. Cells near a threshold are judged in
-    up to four turns, and cells under 60 pixels as smaller images (elcells/inference/small.py), except by a file of
-    --tta. An inactive region is less probable where no part of a cell is dark.
+    device="cpu", operating_point="recall", batch_size=64. Cells are judged as predict.py judges them
+    (doc/judging.md).
     Raises InputError for a file that is no network.
     """
 

@@ -5,9 +5,10 @@ from scipy.special import expit, logit
 
 UNSURE = 1.0  # a probability nearer to its threshold, in logits, may fall on either side
 # A cell near a threshold is looked at again, turned by these quarters to the left: first by one, then, where the mean
-# of both is still near one, by two and three. How near in logits, for cells of usual and of small size: chosen with
-# sixteen networks as the fewest looks that give the F1 (of small cells: the average precision) of four looks at each.
+# of both is still near one, by two and three. How near in logits, never more at the second step than at the first, for
+# cells of usual and of small size: see doc/judging.md.
 FURTHER_TURNS = (1,), (2, 3)
+TURNS = (0, *FURTHER_TURNS[0], *FURTHER_TURNS[1])
 NEAR = 2.5, 1.0
 NEAR_SMALL = 4.0, 3.0
 

@@ -1,4 +1,4 @@
-"""A network as a function from images to what it sees in them, with a second look at what is in doubt."""
+"""A network as a function from images to what it sees in them, with further looks at what is in doubt."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from elcells.inference.doubt import (
     FURTHER_TURNS,
     NEAR,
     NEAR_SMALL,
+    TURNS,
     doubt,
     logits_of,
     mean_of_turns,
@@ -91,38 +92,39 @@ class Engine:
         """
         sizes = repeat(images.shape[-2:]) if sizes is None else iter(sizes)
         for batch in in_batches(images, self.batch_size):
-            look = self.look(np.ascontiguousarray(self.full(batch)))
+            look = self.look(np.ascontiguousarray(self.filled_up(batch)))
             turns = [[seen_in(look, number)] for number in range(len(batch))]
             lowering = [self.lowering(image, size) for image, size in zip(batch, sizes)]
-            for quarters, near in zip(FURTHER_TURNS, self.near(batch)):
+            for quarters, near in zip(FURTHER_TURNS, self.distances(batch)):
                 doubts = [doubt_of(of_image, lower, thresholds) for of_image, lower in zip(turns, lowering)]
-                self.look_again(batch, turns, np.flatnonzero(np.array(doubts) < near), quarters)
+                numbers = np.flatnonzero(np.array(doubts) < near)
+                for number, seen in zip(numbers, self.look_again(batch[numbers], quarters)):
+                    turns[number] += seen
             for of_image, lower in zip(turns, lowering):
                 seen = self.mean_of(of_image)
                 yield seen._replace(probabilities=lower(seen.probabilities))
 
-    def full(self, batch):
-        """A batch that is not full with its images repeated where a result depends on the size of the batch."""
+    def filled_up(self, batch):
+        """A batch, filled up with its images again where a result depends on the size of the batch."""
         return np.resize(batch, (self.batch_size, *batch.shape[1:])) if self.batch_matters else batch
 
-    def near(self, images):
+    def distances(self, images):
         """How near to a threshold, in logits, a probability of images (N, 1, S, S) must be for each of FURTHER_TURNS; a
         file that looks at all eight symmetries by itself needs none."""
         if self.metadata.get("tta"):
             return ()
         return NEAR if images.shape[-1] == self.image_size else NEAR_SMALL
 
-    def look_again(self, images, turns, numbers, quarters):
-        """Add what is Seen in the images of these numbers, turned by each of `quarters`, to their lists in `turns`."""
-        together = [[number] for number in numbers] if self.batch_matters or not len(numbers) else [numbers]
-        for group in together:
-            look = self.look(np.concatenate([turned(images[number], quarters) for number in group]))
-            for place, number in enumerate(group):
-                first = place * len(quarters)
-                turns[number] += [seen_in(look, first + turn) for turn in range(len(quarters))]
+    def look_again(self, images, quarters):
+        """What is Seen in images (N, 1, S, S) turned by each of `quarters`: N lists of len(quarters) Seen."""
+        seen = []
+        for group in in_batches(images, 1 if self.batch_matters else max(1, len(images))):
+            look = self.look(np.concatenate([turned(image, quarters) for image in group]))
+            seen += [seen_in(look, number) for number in range(len(look.probabilities))]
+        return in_batches(seen, len(quarters))
 
     def mean_of(self, turns):
-        """What is Seen in an image by the mean of its turns, the first of which is upright.
+        """What is Seen in an image by the mean of its turns, in the order of TURNS.
 
         Logits and class maps are means. Crack lines are those of the turn in which a crack is most probable.
         """
@@ -132,10 +134,10 @@ class Engine:
         probabilities = np.stack([turn.probabilities for turn in turns])
         class_map = follow_lines = None
         if upright.map is not None:
-            class_map = np.mean([turned_back(turn.map, quarters) for quarters, turn in enumerate(turns)], axis=0)
+            class_map = np.mean([turned_back(turn.map, quarters) for quarters, turn in zip(TURNS, turns)], axis=0)
         if upright.follow_lines:
             surest = int(probabilities[:, self.classes.index("crack")].argmax())
-            follow_lines = partial(lines_turned_back, turns[surest], surest)
+            follow_lines = partial(lines_turned_back, turns[surest], TURNS[surest])
         return Seen(mean_of_turns(probabilities), upright.first_look, class_map, follow_lines)
 
     def lowering(self, image, size):
@@ -189,5 +191,5 @@ def lines_turned_back(seen, quarters):
 
 
 def in_batches(images, size):
-    """Images (N, ...) as a list of arrays of `size` images, the last of which may have fewer."""
+    """Images (N, ...), or a list of N, in parts of `size`, the last of which may have fewer."""
     return [images[start : start + size] for start in range(0, len(images), size)]

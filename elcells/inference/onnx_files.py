@@ -5,6 +5,7 @@
 >>> probabilities = engine.judged(images, engine.thresholds())  # as predict.py judges cells that are not small
 """
 
+import functools
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -60,8 +61,8 @@ def read_onnx(path):
 
 
 def _in_onnxruntime(model, device):
-    """(run, name) of a model (bytes) in ONNX Runtime, on its CUDA provider where that is installed and `device` allows
-    it; run(names, {input: array}) gives a list of the outputs of these names."""
+    """(run, whether it is on CUDA) of a model (bytes) in ONNX Runtime, on its CUDA provider where that is installed and
+    `device` allows it; run(names, {input: array}) gives a list of the outputs of these names."""
     onnxruntime = needed("onnxruntime")
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if device == "cuda" and not has_cuda:
@@ -76,18 +77,17 @@ def _in_onnxruntime(model, device):
         session = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # onnxruntime's own exceptions
         raise InputError(f"ONNX Runtime can't load it ({reason(error)})") from None
-    on_cuda = session.get_providers()[0].startswith("CUDA")
-    name = "onnxruntime on CUDA" if on_cuda else "onnxruntime"
-    return session.run, name
+    return session.run, session.get_providers()[0].startswith("CUDA")
 
 
-def open_model(path, threads=0, device="auto", maps=False):
+def open_model(path, threads=0, device="auto", maps=False, whole_batches=False):
     """Open an ONNX file as an Engine.
 
-    threads: 0 for all cores. Each works on an image of its own: so no result depends on the batch, and it takes less
-        CPU time than all threads at one batch, which wait for each other busily.
+    threads: on the CPU, 0 for all cores. Each works on an image of its own: so no result depends on the batch, and it
+        takes less CPU time than all threads at one batch, which wait for each other busily.
     device: "cpu", "cuda", or "auto" (CUDA where ONNX Runtime has it).
     maps: whether it makes class maps too, where the file's last layer allows it.
+    whole_batches: whether the file gets whole batches on the CPU, too, as other programs run it.
     """
     proto, metadata = read_onnx(path)
     from elcells.inference.line_decoder import LINES, apart
@@ -100,7 +100,7 @@ def open_model(path, threads=0, device="auto", maps=False):
     if features:
         network.graph.output.add().name = features
     try:
-        run_full_size, name = _in_onnxruntime(network.SerializeToString(), device)
+        run_full_size, on_cuda = _in_onnxruntime(network.SerializeToString(), device)
         runs = {metadata["image_size"]: run_full_size}
         if small_size:
             of_small_size = for_side(network, small_size)
@@ -133,21 +133,19 @@ def open_model(path, threads=0, device="auto", maps=False):
         probabilities = lowered(probabilities, images, small_size)
         return Look(probabilities, class_maps, follow_lines if can_be_followed else None)
 
-    pool = ThreadPoolExecutor(threads or cores())
-
     def look_in_threads(images):
-        return joined(list(pool.map(look_at_once, in_batches(images, 1))))
+        return joined(list(map_in_threads(look_at_once, in_batches(images, 1), threads or cores())))
 
-    on_cuda = name != "onnxruntime"
+    batch_matters = on_cuda or whole_batches
     return Engine(
-        look_at_once if on_cuda else look_in_threads,
+        look_at_once if batch_matters else look_in_threads,
         tuple(metadata["classes"]),
         metadata["image_size"],
-        name,
+        "onnxruntime on CUDA" if on_cuda else "onnxruntime",
         metadata["operating_points"],
         has_lines=has_lines,
         small_size=small_size,
-        batch_matters=on_cuda,
+        batch_matters=batch_matters,
         metadata=metadata,
     )
 
@@ -160,6 +158,17 @@ def joined(looks):
     can_be_followed = looks[0].follow_lines is not None
     follow_lines = (lambda number: looks[number].follow_lines(0)) if can_be_followed else None
     return Look(probabilities, maps, follow_lines)
+
+
+def map_in_threads(function, items, threads):
+    """Results of a function for items, in order."""
+    return map(function, items) if threads == 1 else pool_of(os.getpid(), threads).map(function, items)
+
+
+@functools.cache
+def pool_of(process, threads):
+    """So many threads of a process; a fork of it has none of them and needs its own."""
+    return ThreadPoolExecutor(threads)
 
 
 def cores():

@@ -56,6 +56,11 @@ def cut_and_save(name, folder, *arguments):
     return module
 
 
+def shown_path(folder, name):
+    """Path of the image that shows a module, in the folder of these."""
+    return Path(folder) / f"{name}.jpg"
+
+
 def cut_and_show(cells_folder, shown_folder, grid, item):
     """Cut an image, save its cells and the image that shows them; returns (CutModule without images, black cells).
 
@@ -63,7 +68,7 @@ def cut_and_show(cells_folder, shown_folder, grid, item):
     """
     path, name, corners, bend = item
     module = cut_and_save(name, cells_folder, path, *grid, corners, bend)
-    image = Path(shown_folder) / f"{name}.jpg"
+    image = shown_path(shown_folder, name)
     if not module.cells:
         shutil.rmtree(Path(cells_folder) / name, ignore_errors=True)
         image.unlink(missing_ok=True)

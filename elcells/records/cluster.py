@@ -25,7 +25,7 @@ COUNT_AGAIN = 32  # tasks after which the workers are counted again: more may ha
 CONNECT_SECONDS = 15
 SHARED = "all workers need the same file system (doc/cluster.md)"
 AGAIN = "the same command again goes on where it stopped"
-ALONE = threading.Lock()  # of a worker's threads: an Engine takes one batch at a time
+ALONE = threading.Lock()  # of a worker's threads: a checkpoint's Engine takes one batch at a time
 
 
 class Cluster:

@@ -14,8 +14,8 @@ function showHead() {
     ...paragraphs(
       `Thresholds: a cell counts ${listed(from)} (operating point ${data.operating_point}). With lower thresholds ` +
         "more defects are found, and more sound cells are called defective. A probability near a threshold is the mean " +
-        "over the four turns of the cell. An inactive region is less probable where no part of a cell is dark, if the cell has " +
-        "60 pixels or more; smaller cells are shown to the network as smaller images, and count as less probable.",
+        "over two or four turns of the cell. An inactive region is less probable where no part of a cell is dark, if " +
+        "the cell has 60 pixels or more; smaller cells are shown to the network as smaller images, and count as less probable.",
     ),
   );
 }
