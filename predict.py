@@ -144,7 +144,7 @@ class Tally:
         lines += as_lines(self.notes)
         grid = guess_grid(self.like_module) if self.like_module else ""
         if grid:
-            lines.append(f"The first of them looks like --grid {grid}.")
+            lines.append(f"{self.like_module} looks like --grid {grid}.")
         return lines
 
 
@@ -158,7 +158,7 @@ def requests_of(args, classes):
     say(*found.lines())
     if not found.paths:
         raise InputError(f"{' '.join(args.inputs)}: no images there ({' '.join(sorted(SUFFIXES))})")
-    grid = grid_size(args.grid) if args.grid else None
+    grid = grid_size(args.grid) if args.grid is not None else None
     corners = corners_of_images(args.corners, found.paths) if args.corners else {}
     metadata, lines = read_metadata(args.metadata, found.paths, classes) if args.metadata else ({}, [])
     say(*lines)
@@ -211,6 +211,7 @@ def info_of(network):
 def print_rows(requests, network, who):
     """Judge cells and print their rows; returns whether all could be judged."""
     engine = open_network(network)
+    engine.thresholds(network.operating_point)  # says what is no operating point before the first row
     tally = Tally(engine, "image")
     writer = csv.writer(sys.stdout, delimiter=";", lineterminator="\n")
     writer.writerow(["filename", *engine.classes, *(f"p_{c}" for c in engine.classes), *MEASURED, *SEVERITY, "error"])
@@ -312,7 +313,7 @@ def check_options(args):
     if args.corners and not (args.grid or args.metadata):
         raise InputError("--corners: needs --grid, or --metadata with a column grid")
     for name in ("grid", "metadata"):
-        if getattr(args, name) and not args.out:
+        if getattr(args, name) is not None and not args.out:
             raise InputError(f"--{name}: needs --out, the folder of the results")
 
 

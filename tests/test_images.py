@@ -343,6 +343,7 @@ REFUSED = {  # files of which no gray is known, and a word of the sentence
         lambda p, g: tiff(p, np.dstack([g] * 5), photometric="minisblack", planarconfig="contig"),
         "5 channels",
     ),
+    "few pixels": (lambda p, g: pillow(p, Image.new("L", (9, 9), 90), ".png"), "9x9 pixels are too few"),
     "a strip": (lambda p, g: pillow(p, Image.new("L", (1, 120_000), 90), ".png"), "too narrow"),
     "no image": (empty_tiff, "can't be read"),
 }

@@ -207,6 +207,14 @@ def test_pages_that_stay_as_they_were_are_named(out, capsys):
     assert "report_out.html is of an earlier call" in said and "comparison.html is of an earlier call" in said
 
 
+def test_two_labels_of_one_person_and_time_are_refused(out, capsys):
+    given = table(out / "labels.csv", "../in/a/x.png;0;1;;A;", "../in/b/x.png;0;1;;A;", "../in/a/x.png;0;0;;A;")
+    before = calls(out)
+    assert report.main([str(out), "--labels", given]) == 2
+    assert "line 4: ../in/a/x.png has other labels in line 2; remove one" in capsys.readouterr().err
+    assert calls(out) == before
+
+
 def test_calls_of_the_network_are_no_labels(out, capsys):
     assert report.main([str(out), "--labels", str(out / "cells.csv")]) == 2
     assert "has the network's calls" in capsys.readouterr().err
@@ -402,13 +410,15 @@ def test_results_of_two_networks_are_not_one(out, tmp_path, capsys):
         (["out", "--before", "out"], "is the folder itself"),
         (["nothing"], "no results.sqlite there"),
         (["foreign"], "is no record; judge the images again"),
-        (["old"], f"is a record of version 1, and this program writes version {VERSION}; judge the images again"),
+        (["old"], f"is a record of version 1, and this program writes version {VERSION} (labels are not lost"),
+        (["new"], "(update the program)"),
         (["out", "--before", "nothing"], "no results.sqlite there"),
     ],
 )
 def test_folders_that_make_no_sense_are_one_sentence(out, tmp_path, monkeypatch, capsys, given, words):
     monkeypatch.chdir(tmp_path)
-    for folder, marks in (("foreign", ""), ("old", f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = 1;")):
+    version = f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version ="
+    for folder, marks in (("foreign", ""), ("old", f"{version} 1;"), ("new", f"{version} {VERSION + 1};")):
         (tmp_path / folder).mkdir()
         sqlite3.connect(f"{folder}/results.sqlite").executescript(f"CREATE TABLE runs (id); {marks}").close()
     assert report.main(given) == 2

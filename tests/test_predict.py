@@ -271,6 +271,9 @@ def test_files_that_are_no_model_are_named(exported, tmp_path):
         (["data.csv", "--corners", "c.csv"], "--corners: needs --grid"),
         (["data.csv", "--grid", "10x6"], "--grid: needs --out"),
         (["data.csv", "--workers", "0"], "--workers 0: must be at least 1"),
+        (["doc", "--workers", "9999"], "--workers 9999: give at most"),
+        (["doc", "--operating-point", "recal"], "no operating point 'recal'"),
+        (["data.csv", "--grid", ""], "--grid: needs --out"),
         (["data.csv", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
     ],
 )

@@ -21,6 +21,9 @@ NARROWEST = 10  # ratio of the sides beyond which an image shows no cell
 MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
 # Words of notes where they are about one image
 SINGULAR = {"are": "is", "were": "was", "have": "has", "look": "looks", "use": "uses", "their": "its", "them": "it"}
+FEWEST_PIXELS = 10  # along a side, below which an image shows no cell
+FINE_CRACKS = 150  # pixels of a cell; fine cracks are missed with fewer
+FEW_PIXELS = f"have under {FINE_CRACKS} pixels a side: fine cracks will be missed"
 CELL_SIDE = 600  # square images of at most so many pixels a side are never taken for modules
 
 
@@ -124,12 +127,14 @@ def examine(path, size=IMAGE_SIZE):
     and for a very narrow image.
     """
     gray, notes = as_gray(path)
-    if max(gray.size) > NARROWEST * min(gray.size):
-        raise InputError(f"{path}: {gray.width}x{gray.height} pixels are too narrow for a cell")
+    if fault := fault_of_size(gray.size):
+        raise InputError(f"{path}: {fault}")
     with read_errors(path):
         may_be_module = not is_square(gray.size) or min(gray.size) > CELL_SIDE
         if may_be_module and looks_like_module(gray):
             notes.append(LIKE_MODULE)
+        if (min(gray.size) if is_square(gray.size) else max(gray.size)) < FINE_CRACKS:  # half cells are mirrored
+            notes.append(FEW_PIXELS)
         if not is_square(gray.size):
             notes.append("are not square and were mirrored to a square")
         return to_square(gray, size), notes, gray.size[::-1]
@@ -157,6 +162,14 @@ def to_square(gray, size=IMAGE_SIZE):
     if pixels.dtype == np.uint8:
         return pixels
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+def fault_of_size(size):
+    """Why an image of this (width, height) can't show a cell, or ""."""
+    width, height = size
+    if max(size) > NARROWEST * min(size):
+        return f"{width}x{height} pixels are too narrow for a cell"
+    return f"{width}x{height} pixels are too few for a cell" if min(size) < FEWEST_PIXELS else ""
 
 
 def is_square(size):

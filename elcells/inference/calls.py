@@ -13,7 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from elcells.data.finding import find_images
-from elcells.data.images import NARROWEST, THREADS, examine, to_square
+from elcells.data.images import THREADS, examine, fault_of_size, to_square
 from elcells.files import InputError, one_line
 from elcells.inference.cells import DECIMALS, MEASURED, SEVERITY, CellResult, cell_of_image, judge
 from elcells.inference.engine import in_batches
@@ -116,8 +116,7 @@ def read(image, size):
 
 
 def from_array(image, size):
-    """A gray image, uint8 (H, W), as uint8 (size, size); raises InputError for a very narrow one."""
-    height, width = image.shape
-    if max(width, height) > NARROWEST * min(width, height) or not image.size:
-        raise InputError(f"{width}x{height} pixels are too narrow for a cell")
+    """A gray image, uint8 (H, W), as uint8 (size, size); raises InputError for one that is too small or narrow."""
+    if fault := fault_of_size(image.shape[::-1]):
+        raise InputError(fault)
     return to_square(Image.fromarray(np.ascontiguousarray(image)), size)

@@ -31,6 +31,12 @@ class Network:
     operating_point: str = "f1"
     maps: bool = False
 
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise InputError(f"batch_size {self.batch_size}: must be at least 1")
+        if self.threads is not None and self.threads < 0:
+            raise InputError(f"threads {self.threads}: must be 0 (all) or more")
+
     def sha256(self):
         """Of the file."""
         return hashlib.sha256(Path(self.path).read_bytes()).hexdigest()
@@ -58,7 +64,7 @@ def open_network(network):
     """The Engine of a Network; the same one when it is asked for again."""
     path = Path(network.path)
     if not is_onnx(path):
-        if network.threads is not None:
+        if network.threads:
             raise InputError(f"{path}: PyTorch runs a checkpoint; threads are for ONNX files")
         engine = open_checkpoint(path, network.device, network.maps)
     else:

@@ -211,7 +211,8 @@ def cut_image(path, columns, rows, corners=None, bend=None):
     module = replace(module, notes=tuple(notes), score=score, lead=lead)
     if not score >= FOUND:
         problem = f"no module of {columns}x{rows} cells found (score {score:.2f})"
-        return replace(module, error=f"{path}: {problem}; is --grid right? Else give --corners")
+        way_out = "is --grid right? Else give --corners" if corners is None else "are --grid and its corners right?"
+        return replace(module, error=f"{path}: {problem}; {way_out}")
     cells = tuple(cut_cells(image, grid))
     why = doubts(grid, image.shape, score, lead, cells, corners is not None)
     pixels = round(float(grid.cell_size().max()))

@@ -9,7 +9,7 @@ from collections import Counter
 from PIL import Image
 from tqdm import tqdm
 
-from elcells.data.images import as_gray, as_lines, size_of
+from elcells.data.images import FINE_CRACKS, as_gray, as_lines, size_of
 from elcells.files import CUT, MODULES, REPORT, InputError, folder_of_all, printable, relative
 from elcells.inference.networks import shipped_sha256
 from elcells.inference.origin import quality_of
@@ -22,7 +22,7 @@ from elcells.pages.severity_data import data_of_sums
 from elcells.records.record import WAITING
 from elcells.records.rows import image_name
 from elcells.records.runs import now
-from elcells.records.summary import FINE_CRACKS, line_about_small
+from elcells.records.summary import line_about_small
 
 MODULES_A_FILE, CELLS_A_FILE = 24, 1000  # of class maps, and of images of lines
 FIRST_MODULES, FIRST_CELLS = 6, 100  # that are in the page itself, for when it is mailed without its files

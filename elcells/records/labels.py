@@ -36,6 +36,7 @@ def take_labels(record, path):
     names = Names(path, images, record.folder, real=True)
     since = {row["id"]: row["since"] for row in rows if row["since"]}
     given = []
+    lines_of_labels = {}
     withdrawn = []
     outdated = []
     strangers = []
@@ -48,7 +49,12 @@ def take_labels(record, path):
         elif labels and time < since.get(cell[0], ""):
             outdated.append(f"line {line}: {row['filename']}")
         elif labels:
-            given.append(Given(cell, labels, row.get("who", ""), time))
+            label = Given(cell, labels, row.get("who", ""), time)
+            other_line, others = lines_of_labels.setdefault((cell, label.who, time), (line, labels))
+            if others != labels:
+                what = f"{row['filename']} has other labels in line {other_line}"
+                raise InputError(f"{path}, line {line}: {what}; remove one")
+            given.append(label)
         elif row.get("unsure") == "0" and row.get("when"):
             given.append(Given(cell, dict.fromkeys(record.classes, WITHDRAWN), row.get("who", ""), time))
             withdrawn.append(cell)

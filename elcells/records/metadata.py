@@ -22,6 +22,9 @@ def read_metadata(path, names, classes):
     table = read_rows(path, ["filename"])
     for name in table.columns.intersection(module_fields(classes)).drop("filename"):
         raise InputError(f"{path}, line 1: modules.csv has a column {name!r} of its own; rename yours")
+    for name in table.columns:
+        if name != GRID and name.strip().lower() == GRID:
+            raise InputError(f"{path}, line 1: the column {name!r} must be called {GRID!r}")
     images = Names(path, names)
     values = {}
     strangers = []
@@ -66,5 +69,6 @@ def take_metadata(record, path):
     """Read a table of metadata into a record whose images were judged; returns lines about rows of no image."""
     rows = {image_name(row): (row["path"], row["page"]) for row in record.images()}
     metadata, lines = read_metadata(path, list(rows), record.classes)
+    grids_of(path, metadata)  # says what is no grid
     keep_metadata(record, {rows[name]: values for name, values in metadata.items()})
     return lines

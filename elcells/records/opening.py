@@ -99,7 +99,10 @@ def what_else(connection):
     application, version = marks_of(connection)
     if application != APPLICATION:
         return "is no record"
-    return f"is a record of version {version}, and this program writes version {VERSION}"
+    what = f"is a record of version {version}, and this program writes version {VERSION}"
+    if version > VERSION:
+        return f"{what} (update the program)"
+    return f"{what} (labels are not lost: report.py --labels takes labels.csv of that folder)"
 
 
 def marks_of(connection):

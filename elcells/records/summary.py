@@ -1,11 +1,11 @@
 """What the user should look at in a record."""
 
+from elcells.data.images import FINE_CRACKS
 from elcells.files import counted
 from elcells.records.labels import corrections, lines_about_people
 from elcells.records.record import FAILED, WAITING
 from elcells.records.rows import quoted
 
-FINE_CRACKS = 150  # pixels of a cell; fine cracks are missed with fewer
 MOST_LINES = 20  # about single images
 
 

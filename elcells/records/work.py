@@ -18,6 +18,7 @@ from elcells.data.suspicions import LIKE_MODULE
 from elcells.files import CUT, MODULES, OVERLAYS, InputError, atomic_path, counted, one_line, reason
 from elcells.inference.cells import DIM_NOTE, CellResult, cell_of_image, judge
 from elcells.inference.networks import Network, open_network
+from elcells.inference.onnx_files import cores
 from elcells.modules.cutting import CutModule
 from elcells.modules.judging import cells_of_module, draw_results
 from elcells.modules.lens import FEWEST, lens_of
@@ -25,6 +26,7 @@ from elcells.modules.saving import cut_and_save
 from elcells.records.record import JUDGED, is_same_file
 from elcells.records.requests import ImageResult, Request, module_name
 
+WORKERS_A_CORE = 4  # more would only wait
 JPEG_QUALITY = 90  # of modules in their own resolution
 
 
@@ -147,6 +149,8 @@ def workers(count=1, address=None):
     if address is None and count == 1:
         yield Here()
         return
+    if count > (most := WORKERS_A_CORE * cores()):
+        raise InputError(f"--workers {count}: give at most {most}, {WORKERS_A_CORE} for each core of this machine")
     from elcells.records.cluster import cluster  # needs Dask
 
     with cluster(count, address) as others:
