@@ -150,6 +150,21 @@ def exported(elpv, best, tmp_path_factory):
     return made_once(tmp_path_factory, "onnx", make) / "best.onnx"
 
 
+class PatientBrowser:
+    """A browser whose pages wait for as long as a busy machine needs, not for 30 s."""
+
+    def __init__(self, browser):
+        self.browser = browser
+
+    def new_context(self, **options):
+        context = self.browser.new_context(**options)
+        context.set_default_timeout(300_000)
+        return context
+
+    def new_page(self, **options):
+        return self.new_context(**options).new_page()
+
+
 @pytest.fixture(scope="module")  # not session: no other test can run asyncio while Playwright does
 def browser():
     """Headless Chromium; skips where there is none or Playwright is not installed, but CI must have Playwright."""
@@ -162,5 +177,5 @@ def browser():
 
     with sync_playwright() as started:
         opened = started.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
+        yield PatientBrowser(opened)
         opened.close()
