@@ -22,7 +22,7 @@ from elcells.records.exports import module_fields, module_values, write_csv
 from elcells.records.requests import ImageResult, request_of
 from elcells.records.rows import image_name, module_row
 from elcells.records.summary import lines_of
-from elcells.records.work import np_corners, with_lenses, workers
+from elcells.records.work import check_workers, np_corners, with_lenses, workers
 
 
 def options():
@@ -48,13 +48,16 @@ def cut(requests, names, folders, who):
         yield ImageResult(request, module.error, module=module), name, black
 
 
-def refuse_to_replace_inputs(requests, names, folder):
-    """Raise InputError where the image that shows a module would replace one that is cut, or another input."""
+def refuse_to_replace_inputs(requests, names, cells_folder, modules_folder):
+    """Raise InputError where a module's cells or the image that shows it would replace an input."""
     inputs = {request.path for request in requests}
+    folders = {os.path.dirname(path) for path in inputs}
     for name in names:
-        shown = shown_path(folder, name)
+        shown = shown_path(modules_folder, name)
         if os.path.realpath(shown) in inputs:
             raise InputError(f"{shown}: is an input, and the image of a module would replace it; give another --out")
+        if os.path.realpath(cells_folder / name) in folders:
+            raise InputError(f"{cells_folder / name}: holds inputs, and gets cells of a module; give another --out")
 
 
 def row_of(result, name, black):
@@ -72,20 +75,19 @@ def main(argv=None):
     or some folders can't be read."""
     args = options().parse_args(argv)
     grid = grid_size(args.grid)
-    if args.workers < 1:
-        raise InputError(f"--workers {args.workers}: must be at least 1")
+    check_workers(args.workers)
     found = find_images(args.inputs)
     for line in found.lines():
         print(line, file=sys.stderr)
     if not found.paths:
         raise InputError(f"{' '.join(args.inputs)}: no images there ({' '.join(sorted(SUFFIXES))})")
-    corners = corners_of_images(args.corners, found.paths) if args.corners else {}
+    corners = corners_of_images(args.corners, found.paths) if args.corners is not None else {}
     requests = [request_of(name, grid, corners.get(name)) for name in found.paths]
     requests = list({(request.path, request.page): request for request in requests}.values())
     names = module_names([request.name for request in requests])
     cells_folder, modules_folder = folders_of(args.out)
     table = modules_folder / "modules.csv"
-    refuse_to_replace_inputs(requests, names, modules_folder)
+    refuse_to_replace_inputs(requests, names, cells_folder, modules_folder)
     busy = f"{modules_folder}: another run is writing there; wait for it, or give another --out"
     with locked(modules_folder / ".modules.lock", busy), workers(args.workers) as who:
         if table.exists():

@@ -36,6 +36,7 @@ from elcells.records.runs import RunInfo
 from elcells.records.summary import lines_about
 from elcells.records.work import (
     Work,
+    check_workers,
     forget_gone,
     lines_about_gone,
     refuse_other_grids,
@@ -159,8 +160,8 @@ def requests_of(args, classes):
     if not found.paths:
         raise InputError(f"{' '.join(args.inputs)}: no images there ({' '.join(sorted(SUFFIXES))})")
     grid = grid_size(args.grid) if args.grid is not None else None
-    corners = corners_of_images(args.corners, found.paths) if args.corners else {}
-    metadata, lines = read_metadata(args.metadata, found.paths, classes) if args.metadata else ({}, [])
+    corners = corners_of_images(args.corners, found.paths) if args.corners is not None else {}
+    metadata, lines = read_metadata(args.metadata, found.paths, classes) if args.metadata is not None else ({}, [])
     say(*lines)
     grids = grids_of(args.metadata, metadata)
     requests = {}
@@ -303,14 +304,14 @@ def options():
 
 def check_options(args):
     """Raise InputError for options that contradict each other."""
-    for name in ("batch_size", "workers"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    if args.batch_size < 1:
+        raise InputError(f"--batch-size {args.batch_size}: must be at least 1")
+    check_workers(args.workers)
     if args.dask and args.workers > 1:
         raise InputError("--workers: is for processes of this machine; --dask has its cluster's workers")
     if args.threads is not None and args.threads < 0:
         raise InputError(f"--threads {args.threads}: must be 0 (all) or more")
-    if args.corners and not (args.grid or args.metadata):
+    if args.corners is not None and args.grid is None and args.metadata is None:
         raise InputError("--corners: needs --grid, or --metadata with a column grid")
     for name in ("grid", "metadata"):
         if getattr(args, name) is not None and not args.out:

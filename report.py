@@ -18,7 +18,7 @@ from elcells.pages.derived import derive
 from elcells.pages.report import write_report
 from elcells.records.labels import take_labels
 from elcells.records.merging import check_same, merge
-from elcells.records.metadata import take_metadata
+from elcells.records.metadata import keep_metadata, metadata_of_record
 from elcells.records.opening import changing, reading, writing
 from elcells.records.runs import info_of_row
 from elcells.records.summary import lines_about
@@ -88,12 +88,13 @@ def main(argv=None):
     with contextlib.ExitStack() as stack:
         before = stack.enter_context(reading(args.before)) if args.before else None
         record = stack.enter_context(opened(args.folders, args.out))
+        metadata, about_metadata = metadata_of_record(record, args.metadata) if args.metadata is not None else ({}, [])
         for path in args.labels:
             about, all_fit = take_labels(record, path)
             lines += about
             fits = fits and all_fit
-        if args.metadata:
-            lines += take_metadata(record, args.metadata)
+        keep_metadata(record, metadata)
+        lines += about_metadata
         derive(record)
         lines += lines_about(record)
         mailed = record.folder / f"report_{record.folder.resolve().name}.html"

@@ -14,7 +14,7 @@ import data
 import predict
 from elcells.data.cache import load_images
 from elcells.data.finding import find_images
-from elcells.data.images import as_lines, examine, open_image, read_image
+from elcells.data.images import FEW_PIXELS, as_lines, examine, open_image, read_image
 from elcells.data.suspicions import is_saturated
 from elcells.data.tiff import pages_of
 from elcells.files import InputError
@@ -132,6 +132,15 @@ def test_a_half_cut_cell_is_mirrored_and_not_stretched(gray, tmp_path, cut):
     top, left = (300 - rows) // 2, (300 - columns) // 2
     assert np.array_equal(pixels[top : top + rows, left : left + columns], half)
     assert notes == ["are not square and were mirrored to a square"]
+
+
+@pytest.mark.parametrize("few", [(149, 145), (155, 149), (140, 70)])
+@pytest.mark.parametrize("enough", [(160, 152), (160, 80)])
+def test_images_of_few_pixels_are_named(tmp_path, few, enough):
+    for size in (few, enough):
+        Image.new("L", size, 90).save(tmp_path / "a.png")
+        _, notes, _ = examine(tmp_path / "a.png")
+        assert (FEW_PIXELS in notes) == (size == few)
 
 
 def test_each_page_of_a_tiff_is_an_image(gray, tmp_path):

@@ -211,8 +211,10 @@ def test_two_labels_of_one_person_and_time_are_refused(out, capsys):
     given = table(out / "labels.csv", "../in/a/x.png;0;1;;A;", "../in/b/x.png;0;1;;A;", "../in/a/x.png;0;0;;A;")
     before = calls(out)
     assert report.main([str(out), "--labels", given]) == 2
-    assert "line 4: ../in/a/x.png has other labels in line 2; remove one" in capsys.readouterr().err
+    assert "line 4: another label of inactive than in line 2, for the same cell; remove one" in capsys.readouterr().err
     assert calls(out) == before
+    given = table(out / "labels.csv", "../in/a/x.png;0;;;A;", "../in/a/x.png;;1;;A;", "../in/a/x.png;0;1;;B;")
+    assert report.main([str(out), "--labels", given]) == 0 and calls(out)["a/x.png"] == (0, 1)
 
 
 def test_calls_of_the_network_are_no_labels(out, capsys):
@@ -410,7 +412,10 @@ def test_results_of_two_networks_are_not_one(out, tmp_path, capsys):
         (["out", "--before", "out"], "is the folder itself"),
         (["nothing"], "no results.sqlite there"),
         (["foreign"], "is no record; judge the images again"),
-        (["old"], f"is a record of version 1, and this program writes version {VERSION} (labels are not lost"),
+        (
+            ["old"],
+            f"is a record of version 1, and this program writes version {VERSION} (report.py --labels takes labels.csv",
+        ),
         (["new"], "(update the program)"),
         (["out", "--before", "nothing"], "no results.sqlite there"),
     ],

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -270,6 +271,19 @@ def test_the_image_of_a_module_never_replaces_an_input(three, tmp_path, capsys):
     assert cut_module.main([str(photo), "--grid", "6x10", "--out", str(tmp_path / "plant")]) == 2
     assert "m1.jpg: is an input, and the image of a module would replace it" in capsys.readouterr().err
     assert photo.read_bytes() == before and not (tmp_path / "plant").exists()
+
+
+def test_cutting_leaves_files_alone_that_are_no_cells(three, tmp_path, capsys):
+    out = tmp_path / "in"
+    (out / "m1").mkdir()
+    (out / "m1" / "notes.txt").touch()
+    options = ["--grid", "3x17", "--out", str(out)]
+    assert cut_module.main([str(three / "m1.png"), *options]) == 3 and "no module of 3x17" in capsys.readouterr().err
+    assert [path.name for path in (out / "m1").iterdir()] == ["notes.txt"]
+    shutil.copy(three / "m1.png", out / "m1" / "r01_c01.png")
+    given = [str(three / "m1.png"), str(out / "m1" / "r01_c01.png")]
+    assert cut_module.main([*given, "--grid", "6x10", "--out", str(out)]) == 2
+    assert "m1: holds inputs, and gets cells of a module" in capsys.readouterr().err
 
 
 def test_cutting_that_was_stopped_begins_anew_and_mixes_nothing(three, tmp_path, monkeypatch, capsys):

@@ -17,7 +17,7 @@ from elcells.data.images import IMAGE_SIZE, THREADS, as_lines, examine, is_deep
 from elcells.data.levels import mark_of_folder
 from elcells.files import InputError, atomic_path, folder_of_all
 
-DECODING = 4  # of what is made of an image; caches of another one are decoded anew
+DECODING = 5  # of what is made of an image; caches of another one are decoded anew
 
 
 def load_images(table, size=IMAGE_SIZE, tell=None):

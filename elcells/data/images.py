@@ -124,7 +124,7 @@ def examine(path, size=IMAGE_SIZE):
     An image that is not square is mirrored at its longer edges until it is, so that nothing is stretched. Other sizes
     are resized as in `to_square`.
     Returns (uint8 (size, size), list of str, its (height, width) as it was). Raises InputError as `as_gray` does,
-    and for a very narrow image.
+    and for an image of too few pixels or a very narrow one.
     """
     gray, notes = as_gray(path)
     if fault := fault_of_size(gray.size):

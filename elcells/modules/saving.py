@@ -1,7 +1,7 @@
 """Files of modules: their names, the images of their cells, and the image that shows them."""
 
+import contextlib
 import re
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -49,11 +49,19 @@ def cut_and_save(name, folder, *arguments):
     for path, cell in zip(paths, module.cells):
         with atomic_path(path) as temporary:
             Image.fromarray(cell).save(temporary, "PNG", compress_level=1)
-    if paths:
-        for path in set(paths[0].parent.iterdir()).difference(paths):
-            if CELL.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+    remove_cells(Path(folder) / name, paths)
     return module
+
+
+def remove_cells(folder, kept=()):
+    """Remove the cells in a module's folder, except those at the paths `kept`, and the folder if it is empty then."""
+    if not folder.is_dir():
+        return
+    for path in set(folder.iterdir()).difference(kept):
+        if CELL.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty
+        folder.rmdir()
 
 
 def shown_path(folder, name):
@@ -70,7 +78,6 @@ def cut_and_show(cells_folder, shown_folder, grid, item):
     module = cut_and_save(name, cells_folder, path, *grid, corners, bend)
     image = shown_path(shown_folder, name)
     if not module.cells:
-        shutil.rmtree(Path(cells_folder) / name, ignore_errors=True)
         image.unlink(missing_ok=True)
         return module, None
     verdicts = [TOO_DARK_VERDICT if black else NO_DEFECT for black in module.black]

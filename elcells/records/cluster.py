@@ -18,7 +18,7 @@ from multiprocessing import resource_tracker
 from elcells.data.finding import file_of
 from elcells.files import InputError, needed, reason
 from elcells.inference.networks import open_network
-from elcells.inference.onnx_files import is_onnx
+from elcells.inference.onnx_files import cores, is_onnx
 
 AHEAD = 4  # tasks for each thread of the workers, so that none waits
 COUNT_AGAIN = 32  # tasks after which the workers are counted again: more may have come
@@ -200,7 +200,7 @@ def cluster(count, address=None):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     with contextlib.ExitStack() as stack:
         if address is None:
-            threads = max(1, (os.cpu_count() or 1) // count)
+            threads = max(1, cores() // count)
             options = {"dashboard_address": "127.0.0.1:0", "memory_limit": 0, "silence_logs": logging.CRITICAL + 1}
             with interrupts_wait():
                 local = distributed.LocalCluster(n_workers=count, threads_per_worker=threads, **options)

@@ -15,8 +15,8 @@ from elcells.records.runs import now
 CELL = re.compile(rf"{CUT}/([^/]+)/r(\d+)_c(\d+)\.png$")  # the end of a cut cell's path
 MOST_NAMES = 3  # of cells that a record does not have
 
-# A row of a table: the cell (image, row, column), {class: 1, 0 or None for unsure}, the person, and the time in UTC
-Given = namedtuple("Given", "cell labels who time")
+# A row of a table: line, cell (image, row, column), {class: 1, 0 or None for unsure}, person, and time in UTC
+Given = namedtuple("Given", "line cell labels who time")
 
 
 def take_labels(record, path):
@@ -25,7 +25,8 @@ def take_labels(record, path):
     path: `;`-separated with `filename`, relative to the results folder, one column a class (1, 0 or empty), and, where
     they are known, `unsure` (1), `who` and `when`. A newer label replaces an older one of the same person; empty labels
     with a 0 in `unsure` take back what the cell had.
-    Raises InputError, naming the line, for a value that is none, and where no row means a cell of the record.
+    Raises InputError, naming the line, for a value that is none, for two labels of one person and time for one cell
+    and class, and where no row means a cell of the record.
     """
     table = read_rows(path, ["filename", *record.classes])
     if any(f"p_{name}" in table for name in record.classes):
@@ -36,7 +37,6 @@ def take_labels(record, path):
     names = Names(path, images, record.folder, real=True)
     since = {row["id"]: row["since"] for row in rows if row["since"]}
     given = []
-    lines_of_labels = {}
     withdrawn = []
     outdated = []
     strangers = []
@@ -49,19 +49,15 @@ def take_labels(record, path):
         elif labels and time < since.get(cell[0], ""):
             outdated.append(f"line {line}: {row['filename']}")
         elif labels:
-            label = Given(cell, labels, row.get("who", ""), time)
-            other_line, others = lines_of_labels.setdefault((cell, label.who, time), (line, labels))
-            if others != labels:
-                what = f"{row['filename']} has other labels in line {other_line}"
-                raise InputError(f"{path}, line {line}: {what}; remove one")
-            given.append(label)
+            given.append(Given(line, cell, labels, row.get("who", ""), time))
         elif row.get("unsure") == "0" and row.get("when"):
-            given.append(Given(cell, dict.fromkeys(record.classes, WITHDRAWN), row.get("who", ""), time))
+            given.append(Given(line, cell, dict.fromkeys(record.classes, WITHDRAWN), row.get("who", ""), time))
             withdrawn.append(cell)
     if not given:
         what = "no row means a cell" if strangers else "no row has a label"
         what = "all labels are older than the images or grids" if outdated else what
         raise InputError(f"{path}: {what} of {record.folder}; give the labels.csv that its review.html saved")
+    refuse_contradictions(path, given)
     taken = set()
     with record.connection:
         for label in given:
@@ -82,6 +78,17 @@ def take_labels(record, path):
             number = counted(len(rows), "row belongs", "rows belong")
             lines.append(one_line(printable(f"{path}: {number} {what} ({shown})")))
     return lines, not strangers and not outdated
+
+
+def refuse_contradictions(path, given):
+    """Raise InputError where one person says two things of one cell and class at one time."""
+    said = {}
+    for label in given:
+        for name, value in label.labels.items():
+            line, other = said.setdefault((label.cell, name, label.who, label.time), (label.line, value))
+            if other != value:
+                what = f"another label of {name} than in line {line}, for the same cell"
+                raise InputError(f"{path}, line {label.line}: {what}; remove one")
 
 
 def keep_label(record, values):

@@ -17,7 +17,7 @@ def read_metadata(path, names, classes):
 
     names: of the images, as find_images gives them. classes: of the network. Returns this and lines about rows that
     belong to no image. Raises InputError, naming the line, where a row may mean several images or two rows mean one,
-    and for a column with the name of one in modules.csv.
+    and for a column with the name of one in modules.csv, or nearly that of GRID.
     """
     table = read_rows(path, ["filename"])
     for name in table.columns.intersection(module_fields(classes)).drop("filename"):
@@ -65,10 +65,8 @@ def keep_metadata(record, metadata):
                 record.connection.execute("UPDATE images SET metadata = ? WHERE id = ?", (text, row["id"]))
 
 
-def take_metadata(record, path):
-    """Read a table of metadata into a record whose images were judged; returns lines about rows of no image."""
+def metadata_of_record(record, path):
+    """What a table says about the images of a record, as `keep_metadata` takes it, and lines about rows of no image."""
     rows = {image_name(row): (row["path"], row["page"]) for row in record.images()}
     metadata, lines = read_metadata(path, list(rows), record.classes)
-    grids_of(path, metadata)  # says what is no grid
-    keep_metadata(record, {rows[name]: values for name, values in metadata.items()})
-    return lines
+    return {rows[name]: values for name, values in metadata.items()}, lines

@@ -99,10 +99,8 @@ def what_else(connection):
     application, version = marks_of(connection)
     if application != APPLICATION:
         return "is no record"
-    what = f"is a record of version {version}, and this program writes version {VERSION}"
-    if version > VERSION:
-        return f"{what} (update the program)"
-    return f"{what} (labels are not lost: report.py --labels takes labels.csv of that folder)"
+    way_out = "update the program" if version > VERSION else "report.py --labels takes labels.csv into a new one"
+    return f"is a record of version {version}, and this program writes version {VERSION} ({way_out})"
 
 
 def marks_of(connection):

@@ -143,14 +143,20 @@ class Here:
         return map(function, items)
 
 
+def check_workers(count):
+    """Raise InputError for a number of --workers that is none, or more than the cores can use."""
+    if count < 1:
+        raise InputError(f"--workers {count}: must be at least 1")
+    if count > (most := WORKERS_A_CORE * cores()):
+        raise InputError(f"--workers {count}: give at most {most}, {WORKERS_A_CORE} for each core that it may use")
+
+
 @contextlib.contextmanager
 def workers(count=1, address=None):
     """The context with what does the work: this process, `count` others, or the Dask cluster at an address."""
     if address is None and count == 1:
         yield Here()
         return
-    if count > (most := WORKERS_A_CORE * cores()):
-        raise InputError(f"--workers {count}: give at most {most}, {WORKERS_A_CORE} for each core of this machine")
     from elcells.records.cluster import cluster  # needs Dask
 
     with cluster(count, address) as others:
