@@ -20,6 +20,7 @@ import data
 import predict
 from elcells import Cells
 from elcells.data.images import read_image
+from elcells.data.leaks import image_hashes
 from elcells.files import InputError, atomic_path, reason
 from elcells.inference.cells import TOO_DARK, CellResult
 from elcells.inference.onnx_files import open_model
@@ -210,6 +211,18 @@ def test_an_onnx_model_needs_no_torch(exported, folder):
     command = [sys.executable, "-c", code, str(folder), "--model", str(exported), *CPU]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert result.returncode == 0, result.stderr
+
+
+def test_cells_that_the_network_was_trained_on_are_counted(exported, elpv, tmp_path, capsys):
+    record = open_model(exported).metadata["trained_on"]
+    images = sorted((elpv.parent / "images").glob("*.png"))
+    known = sum(cell in record["train"] + record["val"] for cell in image_hashes(images))
+    assert 0 < known < len(images)
+    assert run(exported, images[0].parent, "--out", tmp_path / "out") == 0
+    said = f"{known} images were in the training of this network"
+    assert said in capsys.readouterr().err and said in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    Image.open(images[0]).point(lambda level: level // 2).save(tmp_path / "new.png")
+    assert run(exported, tmp_path / "new.png") == 0 and "in the training" not in capsys.readouterr().err
 
 
 def test_no_more_images_are_held_than_a_few_tasks():

@@ -17,6 +17,7 @@ from elcells.data.images import THREADS
 DIGITS = 12  # of a hash: a hundred thousand cells meet a hundred thousand others' hashes once in 28,000 times
 TRAINED, VALIDATED = "train", "val"  # keys of a record, and values of the column `seen`
 ANY = (TRAINED, VALIDATED)
+SEEN = "were in the training of this network, so what it says of them looks better than it is"  # a note on images
 PLACES = {TRAINED: "training", VALIDATED: "validation part"}
 
 
@@ -26,13 +27,21 @@ def image_hashes(paths):
     files = list({file for file, _ in places})
     with ThreadPoolExecutor(THREADS) as pool:  # a file of many pages is read once
         hash_of_file = dict(zip(files, pool.map(lambda file: hashlib.sha256(file.read_bytes()), files)))
-    hashes = []
-    for file, page in places:
-        image_hash = hash_of_file[file].copy()
-        if page:
-            image_hash.update(b"%d" % page)
-        hashes.append(image_hash.hexdigest()[:DIGITS])
-    return hashes
+    return [hash_of_page(hash_of_file[file], page) for file, page in places]
+
+
+def image_hash(path):
+    """The hash of one image, as of `image_hashes`."""
+    file, page = file_of(path)
+    return hash_of_page(hashlib.sha256(file.read_bytes()), page)
+
+
+def hash_of_page(hash_of_file, page):
+    """The hash of a file's page (0 for its only image) from the file's, a hashlib object, which stays as it is."""
+    hash_of_file = hash_of_file.copy()
+    if page:
+        hash_of_file.update(b"%d" % page)
+    return hash_of_file.hexdigest()[:DIGITS]
 
 
 def with_hashes(table, record=None):
@@ -55,6 +64,11 @@ def make_record(train, val, inherited=None):
     trained = {*train["hash"], *inherited.get(TRAINED, [])}
     validated = {*val["hash"], *inherited.get(VALIDATED, [])} - trained
     return {TRAINED: sorted(trained), VALIDATED: sorted(validated)}
+
+
+def hashes_of_record(record):
+    """All hashes of a record, a frozenset; empty where it is none."""
+    return frozenset(cell for name in ANY for cell in record[name]) if valid_record(record) else frozenset()
 
 
 def valid_record(record):

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from elcells.data.images import THREADS, camera_name, examine, size_of
+from elcells.data.images import THREADS, camera_name, examine, read_errors, size_of
+from elcells.data.leaks import SEEN, hashes_of_record, image_hash
 from elcells.data.levels import NEARLY_BLACK
 from elcells.data.suspicions import LIKE_MODULE
 from elcells.files import CUT, MODULES, OVERLAYS, InputError, atomic_path, counted, one_line, reason
@@ -51,7 +52,7 @@ class Work:
         try:
             if request.grid:
                 return self.prepared_module(request, size)
-            return prepared_cell(request, size)
+            return prepared_cell(request, size, trained_on(self.network))
         except OSError:  # the results can't be written
             raise
         except Exception as error:  # one odd image must not end a run
@@ -100,13 +101,23 @@ class Prepared:
     module: CutModule | None = None
 
 
-def prepared_cell(request, size):
-    """The image of a cell."""
+@functools.lru_cache(maxsize=2)
+def trained_on(network):
+    """Hashes of the images that a Network was trained or calibrated with, as far as its file says."""
+    return hashes_of_record(open_network(network).metadata.get("trained_on"))
+
+
+def prepared_cell(request, size, known=frozenset()):
+    """The image of a cell; known: hashes of images that the network was trained with."""
     try:
         pixels, notes, own_size = examine(request.name, size)
+        with read_errors(request.name):
+            was_in_training = bool(known) and image_hash(request.name) in known
     except InputError as error:
         text = one_line(str(error))
         return Prepared(request, ((None, CellResult(request.name, error=text)),), text)
+    if was_in_training:
+        notes = (*notes, SEEN)
     cell = cell_of_image(request.name, pixels, notes, own_size)
     return Prepared(request, (cell,), "", cell[1].notes)
 
