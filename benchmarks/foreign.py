@@ -19,7 +19,7 @@ import numpy as np
 
 import data
 from elcells.data.cache import load_images
-from elcells.data.images import size_of, symmetries
+from elcells.data.images import size_of, square_side, symmetries
 from elcells.data.leaks import contamination, with_hashes
 from elcells.evaluation.metrics import bootstrap_mean_f1, interval_groups, metrics_table
 from elcells.evaluation.plots import plot_errors
@@ -27,7 +27,7 @@ from elcells.evaluation.results import number
 from elcells.files import atomic_path, command, counted, from_here
 from elcells.inference.doubt import UNSURE, doubt
 from elcells.inference.networks import SHIPPED, Network, open_network
-from elcells.inference.small import square_side, with_side
+from elcells.inference.small import with_side
 from elcells.training.weights import cells_in_training
 
 LINES = "crack lines"  # this and the next are parts in which every cell has a crack

@@ -412,11 +412,12 @@ def test_results_of_two_networks_are_not_one(out, tmp_path, capsys):
         (["out", "--before", "out"], "is the folder itself"),
         (["nothing"], "no results.sqlite there"),
         (["foreign"], "is no record; judge the images again"),
+        (["old"], f"is a record of version 1, and this program writes version {VERSION} (report.py --labels takes"),
+        (["old"], "takes labels.csv into a new one); judge the images again"),
         (
-            ["old"],
-            f"is a record of version 1, and this program writes version {VERSION} (report.py --labels takes labels.csv",
+            ["new"],
+            f"is a record of version {VERSION + 1}, and this program writes version {VERSION} (update the program)",
         ),
-        (["new"], "(update the program)"),
         (["out", "--before", "nothing"], "no results.sqlite there"),
     ],
 )

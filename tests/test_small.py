@@ -5,12 +5,13 @@ import pytest
 import torch
 from scipy.special import expit, logit
 
+from elcells.data.images import square_side
 from elcells.files import InputError
 from elcells.inference.cells import cell_of_image, judge
 from elcells.inference.engine import Engine, Look
 from elcells.inference.networks import open_checkpoint
 from elcells.inference.onnx_files import open_model
-from elcells.inference.small import FEW, OVERRATED, small_side, square_side, with_side
+from elcells.inference.small import FEW, OVERRATED, small_side, with_side
 from export_onnx import main as export
 from model import build_model, save_checkpoint
 

@@ -133,7 +133,7 @@ def examine(path, size=IMAGE_SIZE):
         may_be_module = not is_square(gray.size) or min(gray.size) > CELL_SIDE
         if may_be_module and looks_like_module(gray):
             notes.append(LIKE_MODULE)
-        if (min(gray.size) if is_square(gray.size) else max(gray.size)) < FINE_CRACKS:  # half cells are mirrored
+        if square_side(gray.size) < FINE_CRACKS:
             notes.append(FEW_PIXELS)
         if not is_square(gray.size):
             notes.append("are not square and were mirrored to a square")
@@ -175,6 +175,14 @@ def fault_of_size(size):
 def is_square(size):
     """Whether an image of this size is stretched to a square; any other is mirrored until it is one."""
     return max(size) <= SQUARE * min(size)
+
+
+def square_side(size, shorter_side=None):
+    """Pixels along the side of the square that a cell of this (height, width) becomes: a half cell is mirrored.
+
+    shorter_side: of a cell that was stretched to a square, as it was.
+    """
+    return shorter_side or min(size) if is_square(size) else max(size)
 
 
 def as_lines(notes):

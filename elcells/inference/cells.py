@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from elcells.data.images import IMAGE_SIZE
+from elcells.data.images import IMAGE_SIZE, square_side
 from elcells.data.levels import NEARLY_BLACK
 from elcells.inference.class_maps import as_bytes
 from elcells.inference.darkness import dark_part
 from elcells.inference.doubt import UNSURE, doubt
 from elcells.inference.severity import LEAST_PIXELS, severity_of
-from elcells.inference.small import square_side, with_side
+from elcells.inference.small import with_side
 
 NO_LIGHT = 0.025  # mean pixel in 0..1, as of the black cells of a module
 DIM_NOTE = f"are dim (mean pixel under {NEARLY_BLACK}): what is only noise there looks sound"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import expit
 
+from elcells.data.images import square_side
 from elcells.evaluation.calibration import choose_thresholds
 from elcells.inference.doubt import (
     FURTHER_TURNS,
@@ -22,7 +23,7 @@ from elcells.inference.doubt import (
     turned_back,
 )
 from elcells.inference.severity import has_dark_region
-from elcells.inference.small import FEW, square_side
+from elcells.inference.small import FEW
 
 LOWER_IF_NOT_DARK = 2.0  # logits by which an inactive region is less probable where nothing is dark
 UNLIKELY = 0.02  # probability up to which it is not lowered
@@ -163,7 +164,7 @@ class Engine:
         return lower
 
     def side_for(self, pixels):
-        """S for a cell whose square has so many pixels a side in its image (`small.square_side`)."""
+        """S for a cell whose square has so many pixels a side in its image (`images.square_side`)."""
         return self.small_size if self.small_size and pixels < FEW else self.image_size
 
     def thresholds(self, point="f1"):

@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 from scipy.special import expit
 
-from elcells.data.images import is_square
 from elcells.inference.doubt import logits_of
 
 # Chosen with the default network on six field modules and on ELPV's validation cells with few pixels
@@ -24,14 +23,6 @@ def small_side(size):
     """
     side = size - STRIDE * round(SMALLER * size / STRIDE)
     return side if FEW < side < size else None
-
-
-def square_side(size, shorter_side=None):
-    """Pixels along the side of the square that a cell of this (height, width) becomes: a half cell is mirrored.
-
-    shorter_side: of a cell that was stretched to a square, as it was.
-    """
-    return shorter_side or min(size) if is_square(size) else max(size)
 
 
 def with_side(pixels, side):

@@ -238,8 +238,7 @@ def forget_gone(record, requests):
             gone = False
         else:
             request = next(iter(pages.values()))
-            changed = (row["bytes"], row["modified"]) != (request.bytes, request.modified)
-            gone = changed or bool(row["page"]) != bool(request.page)
+            gone = not is_same_file(row, request) or bool(row["page"]) != bool(request.page)
         if gone:
             remove_files(record.folder, module_name(row["path"], row["page"]))
             record.forget(row["id"])
